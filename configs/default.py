@@ -1,0 +1,44 @@
+"""The default."""
+
+from vq_jax.config import base
+
+
+def get_config():
+    config = base(model="vqvae", quantizer="vq", discriminator="patchgan")
+    config.data.source = "emoji"
+    config.data.batch_size = 16
+
+    config.model.hidden = 96
+    config.model.res_hidden = 48
+    config.quantizer.num_codes = 512
+    config.quantizer.dim = 16
+    config.kmeans_batches = 32
+
+    config.phases.autoencoder = 40
+    config.phases.quantizer = 20
+    config.phases.joint = 60
+    config.phases.adversarial = 30
+    config.save_every = 50
+
+    config.loss.reconstruction = "l2"
+    config.loss.perceptual_from = "adversarial"
+    config.loss.perceptual_weight = 0.1
+    config.loss.perceptual_stride = 4
+
+    config.discriminator.ndf = 32
+    config.discriminator.n_layers = 2
+    config.discriminator.norm = "group"
+    config.adversarial.warmup_steps = 10
+    config.adversarial.ramp_steps = 10
+    config.adversarial.weight = 0.1
+
+    config.optim.lr = 1.5e-3
+    config.optim.lr_end = 3e-5
+    config.optim.schedule = "cosine"
+    config.optim.warmup_steps = 100
+    config.optim.weight_decay = 1e-4
+    config.optim.clip_norm = 1.0
+    config.disc_optim.lr = 5e-4
+    config.disc_optim.b1 = 0.5
+    config.ema_decay = 0.99
+    return config

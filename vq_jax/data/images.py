@@ -1,0 +1,141 @@
+"""Image files and arrays: reading, fitting to a square, showing side by side, writing."""
+
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vq_jax.errors import UserError
+
+EXTENSIONS = frozenset(
+    [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm", ".pgm"]
+)
+
+
+def decode(file: str | Path | BinaryIO, min_side: int = 0) -> np.ndarray:
+    """Decodes any image Pillow reads to uint8 [H, W, 3], upright, transparency over white.
+
+    Args:
+      file: a path or an open file.
+      min_side: a JPEG may be decoded at a fraction of its size, its sides no smaller than this;
+        0 always decodes it whole.
+
+    Raises:
+      OSError, SyntaxError, ValueError: it is not an image, or a damaged one.
+    """
+    with Image.open(file) as opened:
+        if min_side:
+            opened.draft("RGB", (min_side, min_side))
+        opened.load()
+        image: Image.Image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip them at 255
+            image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+        if image.has_transparency_data:
+            canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
+            canvas.alpha_composite(image.convert("RGBA"))
+            image = canvas
+        return np.asarray(image.convert("RGB"))
+
+
+def read_image(path: Path, channels: int = 3) -> np.ndarray:
+    """Reads an image file to uint8 [H, W, channels]; a UserError names one that can't be read."""
+    try:
+        return with_channels(decode(path), channels)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        raise UserError(f"cannot read {path} as an image: {e}") from e
+
+
+def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """uint8 [H, W] or [H, W, 1 or 3] to uint8 [H, W, channels], by luma or by repetition."""
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.shape[-1] == channels:
+        return image
+    if channels == 1:
+        return np.asarray(Image.fromarray(image).convert("L"))[..., None]
+    return np.repeat(image, channels, axis=-1)
+
+
+def fit(
+    image: np.ndarray,
+    resolution: int,
+    resize: int,
+    rng: np.random.Generator | None = None,
+    random_crop: bool = False,
+    flip: bool = False,
+) -> np.ndarray:
+    """Resizes, crops to a square and flips.
+
+    Args:
+      image: uint8 [H, W, C].
+      resolution: side of the result.
+      resize: side the shorter one is brought to first; 0 leaves the image as large as it is, but
+        for one too small to hold the square.
+      rng: draws crop and flip; None crops the centre and flips nothing.
+      random_crop: draw the crop's place.
+      flip: mirror every other image.
+
+    Returns:
+      uint8 [resolution, resolution, C].
+    """
+    height, width = image.shape[:2]
+    shorter = min(height, width)
+    target = max(resize or shorter, resolution)
+    if target != shorter:
+        # ceil, so that rounding never leaves a side one pixel short of the square
+        size = (-(-width * target // shorter), -(-height * target // shorter))
+        squeezed = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        image = np.asarray(squeezed.resize(size, Image.Resampling.LANCZOS))
+        image = image.reshape(size[1], size[0], -1)
+    free_y, free_x = image.shape[0] - resolution, image.shape[1] - resolution
+    y, x = free_y // 2, free_x // 2
+    if rng is not None and random_crop:
+        y, x = int(rng.integers(free_y + 1)), int(rng.integers(free_x + 1))
+    image = image[y : y + resolution, x : x + resolution]
+    if rng is not None and flip and rng.random() < 0.5:
+        image = image[:, ::-1]
+    return image
+
+
+def to_float(image: np.ndarray) -> np.ndarray:
+    """uint8 in [0, 255] to float32 in [-1, 1]."""
+    return image.astype(np.float32) / 127.5 - 1.0
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """float in [-1, 1], clipped, to uint8 in [0, 255]."""
+    return np.round((np.clip(image, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+
+
+def save_image(image: np.ndarray, path: Path) -> None:
+    """Writes uint8 [H, W, 1 or 3] in the format the suffix names; nothing half-written is left.
+
+    Raises:
+      UserError: the format is not known or the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(temporary)
+        temporary.replace(path)
+    except (OSError, ValueError) as e:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {e}") from e
+
+
+def rows_of(*rows: np.ndarray, gap: int = 2) -> np.ndarray:
+    """Lays rows of images out as one picture.
+
+    Args:
+      *rows: uint8 [N, H, W, C] each; row i of the picture shows the images of rows[i].
+      gap: white pixels between images.
+
+    Returns:
+      uint8 [rows * (H + gap) - gap, N * (W + gap) - gap, C].
+    """
+    lines = []
+    for row in rows:
+        padded = np.pad(row, ((0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
+        lines.append(np.concatenate(list(padded), axis=1))
+    return np.concatenate(lines, axis=0)[:-gap, :-gap]

@@ -1,0 +1,113 @@
+"""Batches for training and evaluation: one Grain pipeline over any source."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import ml_collections
+import numpy as np
+
+from vq_jax.data.images import fit, to_float, with_channels
+from vq_jax.data.sources import Source
+from vq_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+    """Turns an example into a training image: channels, size, crop, flip, float in [-1, 1]."""
+
+    resolution: int
+    channels: int
+    resize: int
+    random_crop: bool = False
+    flip: bool = False
+
+    def __call__(
+        self, example: dict[str, Any], rng: np.random.Generator | None = None
+    ) -> dict[str, Any]:
+        image = with_channels(example["image"], self.channels)
+        image = fit(image, self.resolution, self.resize, rng, self.random_crop, self.flip)
+        return {"image": to_float(image), "label": np.int32(example["label"])}
+
+
+def _prepare(config: ml_collections.ConfigDict, train: bool) -> Prepare:
+    if config.crop not in ("center", "random"):
+        raise UserError(f"data.crop is {config.crop!r}: use 'center' or 'random'")
+    return Prepare(
+        resolution=config.resolution,
+        channels=config.channels,
+        resize=config.resolution if config.resize is None else config.resize,
+        random_crop=train and config.crop == "random",
+        flip=train and config.flip,
+    )
+
+
+def train_batches(
+    source: Source,
+    config: ml_collections.ConfigDict,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """Endless batches, shuffled anew each epoch; the same for the same seed.
+
+    Examples are drawn and augmented by their place in the whole stream and only then dealt out to
+    processes, so a batch holds the same images however many processes share it. Decoding runs in
+    threads (`config.workers` = 0) or in that many processes, ahead of training. The iterator's
+    position is part of a checkpoint.
+
+    Args:
+      source: the examples.
+      config: the section `data`.
+      seed: of order and augmentation.
+      process_index, process_count: which share of each batch is this process's.
+
+    Yields:
+      `image` float32 [batch_size / process_count, H, W, C] in [-1, 1], `label` int32 [...].
+
+    Raises:
+      UserError: the source is smaller than a batch.
+    """
+    if len(source) < config.batch_size:
+        raise UserError(
+            f"{len(source)} training images are fewer than a batch: "
+            f"--config.data.batch_size={config.batch_size} must be {len(source)} or less"
+        )
+    dataset: Any = (
+        grain.MapDataset.source(source)
+        .seed(seed)
+        .shuffle()
+        .repeat(None)
+        .random_map(_prepare(config, train=True))
+        .slice(slice(process_index, None, process_count))
+    )
+    if config.workers:
+        dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=64))
+        dataset = dataset.batch(config.batch_size // process_count, drop_remainder=True)
+        return iter(dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers)))
+    ahead = 4 * config.batch_size // process_count
+    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=ahead))
+    dataset = dataset.batch(config.batch_size // process_count, drop_remainder=True)
+    return iter(grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2))
+
+
+def eval_batches(source: Source, config: ml_collections.ConfigDict) -> Iterator[Batch]:
+    """Every example once, in order, centre-cropped; all batches have the same shape.
+
+    Yields:
+      as `train_batches`, and `valid` bool [batch_size]: False where the last batch is filled up.
+    """
+    dataset = (
+        grain.MapDataset.source(source)
+        .map(_prepare(config, train=False))
+        .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=64))
+        .batch(config.batch_size)
+    )
+    for batch in dataset:
+        count = len(batch["label"])
+        fill = config.batch_size - count
+        padded = {k: np.pad(v, [(0, fill)] + [(0, 0)] * (v.ndim - 1)) for k, v in batch.items()}
+        yield padded | {"valid": np.arange(config.batch_size) < count}

@@ -1,0 +1,248 @@
+"""Where images come from: random access to uint8 images, by split.
+
+A source is anything with `__len__` and `__getitem__(i) -> {"image": uint8 [H, W, C], "label": int}`
+(or None, for an image that cannot be read, which the pipeline passes over).
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import ml_collections
+import numpy as np
+
+from vq_jax.data.images import EXTENSIONS, decode
+from vq_jax.errors import UserError
+
+log = logging.getLogger("vq_jax")
+
+
+class Source(Protocol):
+    """Random access to the examples of one split."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any] | None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """A data set: what to train on, what to hold out, and the names of its classes."""
+
+    train: Source
+    val: Source
+    class_names: tuple[str, ...]
+
+
+class Subset:
+    """Some examples of a source."""
+
+    def __init__(self, source: Source, indices: Sequence[int]):
+        self.source, self.indices = source, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any] | None:
+        return self.source[self.indices[index]]
+
+
+def hold_out(source: Source, fraction: float, seed: int = 0) -> tuple[Subset, Subset]:
+    """Splits a source at random into (train, held out); the same for the same length and seed."""
+    if not 0 < fraction < 1:
+        raise UserError(f"data.val_fraction is {fraction}: use a number between 0 and 1")
+    order = np.random.default_rng(seed).permutation(len(source))
+    count = max(1, round(fraction * len(source)))
+    return Subset(source, order[count:].tolist()), Subset(source, sorted(order[:count].tolist()))
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
+class FolderSource:
+    """The images below a folder, in the order of their paths; the first subfolder is the class.
+
+    An image that cannot be decoded is None, logged by name the first time and counted in `bad`.
+    """
+
+    def __init__(self, files: Sequence[Path], labels: Sequence[int], min_side: int = 0):
+        self.files, self.labels, self.min_side = files, labels, min_side
+        self.bad: set[int] = set()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any] | None:
+        try:
+            image = decode(self.files[index], self.min_side)
+        except Exception as e:  # whatever a damaged file makes a decoder raise
+            with self._lock:
+                first = index not in self.bad
+                self.bad.add(index)
+            if first:
+                log.warning("skipped %s: %s (%d so far)", self.files[index], e, len(self.bad))
+            if len(self.bad) == len(self.files):
+                raise UserError(
+                    f"none of the {len(self.files)} images could be read; the last was "
+                    f"{self.files[index]}: {e}"
+                ) from e
+            return None
+        return {"image": image, "label": self.labels[index]}
+
+    def __getstate__(self) -> dict[str, Any]:  # worker processes get a copy; a lock can't go along
+        return {k: v for k, v in self.__dict__.items() if k != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All image files below a folder, by suffix, sorted; others are counted and named in the log.
+
+    Raises:
+      UserError: there is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: set --config.data.folder to your images")
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    images = [p for p in files if p.suffix.lower() in EXTENSIONS]
+    others = [p for p in files if p.suffix.lower() not in EXTENSIONS]
+    if others:
+        named = ", ".join(str(p.relative_to(folder)) for p in others[:5])
+        more = ", ..." if len(others) > 5 else ""
+        log.warning(
+            "skipped %d files of %s that are no images: %s%s", len(others), folder, named, more
+        )
+    if not images:
+        known = " ".join(sorted(EXTENSIONS))
+        raise UserError(f"no image in {folder} (known are {known})")
+    return images
+
+
+def _folder(config: ml_collections.ConfigDict, seed: int) -> Splits:
+    if not config.folder:
+        raise UserError("data.source=folder needs --config.data.folder=PATH, a folder of images")
+    folder = Path(config.folder)
+    files = find_images(folder)
+    class_of = [p.relative_to(folder).parts[0] if p.parent != folder else "" for p in files]
+    names = sorted(set(class_of))
+    labels = [names.index(name) for name in class_of]
+    resize = config.resolution if config.resize is None else config.resize
+    source = FolderSource(files, labels, min_side=max(resize, config.resolution) if resize else 0)
+    train, val = hold_out(source, config.val_fraction, seed)
+    return Splits(train, val, tuple(names))
+
+
+# --- TFDS -----------------------------------------------------------------------------------------
+
+
+class _TfdsSource:
+    """A TFDS data source with only what the pipeline uses."""
+
+    def __init__(self, source: Any):
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self.source[index]
+        return {"image": example["image"], "label": int(example.get("label", 0))}
+
+
+def _prepared(builder: Any, train_split: str, val_split: str | None, val_fraction: float) -> Splits:
+    features = builder.info.features
+    names = tuple(getattr(features["label"], "names", None) or ()) if "label" in features else ()
+    train: Source = _TfdsSource(builder.as_data_source(split=train_split))
+    if val_split is None:
+        train, val = hold_out(train, val_fraction)
+        return Splits(train, val, names)
+    return Splits(train, _TfdsSource(builder.as_data_source(split=val_split)), names)
+
+
+def _embedded(name: str) -> Callable[[ml_collections.ConfigDict, int], Splits]:
+    def open_(config: ml_collections.ConfigDict, seed: int) -> Splits:
+        del seed  # these splits are part of the data set
+        from vq_jax.data import builders
+
+        builder_class = {"emoji": builders.Emoji, "photos": builders.Photos}[name]
+        builder = builder_class(data_dir=config.dir or None, file_format="array_record")
+        if not builder.data_path.exists():
+            log.info("preparing data set %s in %s", name, builder.data_path)
+        _quiet_prepare(builder)
+        return _prepared(builder, "train", "test", config.val_fraction)
+
+    return open_
+
+
+def _quiet_prepare(builder: Any) -> None:
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints sizes it does not know
+        builder.download_and_prepare()
+
+
+def _tfds(name: str, config: ml_collections.ConfigDict) -> Splits:
+    import tensorflow_datasets as tfds
+
+    dataset = name.partition("/")[0].partition(":")[0]
+    try:
+        builder = tfds.builder(name, data_dir=config.dir or None, file_format="array_record")
+    except tfds.core.DatasetNotFoundError as e:
+        near = difflib.get_close_matches(dataset, tfds.list_builders(with_community_datasets=False))
+        hint = f"; near: {', '.join(near)}" if near else ""
+        raise UserError(f"TFDS has no data set {name!r}{hint}") from e
+    except Exception as e:
+        raise UserError(f"TFDS cannot open {name!r}: {_first_line(e)}") from e
+    try:
+        _quiet_prepare(builder)
+    except Exception as e:
+        if "tensorflow" in str(e).lower() and isinstance(e, ImportError):
+            raise UserError(
+                f"tfds:{name} needs TensorFlow once, to prepare it: "
+                "pip install 'vq_jax[prepare]' and run this again"
+            ) from e
+        raise UserError(
+            f"TFDS could not prepare {name!r} in {builder.data_path}: {_first_line(e)}"
+        ) from e
+    splits = builder.info.splits
+    val = next((s for s in ("validation", "test") if s in splits), None)
+    if "train" not in splits or "image" not in builder.info.features:
+        raise UserError(f"tfds:{name} has no split 'train' of images: {', '.join(splits)}")
+    return _prepared(builder, "train", val, config.val_fraction)
+
+
+def _first_line(e: Exception) -> str:
+    return (str(e).strip() or type(e).__name__).splitlines()[0]
+
+
+# name -> function of (config.data, seed) to Splits; any other source is "tfds:NAME"
+SOURCES: dict[str, Callable[[ml_collections.ConfigDict, int], Splits]] = {
+    "emoji": _embedded("emoji"),
+    "photos": _embedded("photos"),
+    "folder": _folder,
+}
+
+
+def open_source(config: ml_collections.ConfigDict, seed: int = 0) -> Splits:
+    """Opens, and on first use prepares, the data set that `config.data` names.
+
+    Args:
+      config: the section `data`.
+      seed: draws what is held out, where the data set does not say.
+
+    Raises:
+      UserError: it cannot be had, with what to do.
+    """
+    if config.source.startswith("tfds:"):
+        return _tfds(config.source.removeprefix("tfds:"), config)
+    return SOURCES[config.source](config, seed)

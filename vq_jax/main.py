@@ -1,0 +1,118 @@
+"""The front door.
+
+python -m vq_jax.main --config=configs/default.py
+python -m vq_jax.main --mode=evaluate --workdir=runs/default
+python -m vq_jax.main --mode=reconstruct --workdir=runs/default --input=my.png --output=out.png
+"""
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from vq_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "A file of configs/; its fields can be changed on the command line: --config.optim.lr=1e-4.",
+)
+_MODE = flags.DEFINE_string("mode", "train", "What to do: train, evaluate or reconstruct.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run's folder; by default runs/ and the config file's name."
+)
+_INPUT = flags.DEFINE_string("input", None, "reconstruct: an image, or a folder of images.")
+_OUTPUT = flags.DEFINE_string("output", None, "reconstruct: the file or folder to write.")
+_SIDE_BY_SIDE = flags.DEFINE_bool("side_by_side", False, "reconstruct: the original to the left.")
+_PROFILE = flags.DEFINE_bool("profile", False, "train: write a trace of ten steps.")
+
+
+def _train(workdir: Path) -> None:
+    from vq_jax import config as configs
+    from vq_jax.tasks.train import train
+
+    if _CONFIG.value is None:
+        raise UserError("training needs --config=configs/NAME.py")
+    configs.check(_CONFIG.value)
+    train(_CONFIG.value, workdir, profile=_PROFILE.value)
+
+
+def _evaluate(workdir: Path) -> None:
+    from vq_jax import config as configs
+    from vq_jax.tasks.evaluate import evaluate
+
+    evaluate(configs.load(workdir / "config.json"), workdir)
+
+
+def _reconstruct(workdir: Path) -> None:
+    from vq_jax import config as configs
+    from vq_jax.tasks.reconstruct import reconstruct
+
+    if not _INPUT.value or not _OUTPUT.value:
+        raise UserError("reconstruct needs --input and --output, two files or two folders")
+    reconstruct(
+        configs.load(workdir / "config.json"),
+        workdir,
+        input=Path(_INPUT.value),
+        output=Path(_OUTPUT.value),
+        side_by_side=_SIDE_BY_SIDE.value,
+    )
+
+
+MODES: dict[str, Callable[[Path], None]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "reconstruct": _reconstruct,
+}
+
+
+def _workdir() -> Path:
+    if _WORKDIR.value:
+        return Path(_WORKDIR.value)
+    if _CONFIG.value is not None:
+        return Path("runs") / Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    return Path("runs/default")
+
+
+def _main(_: list[str]) -> None:
+    log = logging.getLogger("vq_jax")
+    log.setLevel(logging.INFO)
+    log.addHandler(logging.StreamHandler())
+    log.propagate = False
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    if _MODE.value not in MODES:
+        raise UserError(f"--mode={_MODE.value}: use one of {', '.join(MODES)}")
+    MODES[_MODE.value](_workdir())
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses the flags; what is wrong with them or with the config file is the user's one line."""
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, UserError) as e:
+        raise UserError(str(e)) from e
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as e:
+        raise UserError(f"--config: {' '.join(str(e).split())}") from e
+    if len(rest) > 1:
+        raise UserError(f"not a flag: {' '.join(rest[1:])}")
+    return rest
+
+
+def main() -> None:
+    """Runs the program; a user's mistake ends it with one line and exit code 2."""
+    try:
+        app.run(_main, flags_parser=_parse)
+    except UserError as e:
+        print(f"vq_jax: {e}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("vq_jax: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

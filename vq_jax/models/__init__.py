@@ -1,0 +1,21 @@
+"""Models: Flax modules, and the tables of their names."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+
+from vq_jax.models.discriminator import MLPDiscriminator, PatchGAN
+from vq_jax.models.mlp import mlp
+from vq_jax.models.tokenizer import Tokenizer
+from vq_jax.models.vqgan import vqgan
+from vq_jax.models.vqvae import vqvae
+
+# name -> function of (resolution, channels, dim, dtype, **config.model) to (encoder, decoder)
+MODELS: dict[str, Callable[..., tuple[nn.Module, nn.Module]]] = {
+    "vqgan": vqgan,
+    "vqvae": vqvae,
+    "mlp": mlp,
+}
+DISCRIMINATORS: dict[str, type[nn.Module]] = {"patchgan": PatchGAN, "mlp": MLPDiscriminator}
+
+__all__ = ["DISCRIMINATORS", "MODELS", "MLPDiscriminator", "PatchGAN", "Tokenizer"]

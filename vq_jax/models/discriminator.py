@@ -1,0 +1,65 @@
+"""Discriminators: images float [B, H, W, C] in [-1, 1] to logits float32, one or many an image."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vq_jax.models.layers import BatchNorm, GroupNorm, conv
+
+
+class PatchGAN(nn.Module):
+    """Judges overlapping patches (Isola et al. 2017, sec. 3.2.2), weights drawn from N(0, 0.02).
+
+    Attributes:
+      ndf: width of the first convolution; it doubles a layer, up to eight times.
+      n_layers: convolutions of stride 2.
+      norm: "batch" (statistics over all devices), "group" or "none".
+      dtype: of the computation; params are float32.
+    """
+
+    ndf: int = 64
+    n_layers: int = 3
+    norm: str = "batch"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+        """Returns logits float32 [B, h, w, 1]."""
+        if self.norm not in ("batch", "group", "none"):
+            raise ValueError(f"disc.norm is {self.norm!r}: use 'batch', 'group' or 'none'")
+        kwargs = {"dtype": self.dtype, "padding": 1, "kernel_init": nn.initializers.normal(0.02)}
+        h = nn.leaky_relu(conv(self.ndf, 4, stride=2, name="conv_0", **kwargs)(x), 0.2)
+        for i in range(1, self.n_layers + 1):
+            width = self.ndf * min(2**i, 8)
+            stride = 2 if i < self.n_layers else 1
+            use_bias = self.norm != "batch"
+            h = conv(width, 4, stride=stride, use_bias=use_bias, name=f"conv_{i}", **kwargs)(h)
+            if self.norm == "batch":
+                h = BatchNorm(dtype=self.dtype, name=f"norm_{i}")(h, axis_name=axis_name)
+            elif self.norm == "group":
+                h = GroupNorm(dtype=self.dtype, name=f"norm_{i}")(h)
+            h = nn.leaky_relu(h, 0.2)
+        return conv(1, 4, name="conv_out", **kwargs)(h).astype(jnp.float32)
+
+
+class MLPDiscriminator(nn.Module):
+    """The seeds' dense discriminator: 784-128-64-1 on 28x28 grey images.
+
+    Attributes:
+      hidden: widths of the hidden layers.
+      dtype: of the computation; params are float32.
+    """
+
+    hidden: tuple[int, ...] = (128, 64)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+        """Returns logits float32 [B, 1]."""
+        del axis_name  # nothing here looks at more than one image
+        h = x.reshape(x.shape[0], -1)
+        for width in self.hidden:
+            h = nn.leaky_relu(nn.Dense(width, dtype=self.dtype)(h), 0.2)
+        return nn.Dense(1, dtype=self.dtype)(h).astype(jnp.float32)

@@ -1,0 +1,144 @@
+"""Measures a tokenizer on the whole held-out split."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from vq_jax import metrics
+from vq_jax.data.images import rows_of, save_image, to_uint8
+from vq_jax.data.pipeline import eval_batches
+from vq_jax.data.sources import Source, open_source
+from vq_jax.errors import UserError
+from vq_jax.models.perceptual import load_lpips, lpips
+from vq_jax.tokenizer import TrainedTokenizer, load
+from vq_jax.training.report import plot_usage, stderr
+
+# name -> (heading, format) of the printed table
+_ROWS = {
+    "psnr": ("PSNR, dB", ".2f"),
+    "ssim": ("SSIM", ".4f"),
+    "lpips": ("LPIPS (VGG16)", ".4f"),
+    "l1": ("L1 on [-1, 1]", ".4f"),
+    "usage": ("codebook in use", ".1%"),
+    "perplexity": ("perplexity", ".1f"),
+    "bits_per_pixel": ("bits per pixel", ".4f"),
+    "entropy_bits_per_pixel": ("bits per pixel, entropy", ".4f"),
+    "images": ("held-out images", ",d"),
+}
+_SHOWN = 12  # images in reconstructions.png
+
+
+def evaluate(config: ConfigDict, workdir: Path) -> None:
+    """`--mode=evaluate`: the held-out figures of the run in `workdir`, printed and kept as JSON."""
+    tokenizer = load(workdir)
+    source = open_source(config.data, config.seed).val
+    console = Console(highlight=False)
+    measure(tokenizer, source, workdir, console)
+
+
+def measure(
+    tokenizer: TrainedTokenizer, source: Source, workdir: Path, console: Console
+) -> dict[str, Any]:
+    """Measures on a split, prints the table, and writes evaluation.json and its pictures.
+
+    Returns:
+      the figures, by the names in evaluation.json.
+    """
+    perceptual: Callable | None
+    try:
+        params = load_lpips()
+        perceptual = jax.jit(lambda a, b: lpips(params, a, b))
+    except UserError as e:
+        stderr(f"LPIPS is left out: {e}")
+        perceptual = None
+    figures, counts, shown = measure_split(tokenizer, source, perceptual)
+
+    table = Table(title="held-out split", title_justify="left")
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    for name, (heading, form) in _ROWS.items():
+        if name in figures:
+            table.add_row(heading, format(figures[name], form))
+    console.print(table)
+
+    temporary = workdir / "evaluation.json.tmp"
+    temporary.write_text(json.dumps(figures, indent=2) + "\n")
+    temporary.replace(workdir / "evaluation.json")
+    save_image(rows_of(*shown), workdir / "reconstructions.png")
+    plot_usage(counts, workdir / "codebook_usage.png")
+    return figures
+
+
+def measure_split(
+    tokenizer: TrainedTokenizer, source: Source, perceptual: Callable | None
+) -> tuple[dict[str, Any], np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Every image of a split once, through the tokenizer.
+
+    Reconstructions are clipped to [-1, 1]. PSNR, SSIM, LPIPS and L1 are means over images; usage
+    and perplexity are of the codes of the whole split; `bits_per_pixel` counts log2(num_codes) bits
+    a code, `entropy_bits_per_pixel` the entropy of the split's codes.
+
+    Args:
+      tokenizer: to measure.
+      source: the split.
+      perceptual: LPIPS of images and images -> [B], or None.
+
+    Returns:
+      the figures; the codes' counts [num_codes]; some originals and their reconstructions, uint8
+      [N, H, W, C] each.
+    """
+    config = tokenizer.config
+
+    @jax.jit
+    def per_image(x, y):
+        values = {
+            "psnr": metrics.psnr(x, y),
+            "ssim": metrics.ssim(x, y),
+            "l1": metrics.l1(x, y),
+        }
+        if perceptual is not None:
+            values["lpips"] = perceptual(x, y)
+        return values
+
+    sums: dict[str, float] = {}
+    counts = np.zeros(tokenizer.num_codes)
+    images = 0
+    originals, outputs = [], []
+    stride = max(1, len(source) // _SHOWN)
+    for batch in eval_batches(source, config.data):
+        x, valid = batch["image"], batch["valid"]
+        y, codes = tokenizer.reconstruct_with_codes(x)
+        y = jnp.clip(y, -1.0, 1.0)
+        for name, value in per_image(x, y).items():
+            sums[name] = sums.get(name, 0.0) + float(np.asarray(value)[valid].sum())
+        counts += np.bincount(np.asarray(codes)[valid].ravel(), minlength=len(counts))
+        wanted = [i for i in np.flatnonzero(valid) if (images + i) % stride == 0]
+        originals += list(to_uint8(x[wanted]))
+        outputs += list(to_uint8(np.asarray(y)[wanted]))
+        images += int(valid.sum())
+    if not images:
+        raise UserError("no held-out image could be read")
+
+    figures: dict[str, Any] = {name: value / images for name, value in sums.items()}
+    pixels = config.data.resolution**2
+    codes_per_image = math.prod(tokenizer.grid)
+    perplexity = float(metrics.perplexity(jnp.asarray(counts)))
+    figures |= {
+        "usage": float(np.mean(counts > 0)),
+        "perplexity": perplexity,
+        "bits_per_pixel": metrics.bits_per_pixel(tokenizer.num_codes, codes_per_image, pixels),
+        "entropy_bits_per_pixel": codes_per_image * math.log2(perplexity) / pixels,
+        "codes_per_image": codes_per_image,
+        "num_codes": tokenizer.num_codes,
+        "images": images,
+    }
+    return figures, counts, (np.stack(originals[:_SHOWN]), np.stack(outputs[:_SHOWN]))

@@ -1,0 +1,143 @@
+"""A trained tokenizer, ready to use: `tok = vq_jax.load(workdir)`."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from vq_jax import config as configs
+from vq_jax.errors import UserError
+from vq_jax.models import Tokenizer
+from vq_jax.training.checkpoint import Checkpoints
+
+
+class TrainedTokenizer:
+    """Images to codes and back, jitted.
+
+    Images are float32 [B, H, W, C] in [-1, 1]; codes are int32 [B, *grid] in [0, num_codes).
+
+    Attributes:
+      config: the run's config.
+      num_codes: entries of the codebook.
+      grid: the codes' shape for an image of the training resolution, such as (8, 8).
+      factor: how many pixels a code spans along a side, or None where the model takes images of
+        the training resolution only.
+    """
+
+    def __init__(self, config: ConfigDict, module: Tokenizer, variables: dict[str, Any]):
+        self.config = config
+        self.num_codes: int = module.quantizer.num_codes
+        self._variables = variables
+        side = config.data.resolution
+        shape = (1, side, side, config.data.channels)
+        z = jax.eval_shape(
+            functools.partial(module.apply, method="encode"), variables, jnp.zeros(shape)
+        )
+        self.grid: tuple[int, ...] = z.shape[1:-1]
+        self.factor: int | None = side // self.grid[0] if len(self.grid) == 2 else None
+
+        def encode(variables, x):
+            z = module.apply(variables, x, method="encode")
+            return module.apply(variables, z, method="quantize")[1]
+
+        def decode(variables, codes):
+            z_q = module.apply(variables, codes, method="lookup")
+            return module.apply(variables, z_q, method="decode_latents")
+
+        def reconstruct(variables, x):
+            z = module.apply(variables, x, method="encode")
+            quantized: Any = module.apply(variables, z, method="quantize")
+            z_q, codes, _ = quantized
+            return module.apply(variables, z_q, method="decode_latents"), codes
+
+        self._encode, self._decode = jax.jit(encode), jax.jit(decode)
+        self._reconstruct = jax.jit(reconstruct)
+
+    def _checked(self, images: Any) -> jax.Array:
+        if np.ndim(images) != 4 or np.shape(images)[-1] != self.config.data.channels:
+            raise ValueError(
+                f"images have shape {np.shape(images)}, not [B, H, W, {self.config.data.channels}]"
+            )
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(f"images are {images.dtype}: make them float32 in [-1, 1]")
+        height, width = images.shape[1:3]
+        side = self.config.data.resolution
+        if self.factor is None and (height, width) != (side, side):
+            raise ValueError(f"this model takes {side}x{side} images, not {height}x{width}")
+        if self.factor and (height % self.factor or width % self.factor):
+            raise ValueError(
+                f"images are {height}x{width}: both sides must be multiples of {self.factor}"
+            )
+        return jnp.asarray(images, jnp.float32)
+
+    def encode(self, images: Any) -> jax.Array:
+        """Codes int32 [B, *grid] of images float32 [B, H, W, C] in [-1, 1].
+
+        Raises:
+          ValueError: the images have another shape or type than the model takes.
+        """
+        return self._encode(self._variables, self._checked(images))
+
+    def decode(self, codes: Any) -> jax.Array:
+        """Images float32 [B, H, W, C], about in [-1, 1], of codes int [B, *grid].
+
+        Raises:
+          ValueError: a code is out of range, or the codes have another number of axes.
+        """
+        codes = np.asarray(codes)
+        if codes.ndim != 1 + len(self.grid) or not np.issubdtype(codes.dtype, np.integer):
+            raise ValueError(
+                f"codes are {codes.dtype} {codes.shape}, not integers [B, "
+                f"{', '.join(map(str, self.grid))}]"
+            )
+        if codes.size and (codes.min() < 0 or codes.max() >= self.num_codes):
+            raise ValueError(f"codes lie outside [0, {self.num_codes})")
+        return self._decode(self._variables, jnp.asarray(codes, jnp.int32))
+
+    def reconstruct(self, images: Any) -> jax.Array:
+        """`decode(encode(images))` in one compiled call, without codes in between."""
+        return self.reconstruct_with_codes(images)[0]
+
+    def reconstruct_with_codes(self, images: Any) -> tuple[jax.Array, jax.Array]:
+        """Reconstructions and the codes they were made from, for evaluation."""
+        return self._reconstruct(self._variables, self._checked(images))
+
+
+def load(workdir: str | Path) -> TrainedTokenizer:
+    """Opens the tokenizer a run has trained, from its newest checkpoint (averaged params).
+
+    Args:
+      workdir: the run's folder: `config.json` and `checkpoints/`.
+
+    Raises:
+      UserError: there is no run, or no checkpoint yet, or it does not fit the config.
+    """
+    folder = Path(workdir)
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no folder {folder}: train there first, or name another --workdir"
+        )
+    config = configs.load(folder / "config.json")
+    module = configs.make_tokenizer(config)
+    side = config.data.resolution
+    shapes = jax.eval_shape(
+        module.init, jax.random.key(0), jnp.zeros((1, side, side, config.data.channels))
+    )
+    stats = {name: tree for name, tree in shapes.items() if name != "params"}
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here),
+        {"params": shapes["params"], "stats": stats},
+    )
+    if not (folder / "checkpoints").is_dir():
+        raise UserError(f"no checkpoint in {folder}: train there first")
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        step = checkpoints.latest_step()
+        if step is None:
+            raise UserError(f"no checkpoint in {folder}: let the training save one first")
+        tree = checkpoints.restore(step, {"tokenizer": wanted})["tokenizer"]
+    return TrainedTokenizer(config, module, {"params": tree["params"], **tree["stats"]})

@@ -1,0 +1,68 @@
+"""One step on many devices: the only file that names pmap, meshes and shardings."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from vq_jax.errors import UserError
+
+PARALLEL = ("pmap", "jit")
+AXIS = "data"
+
+
+def _mesh() -> jax.sharding.Mesh:
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def check(parallel: str, batch_size: int) -> None:
+    """Raises UserError when the run cannot be spread as asked."""
+    if parallel not in PARALLEL:
+        raise UserError(f"parallel is {parallel!r}: use one of {', '.join(PARALLEL)}")
+    if batch_size % jax.device_count():
+        raise UserError(
+            f"data.batch_size {batch_size} does not divide over {jax.device_count()} devices"
+        )
+    if parallel == "pmap" and jax.process_count() > 1:
+        raise UserError("parallel='pmap' is for one host; use --config.parallel=jit on many")
+
+
+def replicate(tree: Any) -> Any:
+    """Puts a copy of every array on every device."""
+    return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))
+
+
+def shard_batch(batch: dict[str, np.ndarray], parallel: str) -> dict[str, Any]:
+    """Spreads a process's share of a batch over its devices.
+
+    Args:
+      batch: arrays [B_process, ...].
+      parallel: "pmap" gives [local devices, B_process / local devices, ...]; "jit" global arrays
+        sharded along their first axis.
+    """
+    if parallel == "pmap":
+        devices = jax.local_device_count()
+        return {k: v.reshape(devices, -1, *v.shape[1:]) for k, v in batch.items()}
+    sharding = NamedSharding(_mesh(), PartitionSpec(AXIS))
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def compile_step(step: Callable, parallel: str) -> Callable:
+    """Compiles `step(state, batch, key, *, axis_name)` over all devices.
+
+    The state and the key are the same everywhere, the batch (from `shard_batch`) is spread, and the
+    state given in is used up.
+    """
+    if parallel == "pmap":
+        return jax.pmap(
+            partial(step, axis_name=AXIS),
+            axis_name=AXIS,
+            in_axes=(None, 0, None),
+            out_axes=None,
+            donate_argnums=(0,),
+        )
+    everywhere = NamedSharding(_mesh(), PartitionSpec())
+    return jax.jit(step, donate_argnums=(0,), out_shardings=everywhere)

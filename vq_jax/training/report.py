@@ -1,0 +1,268 @@
+"""What a run says while it goes: the progress bar, metrics.jsonl, TensorBoard, wandb, curves."""
+
+import importlib.util
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+# Shown beside the bar, where a step has them.
+_SHOWN = {
+    "loss_reconstruction": "rec",
+    "loss_perceptual": "lpips",
+    "loss_discriminator": "disc",
+    "perplexity": "perplexity",
+}
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Report:
+    """Writes a run's metrics everywhere they go. Only process 0 writes anything."""
+
+    def __init__(
+        self,
+        workdir: Path,
+        total_steps: int,
+        start_step: int = 0,
+        *,
+        tensorboard: bool = False,
+        wandb: str = "",
+        wandb_config: dict[str, Any] | None = None,
+    ):
+        self.active = jax.process_index() == 0
+        self.console = Console(quiet=not self.active, highlight=False, soft_wrap=True)
+        self._total = total_steps
+        self._progress: Progress | None = None
+        self._writers: list[Any] = []
+        self._last_line = -math.inf
+        self._clock = (time.perf_counter(), start_step)
+        if not self.active:
+            return
+        self._file = _rewind(workdir / "metrics.jsonl", start_step)
+        if tensorboard and importlib.util.find_spec("tensorboardX"):
+            from tensorboardX import SummaryWriter
+
+            writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step)
+            self._writers.append(
+                lambda step, values: [writer.add_scalar(k, v, step) for k, v in values.items()]
+            )
+        if wandb:
+            import wandb as wandb_package
+
+            run = wandb_package.init(
+                project=wandb, dir=str(workdir), config=wandb_config, resume="allow"
+            )
+            self._writers.append(lambda step, values: run.log(values, step=step))
+        if self.console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.fields[phase]}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[shown]}"),
+                console=self.console,
+            )
+            self._task = self._progress.add_task(
+                "train", total=total_steps, completed=start_step, phase="", shown=""
+            )
+            self._progress.start()
+
+    def step(
+        self, step: int, phase: str, metrics: dict[str, float], images: int, wait: float, log: bool
+    ) -> None:
+        """Takes the metrics of a finished step.
+
+        Args:
+          step: how many steps are done with it.
+          phase: its phase.
+          metrics: scalars of the step.
+          images: images a step.
+          wait: seconds spent waiting for data since the last logged step.
+          log: whether to write them, or only to move the bar.
+        """
+        if not self.active:
+            return
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, phase=phase)
+        if not log:
+            return
+        now, (then, since) = time.perf_counter(), self._clock
+        self._clock = (now, step)
+        seconds = max(now - then, 1e-9)
+        values = {k: float(v) for k, v in metrics.items()}
+        values["images_per_second"] = images * (step - since) / seconds
+        values["data_wait"] = wait / seconds
+        self.write(step, values, phase=phase)
+        shown = f"{values['images_per_second']:.0f} images/s " + " ".join(
+            f"{name} {values[key]:.3g}" for key, name in _SHOWN.items() if key in values
+        )
+        if self._progress is not None:
+            self._progress.update(self._task, shown=shown)
+        elif now - self._last_line > _SECONDS_BETWEEN_LINES or step == self._total:
+            self._last_line = now
+            rate = max(values["images_per_second"] / images, 1e-9)
+            eta = time.strftime("%H:%M:%S", time.gmtime((self._total - step) / rate))
+            self.console.print(f"{phase:<12}{step}/{self._total}  ETA {eta}  {shown}")
+
+    def write(self, step: int, values: dict[str, float], **words: str) -> None:
+        """Appends a line to metrics.jsonl and to the other writers."""
+        if not self.active:
+            return
+        line = {"step": step, **words, **{k: round(v, 6) for k, v in values.items()}}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for write in self._writers:
+            write(step, values)
+
+    def pause_clock(self) -> None:
+        """Leaves what took place since the last logged step out of the rates."""
+        self._clock = (time.perf_counter(), self._clock[1])
+
+    def close(self) -> None:
+        """Stops the bar and closes the file."""
+        if self._progress is not None:
+            self._progress.stop()
+        if self.active:
+            self._file.close()
+
+
+def _rewind(path: Path, step: int) -> Any:
+    """Opens metrics.jsonl for appending, without the lines a resumed run is about to write again."""
+    if path.exists():
+        kept = [line for line in read_lines(path) if line["step"] <= step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.replace(path)
+    return path.open("a")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; one cut short by a crash is left out."""
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines
+
+
+def print_parameters(console: Console, title: str, params: dict[str, Any]) -> None:
+    """Prints how many parameters each group has."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("group")
+    table.add_column("arrays", justify="right")
+    table.add_column("parameters", justify="right")
+    total = 0
+    for name, tree in params.items():
+        leaves = jax.tree.leaves(tree)
+        count = sum(leaf.size for leaf in leaves)
+        total += count
+        table.add_row(name, str(len(leaves)), f"{count:,}")
+    table.add_row("all", "", f"{total:,}")
+    console.print(table)
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def _figure(rows: int, columns: int, width: float, height: float):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot.subplots(rows, columns, figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, path: Path) -> None:
+    from matplotlib import pyplot
+
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, dpi=110, format="png")
+    pyplot.close(figure)
+    temporary.replace(path)
+
+
+def plot_curves(metrics_file: Path, path: Path) -> None:
+    """Draws the losses and the codebook's perplexity over the steps of a metrics.jsonl."""
+    lines = [line for line in read_lines(metrics_file) if "phase" in line]
+    panels = [
+        [("loss_reconstruction", "reconstruction")],
+        [("loss_perceptual", "LPIPS")],
+        [("loss_commitment", "commitment")],
+        [("perplexity", "perplexity of a batch")],
+        [("loss_generator", "generator"), ("loss_discriminator", "discriminator")],
+        [("logits_real", "logits of real"), ("logits_fake", "logits of fake")],
+    ]
+    panels = [p for p in panels if any(key in line for key, _ in p for line in lines)]
+    if not panels:
+        return
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = _figure(rows, columns, 4 * columns, 2.8 * rows)
+    axes = np.atleast_1d(axes).ravel()
+    starts: dict[str, int] = {}
+    for line in lines:
+        starts.setdefault(line["phase"], line["step"])
+    for axis, panel in zip(axes, panels, strict=False):
+        for key, label in panel:
+            points = [(line["step"], line[key]) for line in lines if key in line]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=label, linewidth=1)
+        for phase, step in list(starts.items())[1:]:
+            axis.axvline(step, color="grey", linestyle=":", linewidth=1)
+            axis.annotate(
+                phase, (step, 0.97), xycoords=("data", "axes fraction"),
+                rotation=90, va="top", ha="right", fontsize=7, color="grey",
+            )  # fmt: skip
+        if all("loss_re" in key or "commit" in key or "percept" in key for key, _ in panel):
+            axis.set_yscale("log")
+        axis.set_xlabel("step")
+        axis.legend(fontsize=8, loc="upper right")
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    _save(figure, path)
+
+
+def plot_usage(counts: np.ndarray, path: Path) -> None:
+    """Draws how often each code occurs, from the most to the least used.
+
+    Args:
+      counts: [K] occurrences over a whole split.
+      path: of the PNG.
+    """
+    frequency = np.sort(counts)[::-1] / max(counts.sum(), 1)
+    figure, axis = _figure(1, 1, 6, 3)
+    axis.fill_between(np.arange(len(frequency)), frequency, step="mid", alpha=0.6)
+    axis.axhline(1 / len(frequency), color="grey", linestyle=":", label="all codes alike")
+    axis.set_yscale("log")
+    axis.set_xlim(0, len(frequency))
+    axis.set_xlabel("code, by rank")
+    axis.set_ylabel("share of all codes")
+    used = int((counts > 0).sum())
+    axis.set_title(f"{used} of {len(counts)} codes in use on the held-out split", fontsize=10)
+    axis.legend(fontsize=8)
+    _save(figure, path)
+
+
+def stderr(message: str) -> None:
+    """One line for the user's eyes only."""
+    print(message, file=sys.stderr, flush=True)

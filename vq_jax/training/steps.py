@@ -1,0 +1,354 @@
+"""The training step as a pure function of state, batch and key.
+
+    step(state, batch, key, *, axis_name=None) -> (state, metrics)
+
+What is fixed for a run (modules, optimizers, weights) comes in a `Recipe`, what is fixed for a
+phase in a `Phase`; `parallel.py` binds both, compiles the step and spreads it over devices.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from vq_jax import losses, metrics
+from vq_jax.collectives import pmean
+from vq_jax.models import Tokenizer
+from vq_jax.training.state import GanState, TrainState
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+_MUTABLE = ("params", "codebook")
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """One leg of the schedule.
+
+    Attributes:
+      name: as in the config.
+      steps: its length.
+      start: the step it begins at.
+      trains: the generator's param groups it changes; the others do not move.
+      quantize: False lets the latents through to the decoder as they are.
+      adversarial: whether there is a discriminator in it.
+      perceptual: whether LPIPS counts in it.
+    """
+
+    name: str
+    steps: int
+    start: int
+    trains: tuple[str, ...] = ("encoder", "quantizer", "decoder")
+    quantize: bool = True
+    adversarial: bool = False
+    perceptual: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything a step needs that no step changes.
+
+    Attributes:
+      tokenizer: a `models.Tokenizer`.
+      discriminator: a discriminator module, or None.
+      optimizer, disc_optimizer: their Optax chains.
+      reconstruction: unreduced loss of (prediction, target).
+      reconstruction_weight, codebook_weight, perceptual_weight: factors of the loss terms.
+      perceptual: LPIPS, images x images -> [B], or None.
+      perceptual_stride: LPIPS looks at every n-th image of the batch.
+      adversarial: (discriminator's loss, generator's loss), unreduced, of logits.
+      adversarial_weight: the generator's, before the adaptive weight.
+      adaptive_limit: clip of the adaptive weight; 0 for a fixed weight.
+      disc_warmup: steps the discriminator trains before the generator feels it.
+      disc_ramp: steps over which the generator's weight then grows from 0.
+      r1_weight, r1_every: lazy R1 (Karras et al. 2020, appendix B): gamma, every so many steps.
+      lecam_weight, lecam_decay: LeCAM and its moving averages.
+      ema_decay: of the params kept for evaluation.
+    """
+
+    tokenizer: Tokenizer
+    discriminator: nn.Module | None
+    optimizer: optax.GradientTransformation
+    disc_optimizer: optax.GradientTransformation | None
+    reconstruction: Callable[[jax.Array, jax.Array], jax.Array]
+    reconstruction_weight: float = 1.0
+    codebook_weight: float = 1.0
+    perceptual_weight: float = 0.0
+    perceptual: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    perceptual_stride: int = 1
+    adversarial: tuple[Callable, Callable] = losses.ADVERSARIAL["hinge"]
+    adversarial_weight: float = 0.8
+    adaptive_limit: float = 1e4
+    disc_warmup: int = 0
+    disc_ramp: int = 0
+    r1_weight: float = 0.0
+    r1_every: int = 16
+    lecam_weight: float = 0.0
+    lecam_decay: float = 0.999
+    ema_decay: float = 0.999
+
+
+def init_state(recipe: Recipe, key: jax.Array, image_shape: tuple[int, ...]) -> GanState:
+    """A fresh state.
+
+    Args:
+      recipe: what is to be trained.
+      key: PRNG key.
+      image_shape: (H, W, C) of the images.
+    """
+    key_generator, key_discriminator = jax.random.split(key)
+    x = jnp.zeros((1, *image_shape), jnp.float32)
+    variables = recipe.tokenizer.init(key_generator, x)
+    params = variables["params"]
+    generator = TrainState(
+        params=params,
+        opt_state=recipe.optimizer.init(params),
+        ema_params=jax.tree.map(jnp.copy, params),
+        stats={name: v for name, v in variables.items() if name != "params"},
+    )
+    discriminator = TrainState(params={}, opt_state=(), ema_params={}, stats={})
+    if recipe.discriminator is not None and recipe.disc_optimizer is not None:
+        disc_params = recipe.discriminator.init(key_discriminator, x)["params"]
+        discriminator = discriminator.replace(
+            params=disc_params, opt_state=recipe.disc_optimizer.init(disc_params)
+        )
+    zero = jnp.zeros((), jnp.float32)
+    return GanState(
+        step=jnp.zeros((), jnp.int32),
+        generator=generator,
+        discriminator=discriminator,
+        lecam={"real": zero, "fake": zero + 0.0},
+    )
+
+
+def initialise_codebook(
+    state: GanState, batch: Batch, key: jax.Array, *, recipe: Recipe, axis_name: str | None = None
+) -> tuple[GanState, Metrics]:
+    """Sets the codebook from the latents of a batch (k-means); takes no step.
+
+    Args, returns: as `train_step`.
+    """
+    generator = state.generator
+    variables = {"params": generator.params, **generator.stats}
+    z = recipe.tokenizer.apply(variables, batch["image"], method="encode")
+    _, changed = recipe.tokenizer.apply(
+        variables,
+        z,
+        jax.random.fold_in(key, state.step),
+        axis_name,
+        method="initialise_codebook",
+        mutable=list(_MUTABLE),
+    )
+    params, stats = _merge(generator.params, generator.stats, changed)
+    # The averaged params must not drag behind a codebook that has just been replaced.
+    ema_params = {**generator.ema_params, "quantizer": params.get("quantizer", {})}
+    ema_params = {name: ema_params[name] for name in generator.ema_params}
+    generator = generator.replace(params=params, stats=stats, ema_params=ema_params)
+    return state.replace(generator=generator), {}
+
+
+def train_step(
+    state: GanState,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    recipe: Recipe,
+    phase: Phase,
+    axis_name: str | None = None,
+) -> tuple[GanState, Metrics]:
+    """One update of the generator and, in an adversarial phase, of the discriminator.
+
+    The generator runs forward once: the losses' gradients are taken at its output, weighed against
+    each other at its last layer, and sent back through it together; the discriminator judges the
+    same output.
+
+    Args:
+      state: before the step.
+      batch: `image` float32 [B, H, W, C] in [-1, 1]; this device's share.
+      key: the run's PRNG key; the step's own is fold_in(key, state.step).
+      recipe, phase: static.
+      axis_name: mapped axis, or None.
+
+    Returns:
+      the state after the step, and metrics: float32 scalars, averaged over devices.
+    """
+    x = batch["image"]
+    key = jax.random.fold_in(key, state.step)
+    generator = state.generator
+    trained = {name: generator.params[name] for name in phase.trains if name in generator.params}
+
+    def apply(params, *args, method):
+        variables = {"params": {**generator.params, **params}, **generator.stats}
+        return recipe.tokenizer.apply(variables, *args, method=method)
+
+    def body(params):
+        z = apply(params, x, method="encode")
+        if phase.quantize:
+            z_q, codes, aux = apply(params, z, axis_name, method="quantize")
+        else:
+            z_q, codes, aux = z, None, {"loss": jnp.zeros((), jnp.float32)}
+        return (apply(params, z_q, method="features"), aux["loss"]), (z, codes, aux)
+
+    (h, quantizer_loss), body_vjp, (z, codes, aux) = jax.vjp(body, trained, has_aux=True)
+    output, pixels_vjp = jax.vjp(lambda p, h: apply(p, h, method="to_pixels"), trained, h)
+
+    reconstruct = jax.value_and_grad(_reconstruction_loss, has_aux=True)
+    (_, report), d_output = reconstruct(output, x, recipe, phase)
+    report["loss_quantizer"] = quantizer_loss
+    report |= {f"loss_{name}": aux[name] for name in ("commitment", "codebook") if name in aux}
+
+    disc_state, lecam = state.discriminator, state.lecam
+    if phase.adversarial:
+        d_adversarial, disc_grads, disc_report, lecam = _adversary(
+            state, x, output, recipe, axis_name
+        )
+        weight = recipe.adversarial_weight * _ramp(state.step - phase.start, recipe)
+        if recipe.adaptive_limit:
+            last = [pmean(pixels_vjp(d)[0], axis_name) for d in (d_output, d_adversarial)]
+            adaptive = losses.adaptive_weight(
+                losses.kernel_norm(last[0]), losses.kernel_norm(last[1]), recipe.adaptive_limit
+            )
+            report["adaptive_weight"] = adaptive
+            weight *= adaptive
+        d_output += weight * d_adversarial
+        disc_state = _update(disc_state, pmean(disc_grads, axis_name), recipe.disc_optimizer)
+        report |= disc_report
+
+    last_grads, d_h = pixels_vjp(d_output)
+    (body_grads,) = body_vjp((d_h, jnp.float32(recipe.codebook_weight)))
+    grads = pmean(jax.tree.map(jnp.add, body_grads, last_grads), axis_name)
+    report["grad_norm"] = optax.tree.norm(grads)
+    generator = _update(generator, grads, recipe.optimizer)
+
+    if phase.quantize:
+        report["perplexity"] = metrics.perplexity(aux["counts"])
+        report["usage"] = metrics.usage(aux["counts"])
+        if "quantizer" in phase.trains:
+            variables = {"params": generator.params, **generator.stats}
+            revived, changed = recipe.tokenizer.apply(
+                variables,
+                z,
+                codes,
+                key,
+                axis_name,
+                method="update_codebook",
+                mutable=list(_MUTABLE),
+            )
+            params, stats = _merge(generator.params, generator.stats, changed)
+            generator = generator.replace(params=params, stats=stats)
+            report["revived"] = revived
+    generator = generator.replace(
+        ema_params=_ema(generator, state.generator.ema_params, state.step, recipe.ema_decay)
+    )
+
+    state = state.replace(
+        step=state.step + 1, generator=generator, discriminator=disc_state, lecam=lecam
+    )
+    return state, pmean(report, axis_name)
+
+
+def _reconstruction_loss(output, x, recipe: Recipe, phase: Phase):
+    pixel = jnp.mean(recipe.reconstruction(output, x))
+    loss = recipe.reconstruction_weight * pixel
+    report = {"loss_reconstruction": pixel}
+    if phase.perceptual and recipe.perceptual is not None:
+        stride = recipe.perceptual_stride
+        perceptual = jnp.mean(recipe.perceptual(output[::stride], x[::stride]))
+        loss += recipe.perceptual_weight * perceptual
+        report["loss_perceptual"] = perceptual
+    return loss, report
+
+
+def _ramp(steps_in_phase: jax.Array, recipe: Recipe) -> jax.Array:
+    """0 while the discriminator warms up, then linearly to 1."""
+    felt = (steps_in_phase - recipe.disc_warmup + 1) / max(1, recipe.disc_ramp)
+    return jnp.clip(felt, 0.0, 1.0).astype(jnp.float32)
+
+
+def _adversary(state: GanState, x, output, recipe: Recipe, axis_name: str | None):
+    """Gradients of the adversarial losses: at the generator's output and at the discriminator.
+
+    One pass of the discriminator over the output serves both.
+
+    Returns:
+      d generator loss / d output; the discriminator's gradients; a report; LeCAM's averages.
+    """
+    discriminator = recipe.discriminator
+    assert discriminator is not None
+    disc_loss, gen_loss = recipe.adversarial
+
+    def judge(params, images):
+        return discriminator.apply({"params": params}, images, axis_name=axis_name)
+
+    params = state.discriminator.params
+    fake, fake_vjp = jax.vjp(judge, params, output)
+    real, real_vjp = jax.vjp(lambda p: judge(p, x), params)
+
+    generator_loss, d_fake = jax.value_and_grad(lambda logits: gen_loss(logits).mean())(fake)
+    _, d_output = fake_vjp(d_fake)
+
+    lecam = state.lecam
+    report = {
+        "loss_generator": generator_loss,
+        "logits_real": real.mean(),
+        "logits_fake": fake.mean(),
+    }
+
+    def discriminate(real, fake):
+        loss = disc_loss(real, fake).mean()
+        if recipe.lecam_weight:
+            penalty = losses.lecam(real, fake, lecam["real"], lecam["fake"]).mean()
+            loss += recipe.lecam_weight * penalty
+        return loss
+
+    loss, (d_real, d_fake) = jax.value_and_grad(discriminate, argnums=(0, 1))(real, fake)
+    grads = jax.tree.map(jnp.add, real_vjp(d_real)[0], fake_vjp(d_fake)[0])
+    report["loss_discriminator"] = loss
+
+    if recipe.r1_weight:
+
+        def penalty(p):
+            r1 = losses.r1_penalty(lambda images: judge(p, images), x).mean()
+            return 0.5 * recipe.r1_weight * recipe.r1_every * r1
+
+        r1_grads = jax.lax.cond(
+            state.step % recipe.r1_every == 0,
+            jax.grad(penalty),
+            lambda p: jax.tree.map(jnp.zeros_like, p),
+            params,
+        )
+        grads = jax.tree.map(jnp.add, grads, r1_grads)
+
+    if recipe.lecam_weight:
+        means = pmean({"real": real.mean(), "fake": fake.mean()}, axis_name)
+        lecam = optax.incremental_update(means, lecam, 1 - recipe.lecam_decay)
+    return d_output, grads, report, lecam
+
+
+def _update(state: TrainState, grads, optimizer) -> TrainState:
+    """One optimizer update; param groups without gradients do not move by a bit."""
+    frozen = {name: tree for name, tree in state.params.items() if name not in grads}
+    full = {**jax.tree.map(jnp.zeros_like, frozen), **grads}
+    full = {name: full[name] for name in state.params}
+    updates, opt_state = optimizer.update(full, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    params = {name: frozen.get(name, params[name]) for name in state.params}
+    return state.replace(params=params, opt_state=opt_state)
+
+
+def _merge(params, stats, changed):
+    """Params and statistics with the variables a mutable apply has changed put in."""
+    changed = dict(changed)
+    params = {**params, **changed.pop("params", {})}
+    return params, {**stats, **changed}
+
+
+def _ema(generator: TrainState, ema_params, step: jax.Array, decay: float):
+    """Moving average that starts as a plain one, so that early averages are not mostly noise."""
+    count = step.astype(jnp.float32)
+    rate = 1 - jnp.minimum(decay, (1 + count) / (10 + count))
+    return optax.incremental_update(generator.params, ema_params, rate)
