@@ -8,17 +8,18 @@ def get_config():
     config.data.source = "emoji"
     config.data.batch_size = 16
 
-    config.model.hidden = 96
-    config.model.res_hidden = 48
+    config.model.hidden = 128
+    config.model.res_hidden = 64
     config.quantizer.num_codes = 512
     config.quantizer.dim = 16
     config.kmeans_batches = 32
 
-    config.phases.autoencoder = 40
-    config.phases.quantizer = 20
-    config.phases.joint = 60
-    config.phases.adversarial = 30
-    config.save_every = 50
+    config.phases.autoencoder = 300
+    config.phases.quantizer = 50
+    config.phases.joint = 2200
+    config.phases.adversarial = 150
+    config.save_every = 500
+    config.log_every = 10
 
     config.loss.reconstruction = "l2"
     config.loss.perceptual_from = "adversarial"
@@ -28,8 +29,8 @@ def get_config():
     config.discriminator.ndf = 32
     config.discriminator.n_layers = 2
     config.discriminator.norm = "group"
-    config.adversarial.warmup_steps = 10
-    config.adversarial.ramp_steps = 10
+    config.adversarial.warmup_steps = 20
+    config.adversarial.ramp_steps = 20
     config.adversarial.weight = 0.1
 
     config.optim.lr = 1.5e-3

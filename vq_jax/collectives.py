@@ -42,7 +42,7 @@ def sample_rows(key: jax.Array, rows_ND: jax.Array, count: int, axis_name: str |
     devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
     total = n_local * devices
     if count <= total:
-        index = jax.random.choice(key, total, (count,), replace=False)
+        index = jax.lax.top_k(jax.random.uniform(key, (total,)), count)[1]
     else:
         index = jax.random.randint(key, (count,), 0, total)
     if axis_name is None:

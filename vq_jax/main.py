@@ -5,7 +5,9 @@ python -m vq_jax.main --mode=evaluate --workdir=runs/default
 python -m vq_jax.main --mode=reconstruct --workdir=runs/default --input=my.png --output=out.png
 """
 
+import difflib
 import logging
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -95,11 +97,24 @@ def _parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
     except (flags.Error, UserError) as e:
         raise UserError(str(e)) from e
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as e:
-        raise UserError(f"--config: {' '.join(str(e).split())}") from e
+    except Exception as e:  # whatever a config file, or a change to it, may raise
+        raise UserError(_config_mistake(e)) from e
     if len(rest) > 1:
         raise UserError(f"not a flag: {' '.join(rest[1:])}")
+    try:
+        _ = _CONFIG.value  # a file that could not be loaded says so only when it is asked for
+    except Exception as e:
+        raise UserError(_config_mistake(e)) from e
     return rest
+
+
+def _config_mistake(e: Exception) -> str:
+    text = " ".join(str(e).replace("\\n", " ").split()).strip("'\"")
+    if field := re.match(r"Key \W*(\w+)\W* does not exist", text):
+        known = re.findall(r"'(\w+)\\?':", text)
+        near = difflib.get_close_matches(field[1], known, cutoff=0.4)
+        text = f"there is no field {field[1]!r}; near: {', '.join(near or known)}"
+    return f"--config: {text or type(e).__name__}"
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import grain
 import ml_collections
 import numpy as np
+from absl import flags
 
 from vq_jax.data.images import fit, to_float, with_channels
 from vq_jax.data.sources import Source
@@ -85,6 +86,8 @@ def train_batches(
         .slice(slice(process_index, None, process_count))
     )
     if config.workers:
+        if not flags.FLAGS.is_parsed():  # Grain's workers read its flags, in a notebook too
+            flags.FLAGS.mark_as_parsed()
         dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=64))
         dataset = dataset.batch(config.batch_size // process_count, drop_remainder=True)
         return iter(dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers)))

@@ -53,13 +53,13 @@ class Subset:
         return self.source[self.indices[index]]
 
 
-def hold_out(source: Source, fraction: float, seed: int = 0) -> tuple[Subset, Subset]:
-    """Splits a source at random into (train, held out); the same for the same length and seed."""
+def hold_out(count: int, fraction: float, seed: int = 0) -> tuple[list[int], list[int]]:
+    """Splits range(count) at random into (train, held out), each sorted; by the seed alone."""
     if not 0 < fraction < 1:
         raise UserError(f"data.val_fraction is {fraction}: use a number between 0 and 1")
-    order = np.random.default_rng(seed).permutation(len(source))
-    count = max(1, round(fraction * len(source)))
-    return Subset(source, order[count:].tolist()), Subset(source, sorted(order[:count].tolist()))
+    order = np.random.default_rng(seed).permutation(count).tolist()
+    held_out = max(1, round(fraction * count))
+    return sorted(order[held_out:]), sorted(order[:held_out])
 
 
 # --- folders --------------------------------------------------------------------------------------
@@ -136,8 +136,11 @@ def _folder(config: ml_collections.ConfigDict, seed: int) -> Splits:
     names = sorted(set(class_of))
     labels = [names.index(name) for name in class_of]
     resize = config.resolution if config.resize is None else config.resize
-    source = FolderSource(files, labels, min_side=max(resize, config.resolution) if resize else 0)
-    train, val = hold_out(source, config.val_fraction, seed)
+    min_side = max(resize, config.resolution) if resize else 0
+    train, val = (
+        FolderSource([files[i] for i in part], [labels[i] for i in part], min_side)
+        for part in hold_out(len(files), config.val_fraction, seed)
+    )
     return Splits(train, val, tuple(names))
 
 
@@ -163,8 +166,8 @@ def _prepared(builder: Any, train_split: str, val_split: str | None, val_fractio
     names = tuple(getattr(features["label"], "names", None) or ()) if "label" in features else ()
     train: Source = _TfdsSource(builder.as_data_source(split=train_split))
     if val_split is None:
-        train, val = hold_out(train, val_fraction)
-        return Splits(train, val, names)
+        parts = hold_out(len(train), val_fraction)
+        return Splits(Subset(train, parts[0]), Subset(train, parts[1]), names)
     return Splits(train, _TfdsSource(builder.as_data_source(split=val_split)), names)
 
 

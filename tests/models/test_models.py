@@ -1,0 +1,142 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vq_jax.models import DISCRIMINATORS, MODELS, PatchGAN, Tokenizer
+from vq_jax.quantizers import VectorQuantizer
+
+SMALL = {
+    "vqgan": {
+        "ch": 8,
+        "ch_mult": (1, 2),
+        "num_res_blocks": 1,
+        "attn_resolutions": (8,),
+        "z_channels": 8,
+    },
+    "vqvae": {"hidden": 16, "res_hidden": 8, "downsamples": 2},
+    "mlp": {"hidden": (32, 16), "tokens": 2},
+}
+GRID = {"vqgan": (8, 8), "vqvae": (4, 4), "mlp": (2,)}
+
+
+def tokenizer(name, resolution=16, channels=3, dtype=jnp.float32, **kwargs):
+    encoder, decoder = MODELS[name](
+        resolution=resolution, channels=channels, dim=6, dtype=dtype, **SMALL[name] | kwargs
+    )
+    return Tokenizer(
+        encoder=encoder, quantizer=VectorQuantizer(num_codes=32, dim=6), decoder=decoder
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_every_model_goes_to_codes_and_back(name, dtype, rng):
+    module = tokenizer(name, dtype=dtype)
+    x = jnp.asarray(rng.uniform(-1, 1, size=(2, 16, 16, 3)), jnp.float32)
+    variables = jax.jit(module.init)(jax.random.key(0), x)
+    chex.assert_type(jax.tree.leaves(variables["params"]), jnp.float32)
+    assert variables["params"].keys() == {"encoder", "quantizer", "decoder"}
+    z = module.apply(variables, x, method="encode")
+    chex.assert_shape(z, (2, *GRID[name], 6))
+    chex.assert_type(z, jnp.float32)
+    z_q, codes, _ = module.apply(variables, z, method="quantize")
+    chex.assert_shape(codes, (2, *GRID[name]))
+    y = module.apply(variables, z_q, method="decode_latents")
+    chex.assert_shape(y, x.shape)
+    chex.assert_type(y, jnp.float32)
+    chex.assert_trees_all_equal(module.apply(variables, codes, method="lookup"), z_q)
+    h = module.apply(variables, z_q, method="features")
+    chex.assert_trees_all_equal(module.apply(variables, h, method="to_pixels"), y)
+
+
+@pytest.mark.parametrize("name", ["vqgan", "vqvae"])
+def test_convolutional_models_take_other_sizes(name):
+    module = tokenizer(name)
+    variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    chex.assert_shape(module.apply(variables, jnp.zeros((1, 8, 24, 3))), (1, 8, 24, 3))
+
+
+def test_the_seeds_mlp_has_the_seeds_widths():
+    encoder, decoder = MODELS["mlp"](resolution=28, channels=1, dim=64, dtype=jnp.float32)
+    module = Tokenizer(encoder=encoder, quantizer=VectorQuantizer(512, 64), decoder=decoder)
+    params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))["params"]
+
+    def widths(side):
+        return {k.shape for k in jax.tree.leaves(params[side]) if k.ndim == 2}
+
+    assert widths("encoder") == {(784, 256), (256, 128), (128, 64)}
+    assert widths("decoder") == {(64, 128), (128, 256), (256, 784)}
+    assert params["quantizer"]["codebook"].shape == (512, 64)
+    disc = DISCRIMINATORS["mlp"]()
+    params = jax.jit(disc.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))["params"]
+    kernels = {k.shape for k in jax.tree.leaves(params) if k.ndim == 2}
+    assert kernels == {(784, 128), (128, 64), (64, 1)}
+
+
+def test_vqgan_puts_attention_where_it_is_told():
+    module = tokenizer("vqgan", attn_resolutions=(16,), mid_attention=False)
+    params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+    assert {k for k in params["encoder"] if "attn" in k} == {"down_0_attn_0"}
+    assert {k for k in params["decoder"] if "attn" in k} == {"up_0_attn_0", "up_0_attn_1"}
+    assert "attn_1" not in params["encoder"]["mid"]
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_patchgan_equals_torch(norm, rng):
+    torch = pytest.importorskip("torch")
+    x = rng.normal(size=(3, 32, 32, 3)).astype(np.float32)
+    disc = PatchGAN(ndf=8, n_layers=2, norm=norm)
+    params = jax.jit(disc.init)(jax.random.key(0), x)["params"]
+
+    def torch_conv(name, **kwargs):
+        p = params[name]
+        kernel = torch.tensor(np.asarray(p["kernel"]).transpose(3, 2, 0, 1).copy())
+        layer = torch.nn.Conv2d(
+            kernel.shape[1], kernel.shape[0], 4, padding=1, bias="bias" in p, **kwargs
+        )
+        layer.weight.data = kernel
+        if "bias" in p:
+            layer.bias.data = torch.tensor(np.asarray(p["bias"]))
+        return layer
+
+    def torch_norm(name):
+        if norm == "none":
+            return torch.nn.Identity()
+        p = params[name]
+        width = p["scale"].size
+        layer = (
+            torch.nn.BatchNorm2d(width)
+            if norm == "batch"
+            else torch.nn.GroupNorm(min(32, width), width, eps=1e-6)
+        )
+        layer.weight.data, layer.bias.data = (
+            torch.tensor(np.asarray(p[k])) for k in ("scale", "bias")
+        )
+        return layer
+
+    relu = torch.nn.LeakyReLU(0.2)
+    peer = torch.nn.Sequential(
+        torch_conv("conv_0", stride=2), relu,
+        torch_conv("conv_1", stride=2), torch_norm("norm_1"), relu,
+        torch_conv("conv_2"), torch_norm("norm_2"), relu,
+        torch_conv("conv_out"),
+    )  # fmt: skip
+    with torch.no_grad():
+        expected = peer(torch.tensor(x.transpose(0, 3, 1, 2))).numpy().transpose(0, 2, 3, 1)
+    chex.assert_trees_all_close(disc.apply({"params": params}, x), expected, atol=1e-4)
+
+
+def test_patchgan_weights_start_at_standard_deviation_002():
+    params = jax.jit(PatchGAN(ndf=64).init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
+    for name in ("conv_1", "conv_2", "conv_3"):
+        assert float(params[name]["kernel"].std()) == pytest.approx(0.02, rel=0.02)
+    assert float(params["norm_1"]["scale"].mean()) == pytest.approx(1.0, abs=0.02)
+
+
+def test_wrong_choices_are_named():
+    with pytest.raises(ValueError, match="disc.*'batch', 'group' or 'none'"):
+        PatchGAN(norm="layer").init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    with pytest.raises(ValueError, match="does not halve"):
+        MODELS["vqvae"](resolution=30, channels=3, dim=4, dtype=jnp.float32)

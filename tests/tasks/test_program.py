@@ -1,0 +1,217 @@
+"""The program as a user runs it: real processes, real files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import vq_jax
+from vq_jax.data.images import decode, to_float
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "--config=configs/default.py",
+    "--config.data.batch_size=8",
+    "--config.model.hidden=32",
+    "--config.model.res_hidden=16",
+    "--config.quantizer.num_codes=64",
+    "--config.kmeans_batches=4",
+    "--config.discriminator.ndf=8",
+    "--config.loss.perceptual_weight=0.0",
+    "--config.phases.autoencoder=6",
+    "--config.phases.quantizer=4",
+    "--config.phases.joint=8",
+    "--config.phases.adversarial=6",
+    "--config.adversarial.warmup_steps=2",
+    "--config.adversarial.ramp_steps=2",
+    "--config.log_every=1",
+    "--config.save_every=5",
+]
+
+
+def environment():
+    ours = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
+    env = {k: v for k, v in os.environ.items() if k not in ours}
+    # Runs of one config compile the same programs: once is enough.
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(Path(os.environ["VQ_JAX_CACHE"]) / "compiled")}
+    return env | cache
+
+
+def program(*arguments, check=True):
+    done = subprocess.run(
+        [sys.executable, "-m", "vq_jax.main", *arguments],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def small(workdir, data_dir):
+    return [*SMALL, f"--workdir={workdir}", f"--config.data.dir={data_dir}"]
+
+
+def lines(workdir, *leave_out):
+    text = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    leave_out = {"images_per_second", "data_wait", *leave_out}
+    return [{k: v for k, v in json.loads(t).items() if k not in leave_out} for t in text]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, emoji, data_dir):
+    workdir = tmp_path_factory.mktemp("run") / "small"
+    done = program(*small(workdir, data_dir))
+    return workdir, done.stdout
+
+
+@pytest.mark.slow
+def test_a_run_leaves_everything_it_names(trained):
+    workdir, said = trained
+    for name in (
+        "config.json", "metrics.jsonl", "evaluation.json",
+        "reconstructions.png", "curves.png", "codebook_usage.png",
+    ):  # fmt: skip
+        assert (workdir / name).stat().st_size > 0
+        assert name in said
+    steps = lines(workdir)
+    assert [s["step"] for s in steps] == list(range(1, 25))
+    phases = ["autoencoder"] * 6 + ["quantizer"] * 4 + ["joint"] * 8 + ["adversarial"] * 6
+    assert [s["phase"] for s in steps] == phases
+    assert "loss_discriminator" in steps[-1] and "loss_discriminator" not in steps[17]
+    assert "perplexity" not in steps[5] and "perplexity" in steps[6]
+    figures = json.loads((workdir / "evaluation.json").read_text())
+    assert figures["images"] == 325 and figures["bits_per_pixel"] == 64 * 6 / 1024
+    assert 5 < figures["psnr"] < 40 and 0 < figures["usage"] <= 1
+    with Image.open(workdir / "reconstructions.png") as picture:
+        assert picture.size == (12 * 34 - 2, 2 * 34 - 2)
+
+
+@pytest.mark.slow
+def test_run_again_it_says_that_it_is_finished(trained, data_dir):
+    workdir, _ = trained
+    before = (workdir / "metrics.jsonl").read_text()
+    assert "it is finished" in program(*small(workdir, data_dir)).stdout
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_it_equals_the_uninterrupted_run(trained, data_dir, tmp_path):
+    whole = lines(trained[0])
+    command = [sys.executable, "-m", "vq_jax.main", *small(tmp_path / "killed", data_dir)]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    limit = time.monotonic() + 200
+    while not metrics.exists() or metrics.read_text().count("\n") < 13:
+        assert process.poll() is None and time.monotonic() < limit
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(lines(tmp_path / "killed")) < 24
+    done = program(*small(tmp_path / "killed", data_dir))
+    assert "is at step" in done.stdout
+    assert lines(tmp_path / "killed") == whole
+
+
+@pytest.mark.slow
+def test_evaluate_repeats_the_figures(trained):
+    workdir, _ = trained
+    before = json.loads((workdir / "evaluation.json").read_text())
+    said = program("--mode=evaluate", f"--workdir={workdir}").stdout
+    assert "PSNR" in said and "LPIPS" in said
+    assert json.loads((workdir / "evaluation.json").read_text()) == before
+
+
+@pytest.mark.slow
+def test_from_python(trained, emoji_images):
+    tok = vq_jax.load(trained[0])
+    codes = tok.encode(emoji_images)
+    chex.assert_shape(codes, (16, 8, 8))
+    chex.assert_type(codes, jnp.int32)
+    assert tok.num_codes == 64 and tok.grid == (8, 8) and tok.factor == 4
+    chex.assert_trees_all_close(tok.decode(codes), tok.reconstruct(emoji_images), atol=1e-5)
+    for wrong, message in (
+        (emoji_images[0], "not \\[B, H, W, 3\\]"),
+        ((emoji_images * 100).astype(np.uint8), "uint8"),
+        (emoji_images[:, :30], "multiples of 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tok.encode(wrong)
+    with pytest.raises(ValueError, match="outside"):
+        tok.decode(codes + 64)
+    with pytest.raises(ValueError, match="not integers"):
+        tok.decode(codes[0])
+
+
+@pytest.mark.slow
+def test_reconstruct_takes_any_size_and_folders(trained, tmp_path, rng):
+    workdir, _ = trained
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    sizes = {"a.png": (61, 45), "sub/b.jpg": (33, 128), "c.png": (3, 2)}
+    for name, (height, width) in sizes.items():
+        array = rng.integers(0, 255, (height, width, 3), np.uint8)
+        Image.fromarray(array).save(tmp_path / "in" / name)
+    (tmp_path / "in" / "broken.png").write_bytes(b"nothing")
+    done = program(
+        "--mode=reconstruct", f"--workdir={workdir}",
+        f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}",
+    )  # fmt: skip
+    assert "reconstructed 3 of 4 images" in done.stdout and "broken.png" in done.stderr
+    for name, size in sizes.items():
+        assert decode((tmp_path / "out" / name).with_suffix(".png")).shape[:2] == size
+    program(
+        "--mode=reconstruct", f"--workdir={workdir}", "--side_by_side",
+        f"--input={tmp_path / 'in' / 'a.png'}", f"--output={tmp_path / 'one.png'}",
+    )  # fmt: skip
+    both = decode(tmp_path / "one.png")
+    assert both.shape[:2] == (61, 2 * 45 + 2)
+    original = decode(tmp_path / "in" / "a.png")
+    assert (both[:, :45] == original).all()
+    # What the program writes is what the library gives, on the image mirrored to a multiple of 4.
+    padded = np.pad(to_float(original), ((0, 3), (0, 3), (0, 0)), mode="symmetric")
+    expected = np.asarray(vq_jax.load(workdir).reconstruct(padded[None]))[0, :61, :45]
+    assert np.abs(to_float(both[:, 47:]) - np.clip(expected, -1, 1)).max() < 1.5 / 127.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/default.py", "--config.optim.lrr=1"], "lr"),
+        (["--config=configs/nosuch.py"], "configs/nosuch.py"),
+        (["--config=configs/default.py", "--config.data.source=emojy"], "did you mean emoji"),
+        (["--config=configs/default.py", "--config.data.batch_size=many"], "batch_size"),
+        (["--mode=trian"], "train, evaluate, reconstruct"),
+        (["--mode=train"], "--config=configs/NAME.py"),
+        (["--no_such_flag=1"], "no_such_flag"),
+        (["stray"], "stray"),
+        (["--mode=evaluate", "--workdir=/nonexistent"], "/nonexistent"),
+        (["--mode=reconstruct", "--workdir=/nonexistent"], "--input and --output"),
+        (
+            ["--config=configs/default.py", "--config.data.source=folder"],
+            "--config.data.folder=PATH",
+        ),
+        (["--config=configs/vqvae_mlp.py:nosuch"], "nosuch"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path):
+    if not any(a.startswith("--workdir") for a in arguments):
+        arguments = [*arguments, f"--workdir={tmp_path / 'run'}"]
+    done = program(*arguments, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()

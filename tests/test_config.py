@@ -1,0 +1,107 @@
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from vq_jax import config as configs
+from vq_jax.errors import UserError
+from vq_jax.models import MODELS
+from vq_jax.tasks.train import make_phases
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def load(path: Path, argument: str | None = None):
+    values = flags.FlagValues()
+    place = f"{path}:{argument}" if argument else str(path)
+    holder = config_flags.DEFINE_config_file("config", place, flag_values=values)
+    values(["test"])
+    return holder.value
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_file_holds_and_describes_a_model(path):
+    config = load(path)
+    configs.check(config)
+    module = configs.make_tokenizer(config)
+    side, channels = config.data.resolution, config.data.channels
+    x = jax.ShapeDtypeStruct((2, side, side, channels), jnp.float32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x)
+    out = jax.eval_shape(module.apply, shapes, x)
+    assert out.shape == x.shape
+    assert make_phases(config)[-1].start + make_phases(config)[-1].steps > 100
+    text = path.read_text()
+    assert f"--config=configs/{path.name}" in text.split('"""')[1]
+
+
+def test_variants_of_config_files():
+    by_name = {p.stem: p for p in CONFIGS}
+    big = load(by_name["vqgan_imagenet256"], "16384")
+    assert big.quantizer.num_codes == 16384 and big.phases.joint == 0
+    grey = load(by_name["vqvae_mlp"], "emoji")
+    assert (grey.data.source, grey.data.channels, grey.data.resolution) == ("emoji", 1, 28)
+
+
+def test_a_field_that_is_not_there_cannot_be_set():
+    config = configs.base()
+    with pytest.raises(AttributeError, match="lrr"):
+        config.optim.lrr = 1.0
+    with pytest.raises(UserError, match="did you mean ch_mult"):
+        configs.section(MODELS, "vqgan", ch_mul=(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("model.name", "vqgn", "did you mean vqgan"),
+        ("quantizer.name", "vg", "did you mean vq"),
+        ("data.source", "emoj", "did you mean emoji"),
+        ("loss.reconstruction", "l3", "did you mean l"),
+        ("adversarial.loss", "hing", "did you mean hinge"),
+        ("loss.perceptual_from", "join", "did you mean joint"),
+        ("dtype", "float16", "did you mean"),
+        ("data.channels", 4, "use 1 or 3"),
+        ("log_every", 0, "use 1 or more"),
+        ("phases.joint", -1, "none below 0"),
+    ],
+)
+def test_a_value_no_run_could_use_is_named_with_its_neighbours(place, value, message):
+    config = configs.base()
+    config.phases.joint = 1
+    section, _, field = place.rpartition(".")
+    (config[section] if section else config)[field] = value
+    with pytest.raises(UserError, match=message):
+        configs.check(config)
+
+
+def test_a_config_survives_the_disk(tmp_path):
+    config = load(next(p for p in CONFIGS if p.stem == "vqgan_photos"))
+    configs.save(config, tmp_path / "config.json")
+    again = configs.load(tmp_path / "config.json")
+    assert again == config and isinstance(again.model.ch_mult, tuple)
+    assert not configs.differences(config, again)
+    again.optim.lr = 0.5
+    assert configs.differences(config, again) == ["optim.lr 0.001 -> 0.5"]
+
+
+def test_a_missing_or_broken_config_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="train there first"):
+        configs.load(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="is not a config"):
+        configs.load(tmp_path / "config.json")
+
+
+def test_phases_follow_each_other_and_train_what_they_say():
+    config = configs.base()
+    config.phases.update(autoencoder=5, quantizer=3, joint=0, adversarial=7)
+    config.loss.perceptual_from = "adversarial"
+    first, second, third = make_phases(config)
+    assert [p.start for p in (first, second, third)] == [0, 5, 8]
+    assert first.trains == ("encoder", "decoder") and not first.quantize
+    assert second.trains == ("quantizer",) and second.quantize and not second.adversarial
+    assert third.trains == ("encoder", "quantizer", "decoder") and third.adversarial
+    assert [p.perceptual for p in (first, second, third)] == [False, False, True]
