@@ -26,20 +26,22 @@ def get_config():
     config.quantizer.dim = 32
     config.kmeans_batches = 32
 
-    config.phases.autoencoder = 500
-    config.phases.quantizer = 50
-    config.phases.joint = 2000
-    config.phases.adversarial = 500
-    config.save_every = 250
+    config.phases.autoencoder = 100
+    config.phases.quantizer = 20
+    config.phases.joint = 500
+    config.phases.adversarial = 80
+    config.save_every = 100
+    config.log_every = 10
 
     config.loss.perceptual_from = "adversarial"
     config.loss.perceptual_weight = 0.5
+    config.loss.perceptual_stride = 4
     config.discriminator.ndf = 32
     config.discriminator.n_layers = 2
     config.discriminator.norm = "group"
     config.adversarial.weight = 0.4
-    config.adversarial.warmup_steps = 50
-    config.adversarial.ramp_steps = 50
+    config.adversarial.warmup_steps = 15
+    config.adversarial.ramp_steps = 15
 
     config.optim.lr = 1e-3
     config.optim.lr_end = 5e-5

@@ -98,23 +98,32 @@ def _parse(argv: list[str]) -> list[str]:
     except (flags.Error, UserError) as e:
         raise UserError(str(e)) from e
     except Exception as e:  # whatever a config file, or a change to it, may raise
-        raise UserError(_config_mistake(e)) from e
+        raise UserError(_config_mistake(argv, e)) from e
     if len(rest) > 1:
         raise UserError(f"not a flag: {' '.join(rest[1:])}")
     try:
-        _ = _CONFIG.value  # a file that could not be loaded says so only when it is asked for
+        if _CONFIG.value is not None:
+            _CONFIG.value.keys()  # a file that could not be loaded says so only when it is used
     except Exception as e:
-        raise UserError(_config_mistake(e)) from e
+        raise UserError(_config_mistake(argv, e)) from e
     return rest
 
 
-def _config_mistake(e: Exception) -> str:
-    text = " ".join(str(e).replace("\\n", " ").split()).strip("'\"")
-    if field := re.match(r"Key \W*(\w+)\W* does not exist", text):
-        known = re.findall(r"'(\w+)\\?':", text)
-        near = difflib.get_close_matches(field[1], known, cutoff=0.4)
-        text = f"there is no field {field[1]!r}; near: {', '.join(near or known)}"
-    return f"--config: {text or type(e).__name__}"
+def _config_mistake(argv: list[str], e: Exception) -> str:
+    """One line about what a config file, or a change to one of its fields, has raised."""
+    place = next((a for a in argv if a.startswith("--config=")), "--config")
+    text = str(e.args[0] if isinstance(e, KeyError) and e.args else e)
+    text = " ".join(text.replace("\\n", " ").replace("\\", "").split()).strip("'\"")
+    text = text.rpartition("Failed loading config file config_config ")[2]
+    if unknown := re.match(r'Key "(\w+)" does not exist', text):
+        known = re.findall(r"'(\w+)':", text)
+        near = difflib.get_close_matches(unknown[1], known, cutoff=0.4)
+        text = f"there is no field {unknown[1]!r}; near: {', '.join(near or known)}"
+    elif hint := re.search(r"Did you mean .*\?", text):
+        text = hint[0]
+    elif isinstance(e, KeyError):
+        text = f"there is no {text!r}"
+    return f"{place}: {text or type(e).__name__}"
 
 
 def main() -> None:
