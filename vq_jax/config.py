@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import importlib.util
 import inspect
 import json
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict, config_dict
 
@@ -18,6 +20,21 @@ from vq_jax.losses import ADVERSARIAL, RECONSTRUCTION
 from vq_jax.models import DISCRIMINATORS, MODELS, Tokenizer
 from vq_jax.quantizers import QUANTIZERS
 
+# The least that a number may be.
+_LEAST = {
+    "log_every": 1,
+    "save_every": 1,
+    "keep": 1,
+    "eval_every": 0,
+    "kmeans_batches": 0,
+    "data.batch_size": 1,
+    "data.resolution": 1,
+    "data.workers": 0,
+    "quantizer.num_codes": 2,
+    "quantizer.dim": 1,
+    "loss.perceptual_stride": 1,
+    "adversarial.r1_every": 1,
+}
 PHASES = ("autoencoder", "quantizer", "joint", "adversarial")
 # What a model's or a module's maker is given by the program rather than by its config section.
 _GIVEN = {"resolution", "channels", "dtype", "parent", "name"}
@@ -165,12 +182,46 @@ def check(config: ConfigDict) -> None:
         raise UserError("phases: lengths in steps, none below 0 and not all 0")
     if config.data.channels not in (1, 3):
         raise UserError(f"data.channels is {config.data.channels}: use 1 or 3")
-    for place in ("log_every", "save_every", "keep", "data.batch_size", "data.resolution"):
+    for place, least in _LEAST.items():
         value = config
         for part in place.split("."):
             value = value[part]
-        if value < 1:
-            raise UserError(f"{place} is {value}: use 1 or more")
+        if value < least:
+            raise UserError(f"{place} is {value}: use {least} or more")
+    if config.loss.data_variance <= 0:
+        raise UserError(f"loss.data_variance is {config.loss.data_variance}: use more than 0")
+    if config.loss.perceptual_weight and config.data.resolution < 16:
+        raise UserError("LPIPS needs data.resolution of 16 or more; or loss.perceptual_weight=0")
+    if config.wandb and not importlib.util.find_spec("wandb"):
+        raise UserError("wandb is not installed: pip install 'vq_jax[wandb]', or --config.wandb=''")
+    _check_shapes(config)
+
+
+def _check_shapes(config: ConfigDict) -> None:
+    """Runs the models on shapes alone: what cannot fit together fails here, not after an hour."""
+    side, channels = config.data.resolution, config.data.channels
+    x = jax.ShapeDtypeStruct((2, side, side, channels), jnp.float32)
+    key = jax.random.key(0)
+    try:
+        tokenizer = make_tokenizer(config)
+        variables = jax.eval_shape(tokenizer.init, key, x)
+        out = jax.eval_shape(tokenizer.apply, variables, x)
+    except (ValueError, TypeError) as e:
+        raise UserError(f"model or quantizer: {str(e).splitlines()[0]}") from e
+    if out.shape != x.shape:
+        raise UserError(
+            f"data.resolution {side} does not halve as often as model.{config.model.name} asks: "
+            f"images come back as {out.shape[1]}x{out.shape[2]}"
+        )
+    discriminator = make_discriminator(config)
+    if discriminator is None:
+        return
+    try:
+        logits = jax.eval_shape(lambda k, x: discriminator.init_with_output(k, x)[0], key, x)
+    except (ValueError, TypeError) as e:
+        raise UserError(f"discriminator: {str(e).splitlines()[0]}") from e
+    if 0 in logits.shape:
+        raise UserError(f"discriminator: images of {side} pixels are too small for its layers")
 
 
 def make_tokenizer(config: ConfigDict) -> Tokenizer:
@@ -218,13 +269,16 @@ def load(path: Path) -> ConfigDict:
       UserError: there is none, or it does not hold.
     """
     try:
-        config = ConfigDict(_tuples(json.loads(path.read_text())))
+        saved = _tuples(json.loads(path.read_text()))
+        names = [saved[place]["name"] for place in ("model", "quantizer", "discriminator")]
+        config = base(*names)  # fields that came after the run get their defaults
+        config.update(saved)
     except FileNotFoundError as e:
         raise UserError(
             f"no {path.name} in {path.parent}: train there first, or name another --workdir"
         ) from e
-    except ValueError as e:
-        raise UserError(f"{path} is not a config: {e}") from e
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{path} is not a config of this version: {e}") from e
     check(config)
     return config.lock()
 

@@ -30,6 +30,11 @@ _WORKDIR = flags.DEFINE_string(
 _INPUT = flags.DEFINE_string("input", None, "reconstruct: an image, or a folder of images.")
 _OUTPUT = flags.DEFINE_string("output", None, "reconstruct: the file or folder to write.")
 _SIDE_BY_SIDE = flags.DEFINE_bool("side_by_side", False, "reconstruct: the original to the left.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "train: one process of many, by jax.distributed and the cluster's settings.",
+)
 _PROFILE = flags.DEFINE_bool("profile", False, "train: write a trace of ten steps.")
 
 
@@ -40,6 +45,10 @@ def _train(workdir: Path) -> None:
     if _CONFIG.value is None:
         raise UserError("training needs --config=configs/NAME.py")
     configs.check(_CONFIG.value)
+    if _DISTRIBUTED.value:
+        import jax
+
+        jax.distributed.initialize()
     train(_CONFIG.value, workdir, profile=_PROFILE.value)
 
 
@@ -76,7 +85,9 @@ def _workdir() -> Path:
     if _WORKDIR.value:
         return Path(_WORKDIR.value)
     if _CONFIG.value is not None:
-        return Path("runs") / Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+        name = config_flags.get_config_filename(flags.FLAGS["config"])
+        file, _, variant = name.partition(".py:")
+        return Path("runs") / "-".join(filter(None, (Path(file).stem, variant)))
     return Path("runs/default")
 
 

@@ -22,14 +22,16 @@ class TrainedTokenizer:
 
     Attributes:
       config: the run's config.
+      step: how many training steps its params have seen.
       num_codes: entries of the codebook.
       grid: the codes' shape for an image of the training resolution, such as (8, 8).
       factor: how many pixels a code spans along a side, or None where the model takes images of
         the training resolution only.
     """
 
-    def __init__(self, config: ConfigDict, module: Tokenizer, variables: dict[str, Any]):
+    def __init__(self, config: ConfigDict, module: Tokenizer, variables: dict[str, Any], step: int):
         self.config = config
+        self.step = step
         self.num_codes: int = module.quantizer.num_codes
         self._variables = variables
         side = config.data.resolution
@@ -135,9 +137,9 @@ def load(workdir: str | Path) -> TrainedTokenizer:
     )
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"no checkpoint in {folder}: train there first")
-    with Checkpoints(folder / "checkpoints") as checkpoints:
+    with Checkpoints(folder / "checkpoints", writes=False) as checkpoints:
         step = checkpoints.latest_step()
         if step is None:
             raise UserError(f"no checkpoint in {folder}: let the training save one first")
         tree = checkpoints.restore(step, {"tokenizer": wanted})["tokenizer"]
-    return TrainedTokenizer(config, module, {"params": tree["params"], **tree["stats"]})
+    return TrainedTokenizer(config, module, {"params": tree["params"], **tree["stats"]}, step)

@@ -9,13 +9,19 @@ import time
 from pathlib import Path
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 import vq_jax
+from vq_jax import config as configs
 from vq_jax.data.images import decode, to_float
+from vq_jax.tasks.train import make_recipe
+from vq_jax.training.checkpoint import Checkpoints
+from vq_jax.training.state import split
+from vq_jax.training.steps import init_state
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -71,6 +77,15 @@ def lines(workdir, *leave_out):
     return [{k: v for k, v in json.loads(t).items() if k not in leave_out} for t in text]
 
 
+def final_state(workdir):
+    """All the arrays of a finished small run: params, optimizers, averages, codebook statistics."""
+    config = configs.load(Path(workdir) / "config.json")
+    state = init_state(make_recipe(config), jax.random.key(1), (32, 32, 3))
+    with Checkpoints(Path(workdir) / "checkpoints", writes=False) as checkpoints:
+        assert checkpoints.latest_step() == 24
+        return checkpoints.restore(24, split(state))
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, emoji, data_dir):
     workdir = tmp_path_factory.mktemp("run") / "small"
@@ -79,7 +94,7 @@ def trained(tmp_path_factory, emoji, data_dir):
 
 
 @pytest.mark.slow
-def test_a_run_leaves_everything_it_names(trained):
+def test_a_run_leaves_everything_it_names(trained, emoji):
     workdir, said = trained
     for name in (
         "config.json", "metrics.jsonl", "evaluation.json",
@@ -94,7 +109,7 @@ def test_a_run_leaves_everything_it_names(trained):
     assert "loss_discriminator" in steps[-1] and "loss_discriminator" not in steps[17]
     assert "perplexity" not in steps[5] and "perplexity" in steps[6]
     figures = json.loads((workdir / "evaluation.json").read_text())
-    assert figures["images"] == 325 and figures["bits_per_pixel"] == 64 * 6 / 1024
+    assert figures["images"] == len(emoji.val) and figures["bits_per_pixel"] == 64 * 6 / 1024
     assert 5 < figures["psnr"] < 40 and 0 < figures["usage"] <= 1
     with Image.open(workdir / "reconstructions.png") as picture:
         assert picture.size == (12 * 34 - 2, 2 * 34 - 2)
@@ -124,6 +139,7 @@ def test_killed_and_started_again_it_equals_the_uninterrupted_run(trained, data_
     done = program(*small(tmp_path / "killed", data_dir))
     assert "is at step" in done.stdout
     assert lines(tmp_path / "killed") == whole
+    chex.assert_trees_all_equal(final_state(tmp_path / "killed"), final_state(trained[0]))
 
 
 @pytest.mark.slow
@@ -172,6 +188,11 @@ def test_reconstruct_takes_any_size_and_folders(trained, tmp_path, rng):
     assert "reconstructed 3 of 4 images" in done.stdout and "broken.png" in done.stderr
     for name, size in sizes.items():
         assert decode((tmp_path / "out" / name).with_suffix(".png")).shape[:2] == size
+    refused = program(
+        "--mode=reconstruct", f"--workdir={workdir}", f"--input={tmp_path / 'in'}",
+        f"--output={tmp_path / 'in'}", check=False,
+    )  # fmt: skip
+    assert refused.returncode == 2 and "among the originals" in refused.stderr
     program(
         "--mode=reconstruct", f"--workdir={workdir}", "--side_by_side",
         f"--input={tmp_path / 'in' / 'a.png'}", f"--output={tmp_path / 'one.png'}",
@@ -205,6 +226,9 @@ def test_reconstruct_takes_any_size_and_folders(trained, tmp_path, rng):
             "--config.data.folder=PATH",
         ),
         (["--config=configs/vqvae_mlp.py:nosuch"], "nosuch"),
+        (["--config=configs/default.py", "--config.discriminator.norm=layer"], "'group' or 'none'"),
+        (["--config=configs/default.py", "--config.data.resolution=30"], "does not halve"),
+        (["--config=configs/default.py", "--workdir=README.md"], "README.md cannot be made"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path):

@@ -99,6 +99,8 @@ def test_the_step_is_compiled_once(mode, batches):
 def test_what_cannot_be_spread_is_said():
     with pytest.raises(UserError, match="does not divide over 4 devices"):
         parallel.check("pmap", 6)
+    with pytest.raises(UserError, match="stride 4 does not divide the 2 images"):
+        parallel.check("pmap", 8, 4)
     with pytest.raises(UserError, match="pmap, jit"):
         parallel.check("pmapp", 8)
 

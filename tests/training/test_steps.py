@@ -84,6 +84,11 @@ def test_what_a_phase_freezes_does_not_move_by_a_bit(name, codebook, images, war
             )
         )
         assert moved == (group in phase.trains), group
+        if group not in phase.trains:
+            for moments in ("mu", "nu"):
+                old = optax.tree.get(before.generator.opt_state, moments)[group]
+                new = optax.tree.get(after.generator.opt_state, moments)[group]
+                chex.assert_trees_all_equal(old, new)
     if "quantizer" not in phase.trains:
         chex.assert_trees_all_equal(before.generator.stats, after.generator.stats)
     if not phase.adversarial:
@@ -220,6 +225,26 @@ def test_evaluation_params_are_a_moving_average(images, warm):
         lambda old, new: 0.5 * old + 0.5 * new, state.generator.ema_params, after.generator.params
     )
     chex.assert_trees_all_close(after.generator.ema_params, expected, atol=1e-6)
+
+
+def test_a_revived_entry_is_taken_over_by_the_average(images, warm):
+    recipe = make(ema_decay=0.999)
+    state = warm(recipe, "ema").replace(step=jnp.int32(10_000))
+    stats = state.generator.stats["codebook"]["quantizer"]
+    dead = {**stats, "cluster_size": stats["cluster_size"].at[5].set(0.0)}
+    generator = state.generator
+    params = {
+        **generator.params,
+        "quantizer": {"codebook": generator.params["quantizer"]["codebook"].at[5].set(99.0)},
+    }
+    generator = generator.replace(stats={"codebook": {"quantizer": dead}}, params=params)
+    after, metrics = run(recipe, PHASES["joint"], state.replace(generator=generator), images)
+    assert metrics["revived"] >= 1
+    now, average = (
+        p["quantizer"]["codebook"][5] for p in (after.generator.params, after.generator.ema_params)
+    )
+    chex.assert_trees_all_equal(now, average)
+    assert float(jnp.abs(now).max()) < 50
 
 
 def test_initialising_sets_the_codebook_and_its_average_and_nothing_else(images, warm):

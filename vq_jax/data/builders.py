@@ -38,6 +38,12 @@ def _png(image: np.ndarray) -> io.BytesIO:
 _VARIANT = frozenset(
     ["fe0f", "1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff", "2640", "2642", "27a1", "200d"]
 )
+# Man, woman, person; boy, girl, child; old man, old woman, older person: each trio is one figure.
+_FIGURE = {
+    **dict.fromkeys(("1f468", "1f469", "1f9d1"), "adult"),
+    **dict.fromkeys(("1f466", "1f467", "1f9d2"), "child"),
+    **dict.fromkeys(("1f474", "1f475", "1f9d3"), "elder"),
+}
 _CATEGORIES = [
     "Activities",
     "Animals & Nature",
@@ -54,7 +60,7 @@ _CATEGORIES = [
 
 def emoji_group(name: str) -> str:
     """What an emoji's file name, code points joined by '-', has in common with its variants."""
-    parts = [part for part in name.split("-") if part not in _VARIANT]
+    parts = [_FIGURE.get(part, part) for part in name.split("-") if part not in _VARIANT]
     return "-".join(parts) or name
 
 

@@ -1,5 +1,6 @@
 """Image files and arrays: reading, fitting to a square, showing side by side, writing."""
 
+import contextlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -120,7 +121,8 @@ def save_image(image: np.ndarray, path: Path) -> None:
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(temporary)
         temporary.replace(path)
     except (OSError, ValueError) as e:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise UserError(f"cannot write {path}: {e}") from e
 
 

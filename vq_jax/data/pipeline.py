@@ -72,6 +72,8 @@ def train_batches(
     Raises:
       UserError: the source is smaller than a batch.
     """
+    if not len(source):
+        raise UserError("no image is left to train on: all of them are held out")
     if len(source) < config.batch_size:
         raise UserError(
             f"{len(source)} training images are fewer than a batch: "

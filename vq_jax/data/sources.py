@@ -7,6 +7,7 @@ A source is anything with `__len__` and `__getitem__(i) -> {"image": uint8 [H, W
 import contextlib
 import dataclasses
 import difflib
+import hashlib
 import io
 import logging
 import threading
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import ml_collections
-import numpy as np
 
 from vq_jax.data.images import EXTENSIONS, decode
 from vq_jax.errors import UserError
@@ -53,13 +53,26 @@ class Subset:
         return self.source[self.indices[index]]
 
 
-def hold_out(count: int, fraction: float, seed: int = 0) -> tuple[list[int], list[int]]:
-    """Splits range(count) at random into (train, held out), each sorted; by the seed alone."""
+def hold_out(names: Sequence[str], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Splits examples into (train, held out) by a hash of each one's name.
+
+    An example keeps its side when others come or go.
+
+    Args:
+      names: one for each example, all different.
+      fraction: share to hold out, about; at least one is.
+      seed: another seed holds out others.
+
+    Returns:
+      the positions in `names` of either side.
+    """
     if not 0 < fraction < 1:
         raise UserError(f"data.val_fraction is {fraction}: use a number between 0 and 1")
-    order = np.random.default_rng(seed).permutation(count).tolist()
-    held_out = max(1, round(fraction * count))
-    return sorted(order[held_out:]), sorted(order[:held_out])
+    digests = [hashlib.sha256(f"{seed}/{name}".encode()).digest() for name in names]
+    places = [int.from_bytes(digest[:8], "big") / 2**64 for digest in digests]
+    limit = max(fraction, min(places))
+    train = [i for i, place in enumerate(places) if place > limit]
+    return train, [i for i, place in enumerate(places) if place <= limit]
 
 
 # --- folders --------------------------------------------------------------------------------------
@@ -136,10 +149,11 @@ def _folder(config: ml_collections.ConfigDict, seed: int) -> Splits:
     names = sorted(set(class_of))
     labels = [names.index(name) for name in class_of]
     resize = config.resolution if config.resize is None else config.resize
+    places = [str(p.relative_to(folder)) for p in files]
     min_side = max(resize, config.resolution) if resize else 0
     train, val = (
         FolderSource([files[i] for i in part], [labels[i] for i in part], min_side)
-        for part in hold_out(len(files), config.val_fraction, seed)
+        for part in hold_out(places, config.val_fraction, seed)
     )
     return Splits(train, val, tuple(names))
 
@@ -161,19 +175,20 @@ class _TfdsSource:
         return {"image": example["image"], "label": int(example.get("label", 0))}
 
 
-def _prepared(builder: Any, train_split: str, val_split: str | None, val_fraction: float) -> Splits:
+def _prepared(
+    builder: Any, val_split: str | None, config: ml_collections.ConfigDict, seed: int
+) -> Splits:
     features = builder.info.features
     names = tuple(getattr(features["label"], "names", None) or ()) if "label" in features else ()
-    train: Source = _TfdsSource(builder.as_data_source(split=train_split))
+    train: Source = _TfdsSource(builder.as_data_source(split="train"))
     if val_split is None:
-        parts = hold_out(len(train), val_fraction)
+        parts = hold_out([str(i) for i in range(len(train))], config.val_fraction, seed)
         return Splits(Subset(train, parts[0]), Subset(train, parts[1]), names)
     return Splits(train, _TfdsSource(builder.as_data_source(split=val_split)), names)
 
 
 def _embedded(name: str) -> Callable[[ml_collections.ConfigDict, int], Splits]:
     def open_(config: ml_collections.ConfigDict, seed: int) -> Splits:
-        del seed  # these splits are part of the data set
         from vq_jax.data import builders
 
         builder_class = {"emoji": builders.Emoji, "photos": builders.Photos}[name]
@@ -181,7 +196,7 @@ def _embedded(name: str) -> Callable[[ml_collections.ConfigDict, int], Splits]:
         if not builder.data_path.exists():
             log.info("preparing data set %s in %s", name, builder.data_path)
         _quiet_prepare(builder)
-        return _prepared(builder, "train", "test", config.val_fraction)
+        return _prepared(builder, "test", config, seed)
 
     return open_
 
@@ -194,7 +209,7 @@ def _quiet_prepare(builder: Any) -> None:
         builder.download_and_prepare()
 
 
-def _tfds(name: str, config: ml_collections.ConfigDict) -> Splits:
+def _tfds(name: str, config: ml_collections.ConfigDict, seed: int) -> Splits:
     import tensorflow_datasets as tfds
 
     dataset = name.partition("/")[0].partition(":")[0]
@@ -221,7 +236,7 @@ def _tfds(name: str, config: ml_collections.ConfigDict) -> Splits:
     val = next((s for s in ("validation", "test") if s in splits), None)
     if "train" not in splits or "image" not in builder.info.features:
         raise UserError(f"tfds:{name} has no split 'train' of images: {', '.join(splits)}")
-    return _prepared(builder, "train", val, config.val_fraction)
+    return _prepared(builder, val, config, seed)
 
 
 def _first_line(e: Exception) -> str:
@@ -247,5 +262,5 @@ def open_source(config: ml_collections.ConfigDict, seed: int = 0) -> Splits:
       UserError: it cannot be had, with what to do.
     """
     if config.source.startswith("tfds:"):
-        return _tfds(config.source.removeprefix("tfds:"), config)
+        return _tfds(config.source.removeprefix("tfds:"), config, seed)
     return SOURCES[config.source](config, seed)

@@ -28,7 +28,7 @@ class PatchGAN(nn.Module):
     def __call__(self, x: jax.Array, *, axis_name: str | None = None) -> jax.Array:
         """Returns logits float32 [B, h, w, 1]."""
         if self.norm not in ("batch", "group", "none"):
-            raise ValueError(f"disc.norm is {self.norm!r}: use 'batch', 'group' or 'none'")
+            raise ValueError(f"discriminator.norm is {self.norm!r}: use 'batch', 'group' or 'none'")
         kwargs = {"dtype": self.dtype, "padding": 1, "kernel_init": nn.initializers.normal(0.02)}
         h = nn.leaky_relu(conv(self.ndf, 4, stride=2, name="conv_0", **kwargs)(x), 0.2)
         for i in range(1, self.n_layers + 1):

@@ -44,9 +44,11 @@ class Tokenizer(nn.Module):
         """Images float32 [B, H, W, C], about in [-1, 1], of latents float32 [B, *grid, D]."""
         return self.decoder.to_pixels(self.decoder.features(z_q))
 
-    def initialise_codebook(self, z: jax.Array, key: jax.Array, axis_name: str | None = None):
+    def initialise_codebook(
+        self, z: jax.Array, key: jax.Array, batches: int, axis_name: str | None = None
+    ):
         """Sets the codebook from latents (apply with mutable params and statistics)."""
-        return self.quantizer.initialise(z, key, axis_name=axis_name)
+        return self.quantizer.initialise(z, key, batches, axis_name=axis_name)
 
     def update_codebook(
         self, z: jax.Array, codes: jax.Array, key: jax.Array, axis_name: str | None = None

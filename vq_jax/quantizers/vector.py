@@ -99,13 +99,22 @@ class VectorQuantizer(nn.Module):
             loss += self.usage_weight * losses.code_usage(assignment_K)
         return loss
 
-    def initialise(self, z: jax.Array, key: jax.Array, *, axis_name: str | None = None) -> None:
-        """Sets codebook and statistics by k-means over the latents `z` [..., dim] of all devices."""
+    def initialise(
+        self, z: jax.Array, key: jax.Array, batches: int = 1, *, axis_name: str | None = None
+    ) -> None:
+        """Sets codebook and statistics by k-means over latents.
+
+        Args:
+          z: float [..., dim], the latents of this device.
+          key: PRNG key, the same on every device.
+          batches: how many batches `z` holds; the statistics are those of one.
+          axis_name: mapped axis, or None.
+        """
         z_ND = z.reshape(-1, self.dim).astype(jnp.float32)
         entries, counts = functions.kmeans(
             key, z_ND, self.num_codes, self.kmeans_iterations, axis_name
         )
-        counts = jnp.maximum(counts, 1.0)
+        counts = jnp.maximum(counts, 1.0) / batches
         self.put_variable("params", "codebook", entries)
         self.put_variable("codebook", "cluster_size", counts)
         self.put_variable("codebook", "embed_sum", entries * counts[:, None])
@@ -122,7 +131,7 @@ class VectorQuantizer(nn.Module):
           axis_name: mapped axis, or None.
 
         Returns:
-          float32 []: how many entries were revived.
+          bool [num_codes]: the entries that were revived.
         """
         z_ND = z.reshape(-1, self.dim).astype(jnp.float32)
         counts, sums = functions.code_sums(z_ND, codes.reshape(-1), self.num_codes, axis_name)
@@ -140,4 +149,4 @@ class VectorQuantizer(nn.Module):
         self.put_variable("params", "codebook", entries)
         self.put_variable("codebook", "cluster_size", size)
         self.put_variable("codebook", "embed_sum", embed_sum)
-        return dead.sum().astype(jnp.float32)
+        return dead

@@ -140,5 +140,6 @@ def measure_split(
         "codes_per_image": codes_per_image,
         "num_codes": tokenizer.num_codes,
         "images": images,
+        "step": tokenizer.step,
     }
     return figures, counts, (np.stack(originals[:_SHOWN]), np.stack(outputs[:_SHOWN]))

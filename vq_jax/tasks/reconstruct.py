@@ -37,6 +37,10 @@ def reconstruct(
     else:
         pairs = [(input, output if output.suffix else output / f"{input.stem}.png")]
 
+    inputs = {source.resolve() for source, _ in pairs}
+    inside = input.is_dir() and output.resolve().is_relative_to(input.resolve())
+    if inside or any(target.resolve() in inputs for _, target in pairs):
+        raise UserError(f"--output={output} would write among the originals: name another place")
     done, failed = 0, []
     for source, target in pairs:
         try:

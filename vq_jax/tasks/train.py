@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import time
 from functools import partial
 from pathlib import Path
@@ -13,8 +14,9 @@ from ml_collections import ConfigDict
 
 from vq_jax import config as configs
 from vq_jax.config import PHASES
-from vq_jax.data.pipeline import train_batches
+from vq_jax.data.pipeline import eval_batches, train_batches
 from vq_jax.data.sources import Source, open_source
+from vq_jax.errors import UserError
 from vq_jax.losses import ADVERSARIAL, RECONSTRUCTION
 from vq_jax.models.perceptual import load_lpips, lpips
 from vq_jax.tasks.evaluate import measure
@@ -22,7 +24,13 @@ from vq_jax.tokenizer import TrainedTokenizer
 from vq_jax.training import parallel
 from vq_jax.training.checkpoint import Checkpoints
 from vq_jax.training.optim import make_optimizer
-from vq_jax.training.report import Report, plot_curves, print_parameters, read_lines
+from vq_jax.training.report import (
+    Report,
+    make_console,
+    plot_curves,
+    print_parameters,
+    read_lines,
+)
 from vq_jax.training.state import GanState, join, split
 from vq_jax.training.steps import Phase, Recipe, init_state, initialise_codebook, train_step
 
@@ -91,8 +99,9 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
       workdir: gets config.json, checkpoints/, metrics.jsonl, the figures and the pictures.
       profile: write a trace of ten steps to `workdir`/profile.
     """
-    parallel.check(config.parallel, config.data.batch_size)
+    parallel.check(config.parallel, config.data.batch_size, config.loss.perceptual_stride)
     splits = open_source(config.data, config.seed)
+    next(eval_batches(splits.val, config.data))  # better to fail now than after the training
     share = (jax.process_index(), jax.process_count())
     iterator = train_batches(splits.train, config.data, config.seed, *share)
     phases, recipe = make_phases(config), make_recipe(config)
@@ -103,9 +112,20 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
     init = partial(init_state, recipe, image_shape=shape)
     state = parallel.replicate(parallel.run_once(init, jax.random.fold_in(key, _INIT)))
 
-    workdir.mkdir(parents=True, exist_ok=True)
+    say = make_console().print
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"--workdir={workdir} cannot be made: {e}") from e
     with Checkpoints(workdir / "checkpoints", config.keep) as checkpoints:
         start = checkpoints.latest_step() or 0
+        if start:
+            say(f"{workdir} is at step {start} of {total}")
+            _check_resume(config, workdir, say)
+            state = join(checkpoints.restore(start, split(state), iterator))
+        if start >= total and _evaluated_step(workdir) == start:
+            say("it is finished: use another --workdir, or longer phases, to train more")
+            return
         report = Report(
             workdir,
             total,
@@ -115,14 +135,6 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
             wandb_config=config.to_dict(),
         )
         try:
-            say = report.console.print
-            if start:
-                state = join(checkpoints.restore(start, split(state), iterator))
-                say(f"{workdir} is at step {start} of {total}")
-                _say_changes(config, workdir, say)
-            if start >= total and (workdir / "evaluation.json").exists():
-                say("it is finished: use another --workdir, or longer phases, to train more")
-                return
             if report.active:
                 configs.save(config, workdir / "config.json")
             if not start:
@@ -141,10 +153,26 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
     _finish(config, workdir, recipe, state, splits.val, report)
 
 
-def _say_changes(config: ConfigDict, workdir: Path, say: Any) -> None:
+def _check_resume(config: ConfigDict, workdir: Path, say: Any) -> None:
+    """Says what has changed since the run began; refuses what its checkpoint cannot follow."""
     saved = workdir / "config.json"
-    if saved.exists() and (changes := configs.differences(configs.load(saved), config)):
+    if not saved.exists():
+        return
+    before = configs.load(saved)
+    for field in ("source", "workers"):
+        if before.data[field] != config.data[field]:
+            raise UserError(
+                f"{workdir} was trained with data.{field}={before.data[field]}, and its place in "
+                f"the data fits no other: keep that, or take another --workdir"
+            )
+    if changes := configs.differences(before, config):
         say("the config has changed since: " + ", ".join(changes))
+
+
+def _evaluated_step(workdir: Path) -> int:
+    """The step the figures in a run's folder are of, or -1."""
+    path = workdir / "evaluation.json"
+    return json.loads(path.read_text()).get("step", -1) if path.exists() else -1
 
 
 def _run(
@@ -187,6 +215,7 @@ def _run(
             if step == _first_quantized(phases):
                 state = _initialise(config, recipe, state, key, splits.train)
             if step % config.save_every == 0 and step > first:
+                settle()  # a line that is not written before the checkpoint would never be
                 checkpoints.save(step, split(state), iterator)
             if step in profiled and step == profiled[0]:
                 jax.profiler.start_trace(str(workdir / "profile"))
@@ -204,8 +233,10 @@ def _run(
                 settle()
                 figures = _measure(config, workdir, recipe, state, splits.val, report)
                 report.write(step + 1, {f"val_{k}": float(v) for k, v in figures.items()})
-                report.pause_clock()
+                report.restart_clock(step + 1)
     settle()
+    if first + 10 < total < first + 20 and profile:
+        jax.profiler.stop_trace()
     if total > first:
         checkpoints.save(total, split(state), iterator)
     return state
@@ -225,7 +256,9 @@ def _initialise(
     batches = train_batches(source, config.data, config.seed, *share)
     drawn = [next(batches) for _ in range(config.kmeans_batches)]
     batch = {"image": np.concatenate([b["image"] for b in drawn])}
-    step = parallel.compile_step(partial(initialise_codebook, recipe=recipe), config.parallel)
+    step = parallel.compile_step(
+        partial(initialise_codebook, recipe=recipe, batches=len(drawn)), config.parallel
+    )
     return step(state, parallel.shard_batch(batch, config.parallel), key)[0]
 
 
@@ -236,7 +269,7 @@ def _measure(
         return {}
     variables = {"params": state.generator.ema_params, **state.generator.stats}
     variables = jax.device_put(jax.device_get(variables), jax.local_devices()[0])
-    tokenizer = TrainedTokenizer(config, recipe.tokenizer, variables)
+    tokenizer = TrainedTokenizer(config, recipe.tokenizer, variables, int(state.step))
     return measure(tokenizer, val, workdir, report.console)
 
 

@@ -20,11 +20,18 @@ class Checkpoints:
     can be read without the others.
     """
 
-    def __init__(self, folder: Path, keep: int = 2):
+    def __init__(self, folder: Path, keep: int = 2, *, writes: bool = True):
+        """Opens a folder of checkpoints.
+
+        Args:
+          folder: where they lie, or will.
+          keep: how many stay.
+          writes: False for a reader, who leaves what another process is just writing alone.
+        """
         self._checkpointer = ocp.training.Checkpointer(
             folder.absolute(),
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=jax.process_index() == 0,
+            cleanup_tmp_directories=writes and jax.process_index() == 0,
         )
 
     def latest_step(self) -> int | None:

@@ -18,13 +18,25 @@ def _mesh() -> jax.sharding.Mesh:
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def check(parallel: str, batch_size: int) -> None:
-    """Raises UserError when the run cannot be spread as asked."""
+def check(parallel: str, batch_size: int, stride: int = 1) -> None:
+    """Raises UserError when the run cannot be spread as asked.
+
+    Args:
+      parallel: one of `PARALLEL`.
+      batch_size: images over all devices.
+      stride: a step may look at every so manieth image; a device's share is a multiple of it, so
+        that the choice does not depend on the number of devices.
+    """
     if parallel not in PARALLEL:
         raise UserError(f"parallel is {parallel!r}: use one of {', '.join(PARALLEL)}")
     if batch_size % jax.device_count():
         raise UserError(
             f"data.batch_size {batch_size} does not divide over {jax.device_count()} devices"
+        )
+    if batch_size // jax.device_count() % stride:
+        raise UserError(
+            f"loss.perceptual_stride {stride} does not divide the "
+            f"{batch_size // jax.device_count()} images of each device"
         )
     if parallel == "pmap" and jax.process_count() > 1:
         raise UserError("parallel='pmap' is for one host; use --config.parallel=jit on many")

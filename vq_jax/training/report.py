@@ -1,5 +1,6 @@
 """What a run says while it goes: the progress bar, metrics.jsonl, TensorBoard, wandb, curves."""
 
+import hashlib
 import importlib.util
 import json
 import math
@@ -31,6 +32,11 @@ _SHOWN = {
 _SECONDS_BETWEEN_LINES = 10.0
 
 
+def make_console() -> Console:
+    """Where process 0 speaks to the user; the others' is silent."""
+    return Console(quiet=jax.process_index() != 0, highlight=False, soft_wrap=True)
+
+
 class Report:
     """Writes a run's metrics everywhere they go. Only process 0 writes anything."""
 
@@ -45,7 +51,7 @@ class Report:
         wandb_config: dict[str, Any] | None = None,
     ):
         self.active = jax.process_index() == 0
-        self.console = Console(quiet=not self.active, highlight=False, soft_wrap=True)
+        self.console = make_console()
         self._total = total_steps
         self._progress: Progress | None = None
         self._writers: list[Any] = []
@@ -58,7 +64,7 @@ class Report:
         if tensorboard and importlib.util.find_spec("tensorboardX"):
             from tensorboardX import SummaryWriter
 
-            writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step)
+            writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
             self._writers.append(
                 lambda step, values: [writer.add_scalar(k, v, step) for k, v in values.items()]
             )
@@ -66,8 +72,9 @@ class Report:
         if wandb:
             import wandb as wandb_package
 
+            name = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16]
             run = wandb_package.init(
-                project=wandb, dir=str(workdir), config=wandb_config, resume="allow"
+                project=wandb, dir=str(workdir), config=wandb_config, id=name, resume="allow"
             )
             self._writers.append(lambda step, values: run.log(values, step=step))
             self._closers.append(run.finish)
@@ -134,9 +141,9 @@ class Report:
         for write in self._writers:
             write(step, values)
 
-    def pause_clock(self) -> None:
-        """Leaves what took place since the last logged step out of the rates."""
-        self._clock = (time.perf_counter(), self._clock[1])
+    def restart_clock(self, step: int) -> None:
+        """Starts measuring rates anew at `step`, after something that was no training."""
+        self._clock = (time.perf_counter(), step)
 
     def close(self) -> None:
         """Stops the bar and closes the file."""

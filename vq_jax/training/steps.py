@@ -126,11 +126,17 @@ def init_state(recipe: Recipe, key: jax.Array, image_shape: tuple[int, ...]) -> 
 
 
 def initialise_codebook(
-    state: GanState, batch: Batch, key: jax.Array, *, recipe: Recipe, axis_name: str | None = None
+    state: GanState,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    recipe: Recipe,
+    batches: int = 1,
+    axis_name: str | None = None,
 ) -> tuple[GanState, Metrics]:
     """Sets the codebook from the latents of a batch (k-means); takes no step.
 
-    Args, returns: as `train_step`.
+    Args, returns: as `train_step`; `batches` says how many batches were put together into `batch`.
     """
     generator = state.generator
     variables = {"params": generator.params, **generator.stats}
@@ -139,6 +145,7 @@ def initialise_codebook(
         variables,
         z,
         jax.random.fold_in(key, state.step),
+        batches,
         axis_name,
         method="initialise_codebook",
         mutable=list(_MUTABLE),
@@ -240,10 +247,16 @@ def train_step(
             )
             params, stats = _merge(generator.params, generator.stats, changed)
             generator = generator.replace(params=params, stats=stats)
-            report["revived"] = revived
-    generator = generator.replace(
-        ema_params=_ema(generator, state.generator.ema_params, state.step, recipe.ema_decay)
-    )
+            report["revived"] = revived.sum().astype(jnp.float32)
+    ema_params = _ema(generator, state.generator.ema_params, state.step, recipe.ema_decay)
+    if "revived" in report:
+        # An average of an entry's dead place and its new one would be neither.
+        ema_params["quantizer"] = jax.tree.map(
+            lambda average, now: jnp.where(revived[:, None], now, average),
+            ema_params["quantizer"],
+            generator.params["quantizer"],
+        )
+    generator = generator.replace(ema_params=ema_params)
 
     state = state.replace(
         step=state.step + 1, generator=generator, discriminator=disc_state, lecam=lecam
@@ -337,6 +350,12 @@ def _update(state: TrainState, grads, optimizer) -> TrainState:
     updates, opt_state = optimizer.update(full, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     params = {name: frozen.get(name, params[name]) for name in state.params}
+    # Nor do their moments fade: a frozen group goes on later as it stood.
+    opt_state = jax.tree_util.tree_map_with_path(
+        lambda path, new, old: old if any(getattr(k, "key", None) in frozen for k in path) else new,
+        opt_state,
+        state.opt_state,
+    )
     return state.replace(params=params, opt_state=opt_state)
 
 
