@@ -30,6 +30,7 @@ def get_config(data="mnist"):
     config.phases.autoencoder = 1000
     config.phases.quantizer = 1000
     config.phases.joint = 1000
+    config.save_every = 1000
 
     config.loss.reconstruction = "l2"
     config.loss.perceptual_weight = 0.0
