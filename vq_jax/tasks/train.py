@@ -101,7 +101,8 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
     """
     parallel.check(config.parallel, config.data.batch_size, config.loss.perceptual_stride)
     splits = open_source(config.data, config.seed)
-    next(eval_batches(splits.val, config.data))  # better to fail now than after the training
+    if next(eval_batches(splits.val, config.data), None) is None:  # rather now than at the end
+        raise UserError("no held-out image could be read: see data.val_fraction and the log")
     share = (jax.process_index(), jax.process_count())
     iterator = train_batches(splits.train, config.data, config.seed, *share)
     phases, recipe = make_phases(config), make_recipe(config)
