@@ -1,4 +1,10 @@
-"""The default."""
+"""The default: a VQ-GAN on the embedded emoji, 32x32, 64 codes an image out of 512.
+
+    python -m vq_jax.main --config=configs/default.py
+
+Under 5 minutes on two CPU cores. Held-out PSNR 23.0 dB, LPIPS .18, all 512 codes in use (see
+experiments/default).
+"""
 
 from vq_jax.config import base
 
