@@ -228,7 +228,7 @@ def test_reconstruct_takes_any_size_and_folders(trained, tmp_path, rng):
         (["--config=configs/vqvae_mlp.py:nosuch"], "nosuch"),
         (["--config=configs/default.py", "--config.discriminator.norm=layer"], "'group' or 'none'"),
         (["--config=configs/default.py", "--config.data.resolution=30"], "does not halve"),
-        (["--config=configs/default.py", "--workdir=README.md"], "README.md cannot be made"),
+        (["--config=configs/default.py", "--workdir=README.md"], "README.md is a file"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path):

@@ -99,6 +99,8 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
       workdir: gets config.json, checkpoints/, metrics.jsonl, the figures and the pictures.
       profile: write a trace of ten steps to `workdir`/profile.
     """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file: name a folder")
     parallel.check(config.parallel, config.data.batch_size, config.loss.perceptual_stride)
     splits = open_source(config.data, config.seed)
     if next(eval_batches(splits.val, config.data), None) is None:  # rather now than at the end
