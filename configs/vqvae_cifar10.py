@@ -4,9 +4,9 @@
     python -m vq_jax.main --config=configs/vqvae_cifar10.py --config.data.source=folder \\
         --config.data.folder=PATH     # the same on images of your own
 
-TIME
-Sonnet's notebook reports, after these 10,000 steps, a reconstruction error of .056 of the data's
-variance and a perplexity of 326 on its training batches.
+A quarter of an hour on two CPU cores, by the speed of the same layers in the default config; not yet
+run here to its end. Sonnet's notebook reports, after these 10,000 steps, a reconstruction error of
+.056 of the data's variance and a perplexity of 326 on its training batches.
 """
 
 from vq_jax.config import base

@@ -3,8 +3,8 @@
     python -m vq_jax.main --config=configs/vqvae_mlp.py           # tfds:mnist, downloaded by TFDS
     python -m vq_jax.main --config=configs/vqvae_mlp.py:emoji     # embedded data, grey 28x28
 
-TIME
-EXPECT
+Two to three minutes on two CPU cores. Held-out emoji: PSNR 16.7 dB with 9 bits an image; not yet run
+on MNIST.
 """
 
 from vq_jax.config import base
@@ -27,10 +27,10 @@ def get_config(data="mnist"):
     config.kmeans_batches = 32
 
     # The three phases, each a third: the autoencoder, the quantizer, everything.
-    config.phases.autoencoder = 1000
-    config.phases.quantizer = 1000
-    config.phases.joint = 1000
-    config.save_every = 1000
+    config.phases.autoencoder = 600
+    config.phases.quantizer = 600
+    config.phases.joint = 600
+    config.save_every = 600
 
     config.loss.reconstruction = "l2"
     config.loss.perceptual_weight = 0.0

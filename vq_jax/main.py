@@ -124,13 +124,14 @@ def _config_mistake(argv: list[str], e: Exception) -> str:
     """One line about what a config file, or a change to one of its fields, has raised."""
     place = next((a for a in argv if a.startswith("--config=")), "--config")
     text = str(e.args[0] if isinstance(e, KeyError) and e.args else e)
-    text = " ".join(text.replace("\\n", " ").replace("\\", "").split()).strip("'\"")
+    text = " ".join(text.replace("\\n", " ").replace("\\", "").split()).strip('"')
     text = text.rpartition("Failed loading config file config_config ")[2]
     if unknown := re.match(r'Key "(\w+)" does not exist', text):
         known = re.findall(r"'(\w+)':", text)
         near = difflib.get_close_matches(unknown[1], known, cutoff=0.4)
         text = f"there is no field {unknown[1]!r}; near: {', '.join(near or known)}"
-    elif hint := re.search(r"Did you mean .*\?", text):
+    elif hint := re.search(r"Did you mean .*instead of \"(\w+)\"\?", text):
+        place = next((a for a in argv if f".{hint[1]}" in a), place)
         text = hint[0]
     elif isinstance(e, KeyError):
         text = f"there is no {text!r}"

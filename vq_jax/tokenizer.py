@@ -74,6 +74,10 @@ class TrainedTokenizer:
             raise ValueError(
                 f"images are {height}x{width}: both sides must be multiples of {self.factor}"
             )
+        if np.size(images) and float(jnp.max(jnp.abs(images))) > 1.5:
+            raise ValueError(
+                "images reach beyond [-1, 1]: bring them there, x / 127.5 - 1 from bytes"
+            )
         return jnp.asarray(images, jnp.float32)
 
     def encode(self, images: Any) -> jax.Array:

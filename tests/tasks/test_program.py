@@ -121,6 +121,8 @@ def test_run_again_it_says_that_it_is_finished(trained, data_dir):
     before = (workdir / "metrics.jsonl").read_text()
     assert "it is finished" in program(*small(workdir, data_dir)).stdout
     assert (workdir / "metrics.jsonl").read_text() == before
+    other = program(*small(workdir, data_dir), "--config.optim.lr=0.5", check=False)
+    assert other.returncode == 2 and "optim.lr 0.0015 -> 0.5" in other.stderr
 
 
 @pytest.mark.slow
@@ -162,6 +164,7 @@ def test_from_python(trained, emoji_images):
     for wrong, message in (
         (emoji_images[0], "not \\[B, H, W, 3\\]"),
         ((emoji_images * 100).astype(np.uint8), "uint8"),
+        (emoji_images * 100, "beyond"),
         (emoji_images[:, :30], "multiples of 4"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -211,7 +214,7 @@ def test_reconstruct_takes_any_size_and_folders(trained, tmp_path, rng):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config=configs/default.py", "--config.optim.lrr=1"], "lr"),
+        (["--config=configs/default.py", "--config.optim.lrr=1"], 'optim.lrr=1: Did you mean "lr"'),
         (["--config=configs/nosuch.py"], "configs/nosuch.py"),
         (["--config=configs/default.py", "--config.data.source=emojy"], "did you mean emoji"),
         (["--config=configs/default.py", "--config.data.batch_size=many"], "batch_size"),

@@ -73,7 +73,7 @@ def train_batches(
       UserError: the source is smaller than a batch.
     """
     if not len(source):
-        raise UserError("no image is left to train on: all of them are held out")
+        raise UserError("the data has a single image, which is held out: at least 2 are needed")
     if len(source) < config.batch_size:
         raise UserError(
             f"{len(source)} training images are fewer than a batch: "

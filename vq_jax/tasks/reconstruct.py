@@ -28,6 +28,8 @@ def reconstruct(
         raise UserError(f"there is no {input}: --input takes an image or a folder of images")
     tokenizer = load(workdir)
     channels = config.data.channels
+    if input.is_dir() and output.is_file():
+        raise UserError(f"--input={input} is a folder, and --output={output} a file: name a folder")
     if input.is_dir():
         pairs = [
             (p, (output / p.relative_to(input)).with_suffix(".png")) for p in find_images(input)
@@ -35,7 +37,8 @@ def reconstruct(
         if len({target for _, target in pairs}) < len(pairs):  # a.jpg beside a.png: keep both
             pairs = [(p, target.with_name(p.name + ".png")) for p, target in pairs]
     else:
-        pairs = [(input, output if output.suffix else output / f"{input.stem}.png")]
+        into_folder = output.is_dir() or not output.suffix
+        pairs = [(input, output / f"{input.stem}.png" if into_folder else output)]
 
     inputs = {source.resolve() for source, _ in pairs}
     inside = input.is_dir() and output.resolve().is_relative_to(input.resolve())
@@ -59,7 +62,8 @@ def reconstruct(
         stderr(f"skipped: {line}")
     if not done:
         raise UserError(f"none of the {len(pairs)} images of {input} could be read")
-    print(f"reconstructed {done} of {len(pairs)} images into {output}")
+    place = output if input.is_dir() else pairs[0][1]
+    print(f"reconstructed {done} of {len(pairs)} images into {place}")
 
 
 def reconstruct_image(tokenizer: TrainedTokenizer, image: np.ndarray) -> np.ndarray:

@@ -121,12 +121,18 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
     except OSError as e:
         raise UserError(f"--workdir={workdir} cannot be made: {e}") from e
     with Checkpoints(workdir / "checkpoints", config.keep) as checkpoints:
-        start = checkpoints.latest_step() or 0
+        start, changes = checkpoints.latest_step() or 0, []
         if start:
             say(f"{workdir} is at step {start} of {total}")
-            _check_resume(config, workdir, say)
+            if changes := _check_resume(config, workdir):
+                say("the config has changed since: " + ", ".join(changes))
             state = join(checkpoints.restore(start, split(state), iterator))
         if start >= total and _evaluated_step(workdir) == start:
+            if changes:
+                raise UserError(
+                    f"{workdir} is finished, with another config ({', '.join(changes)}): "
+                    "take another --workdir"
+                )
             say("it is finished: use another --workdir, or longer phases, to train more")
             return
         report = Report(
@@ -156,11 +162,11 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
     _finish(config, workdir, recipe, state, splits.val, report)
 
 
-def _check_resume(config: ConfigDict, workdir: Path, say: Any) -> None:
-    """Says what has changed since the run began; refuses what its checkpoint cannot follow."""
+def _check_resume(config: ConfigDict, workdir: Path) -> list[str]:
+    """Lists what has changed since the run began; refuses what its checkpoint cannot follow."""
     saved = workdir / "config.json"
     if not saved.exists():
-        return
+        return []
     before = configs.load(saved)
     for field in ("source", "workers"):
         if before.data[field] != config.data[field]:
@@ -168,8 +174,7 @@ def _check_resume(config: ConfigDict, workdir: Path, say: Any) -> None:
                 f"{workdir} was trained with data.{field}={before.data[field]}, and its place in "
                 f"the data fits no other: keep that, or take another --workdir"
             )
-    if changes := configs.differences(before, config):
-        say("the config has changed since: " + ", ".join(changes))
+    return configs.differences(before, config)
 
 
 def _evaluated_step(workdir: Path) -> int:

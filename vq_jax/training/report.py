@@ -241,8 +241,11 @@ def plot_curves(metrics_file: Path, path: Path) -> None:
             if points:
                 axis.plot(*zip(*points, strict=True), label=label, linewidth=1)
         for phase, step in starts.items():
-            if shown[0]["step"] < step <= shown[-1]["step"]:
-                axis.axvline(step, color="grey", linestyle=":", linewidth=1)
+            first, last = shown[0]["step"], shown[-1]["step"]
+            if not first < step <= last:
+                continue
+            axis.axvline(step, color="grey", linestyle=":", linewidth=1)
+            if not any(step < other < step + 0.1 * (last - first) for other in starts.values()):
                 axis.text(
                     step, 1.01, phase, transform=axis.get_xaxis_transform(),
                     rotation=20, fontsize=7, color="grey",
@@ -250,6 +253,7 @@ def plot_curves(metrics_file: Path, path: Path) -> None:
         if len(panel) == 1:
             axis.set_ylabel(panel[0][1])
         else:
+            axis.set_ylabel("loss" if panel[0][0].startswith("loss") else "logits")
             axis.legend(fontsize=8)
         if panel[0][0] in ("loss_reconstruction", "loss_commitment"):
             axis.set_yscale("log")
