@@ -53,20 +53,17 @@ def _train(workdir: Path) -> None:
 
 
 def _evaluate(workdir: Path) -> None:
-    from vq_jax import config as configs
     from vq_jax.tasks.evaluate import evaluate
 
-    evaluate(configs.load(workdir / "config.json"), workdir)
+    evaluate(workdir)
 
 
 def _reconstruct(workdir: Path) -> None:
-    from vq_jax import config as configs
     from vq_jax.tasks.reconstruct import reconstruct
 
     if not _INPUT.value or not _OUTPUT.value:
         raise UserError("reconstruct needs --input and --output, two files or two folders")
     reconstruct(
-        configs.load(workdir / "config.json"),
         workdir,
         input=Path(_INPUT.value),
         output=Path(_OUTPUT.value),

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
@@ -37,9 +36,10 @@ _ROWS = {
 _SHOWN = 12  # images in reconstructions.png
 
 
-def evaluate(config: ConfigDict, workdir: Path) -> None:
+def evaluate(workdir: Path) -> None:
     """`--mode=evaluate`: the held-out figures of the run in `workdir`, printed and kept as JSON."""
     tokenizer = load(workdir)
+    config = tokenizer.config
     source = open_source(config.data, config.seed).val
     console = Console(highlight=False)
     measure(tokenizer, source, workdir, console)

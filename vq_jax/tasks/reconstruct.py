@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from vq_jax.data.images import read_image, rows_of, save_image, to_float, to_uint8
 from vq_jax.data.sources import find_images
@@ -12,13 +11,10 @@ from vq_jax.tokenizer import TrainedTokenizer, load
 from vq_jax.training.report import stderr
 
 
-def reconstruct(
-    config: ConfigDict, workdir: Path, *, input: Path, output: Path, side_by_side: bool
-) -> None:
+def reconstruct(workdir: Path, *, input: Path, output: Path, side_by_side: bool) -> None:
     """`--mode=reconstruct`: writes the reconstruction of an image, or of each image in a folder.
 
     Args:
-      config: the run's, read from `workdir`.
       workdir: the run's folder.
       input: an image file, or a folder whose tree of images is mirrored in `output`.
       output: the file, or folder, to write.
@@ -27,7 +23,7 @@ def reconstruct(
     if not input.exists():
         raise UserError(f"there is no {input}: --input takes an image or a folder of images")
     tokenizer = load(workdir)
-    channels = config.data.channels
+    channels = tokenizer.config.data.channels
     if input.is_dir() and output.is_file():
         raise UserError(f"--input={input} is a folder, and --output={output} a file: name a folder")
     if input.is_dir():

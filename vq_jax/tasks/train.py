@@ -147,7 +147,8 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
             if report.active:
                 configs.save(config, workdir / "config.json")
             if not start:
-                say(f"{len(splits.train):,} images to train on, {len(splits.val):,} held out")
+                counts = f"{len(splits.train):,} images to train on, {len(splits.val):,} held out"
+                report.console.print(counts)
                 print_parameters(report.console, "generator", state.generator.params)
                 if state.discriminator.params:
                     print_parameters(
@@ -199,7 +200,8 @@ def _run(
     """The loop: save, next batch, step; each step's metrics are read while the next one runs."""
     first = int(state.step)
     total = phases[-1].start + phases[-1].steps
-    profiled = range(first + 10, first + 20) if profile else range(0)
+    profiled = range(first + 10, min(first + 20, total)) if profile else range(0)
+    quantized_from = next((phase.start for phase in phases if phase.quantize), -1)
     wait = 0.0
     pending: tuple[int, str, dict[str, jax.Array]] | None = None
 
@@ -220,7 +222,7 @@ def _run(
             partial(train_step, recipe=recipe, phase=phase), config.parallel
         )
         for step in range(max(first, phase.start), phase.start + phase.steps):
-            if step == _first_quantized(phases):
+            if step == quantized_from:
                 state = _initialise(config, recipe, state, key, splits.train)
             if step % config.save_every == 0 and step > first:
                 settle()  # a line that is not written before the checkpoint would never be
@@ -236,22 +238,18 @@ def _run(
             if step in profiled and step == profiled[-1]:
                 jax.block_until_ready(state)
                 jax.profiler.stop_trace()
-                report.console.print(f"a trace of ten steps is in {workdir / 'profile'}")
+                report.console.print(
+                    f"a trace of {len(profiled)} steps is in {workdir / 'profile'}"
+                )
             if config.eval_every and (step + 1) % config.eval_every == 0 and step + 1 < total:
                 settle()
                 figures = _measure(config, workdir, recipe, state, splits.val, report)
                 report.write(step + 1, {f"val_{k}": float(v) for k, v in figures.items()})
                 report.restart_clock(step + 1)
     settle()
-    if first + 10 < total < first + 20 and profile:
-        jax.profiler.stop_trace()
     if total > first:
         checkpoints.save(total, split(state), iterator)
     return state
-
-
-def _first_quantized(phases: list[Phase]) -> int:
-    return next((phase.start for phase in phases if phase.quantize), -1)
 
 
 def _initialise(

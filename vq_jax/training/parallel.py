@@ -52,7 +52,9 @@ def run_once(function: Callable, *args: Any) -> Any:
 
     Drawing params at full optimization takes XLA longer to compile than a small run's first epoch.
     """
-    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    options = {}
+    if jax.default_backend() == "cpu":  # other backends do not know these
+        options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     return jax.jit(function, compiler_options=options)(*args)
 
 
