@@ -140,3 +140,30 @@ def test_wrong_choices_are_named():
         PatchGAN(norm="layer").init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     with pytest.raises(ValueError, match="does not halve"):
         MODELS["vqvae"](resolution=30, channels=3, dim=4, dtype=jnp.float32)
+
+
+def gradients(module, variables, x):
+    def loss(params):
+        return jnp.square(module.apply({**variables, "params": params}, x)).mean()
+
+    return jax.jit(jax.value_and_grad(loss)), variables["params"]
+
+
+def recomputed(function, *args):
+    return str(jax.make_jaxpr(function)(*args)).count("remat")
+
+
+@pytest.mark.parametrize("name", ["vqgan", "vqvae", "patchgan"])
+def test_remat_computes_again_and_changes_no_number(name, rng):
+    x = jnp.asarray(rng.uniform(-1, 1, size=(2, 16, 16, 3)), jnp.float32)
+    if name == "patchgan":
+        plain, saving = (PatchGAN(ndf=8, n_layers=2, remat=on) for on in (False, True))
+    else:
+        less = {"ch_mult": (1,), "attn_resolutions": ()} if name == "vqgan" else {}
+        plain = tokenizer(name, **less)
+        saving = tokenizer(name, remat_encoder=True, remat_decoder=True, **less)
+    variables = jax.jit(plain.init)(jax.random.key(0), x)
+    chex.assert_trees_all_equal(jax.jit(saving.init)(jax.random.key(0), x), variables)
+    (kept, params), (again, _) = (gradients(m, variables, x) for m in (plain, saving))
+    assert recomputed(kept, params) == 0 and recomputed(again, params) > 0
+    chex.assert_trees_all_close(kept(params), again(params), rtol=1e-3, atol=1e-5)

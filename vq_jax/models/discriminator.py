@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vq_jax.models.layers import BatchNorm, GroupNorm, conv
+from vq_jax.models.layers import BatchNorm, GroupNorm, conv, remat_if
 
 
 class PatchGAN(nn.Module):
@@ -16,12 +16,15 @@ class PatchGAN(nn.Module):
       ndf: width of the first convolution; it doubles a layer, up to eight times.
       n_layers: convolutions of stride 2.
       norm: "batch" (statistics over all devices), "group" or "none".
+      remat: keep the convolutions' outputs only, and compute norms and activations again for the
+        gradient.
       dtype: of the computation; params are float32.
     """
 
     ndf: int = 64
     n_layers: int = 3
     norm: str = "batch"
+    remat: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -36,11 +39,15 @@ class PatchGAN(nn.Module):
             stride = 2 if i < self.n_layers else 1
             use_bias = self.norm != "batch"
             h = conv(width, 4, stride=stride, use_bias=use_bias, name=f"conv_{i}", **kwargs)(h)
-            if self.norm == "batch":
-                h = BatchNorm(dtype=self.dtype, name=f"norm_{i}")(h, axis_name=axis_name)
-            elif self.norm == "group":
-                h = GroupNorm(dtype=self.dtype, name=f"norm_{i}")(h)
-            h = nn.leaky_relu(h, 0.2)
+
+            def activate(self, h, i=i):
+                if self.norm == "batch":
+                    h = BatchNorm(dtype=self.dtype, name=f"norm_{i}")(h, axis_name=axis_name)
+                elif self.norm == "group":
+                    h = GroupNorm(dtype=self.dtype, name=f"norm_{i}")(h)
+                return nn.leaky_relu(h, 0.2)
+
+            h = remat_if(self.remat, activate)(self, h)
         return conv(1, 4, name="conv_out", **kwargs)(h).astype(jnp.float32)
 
 

@@ -1,5 +1,6 @@
 """Layers the convolutional models share. Feature maps are [B, H, W, C]; params are float32."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vq_jax.collectives import pmean
+from vq_jax.models.convolution import conv_general_dilated
 
 Dtype = Any
 
@@ -77,7 +79,23 @@ def _near_one(key, shape):
 
 def conv(features: int, kernel: int, *, dtype: Dtype, stride: int = 1, **kwargs: Any) -> nn.Conv:
     """A square convolution, 'SAME' unless `padding` says otherwise."""
-    return nn.Conv(features, (kernel, kernel), (stride, stride), dtype=dtype, **kwargs)
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        (stride, stride),
+        dtype=dtype,
+        conv_general_dilated=conv_general_dilated,
+        **kwargs,
+    )
+
+
+def remat_if(on: bool, module: Callable[..., Any]) -> Callable[..., Any]:
+    """A module whose activations are computed again for its gradient instead of kept, if asked for.
+
+    For Flax modules and for functions of (module, x). Params, values and gradients stay the same
+    (Chen et al. 2016, "Training deep nets with sublinear memory cost").
+    """
+    return nn.remat(module) if on else module
 
 
 class ResidualBlock(nn.Module):

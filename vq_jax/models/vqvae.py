@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vq_jax.models.layers import TransposedConv, conv
+from vq_jax.models.layers import TransposedConv, conv, remat_if
 
 
 class ResidualStack(nn.Module):
@@ -34,6 +34,7 @@ class Encoder(nn.Module):
     num_res_blocks: int
     downsamples: int
     dtype: Any
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -41,7 +42,7 @@ class Encoder(nn.Module):
             width = self.hidden // 2 if i == 0 else self.hidden
             x = nn.relu(conv(width, 4, stride=2, dtype=self.dtype, name=f"down_{i}")(x))
         x = conv(self.hidden, 3, dtype=self.dtype, name="conv")(x)
-        x = ResidualStack(
+        x = remat_if(self.remat, ResidualStack)(
             self.hidden, self.res_hidden, self.num_res_blocks, self.dtype, name="residual"
         )(x)
         return conv(self.dim, 1, dtype=self.dtype, name="to_latent")(x).astype(jnp.float32)
@@ -56,6 +57,7 @@ class Decoder(nn.Module):
     num_res_blocks: int
     downsamples: int
     dtype: Any
+    remat: bool = False
 
     def setup(self):
         self.conv_out = TransposedConv(self.channels, self.dtype)
@@ -64,7 +66,7 @@ class Decoder(nn.Module):
     def features(self, z: jax.Array) -> jax.Array:
         """Everything before the last transposed convolution: [B, h f/2, w f/2, hidden/2]."""
         x = conv(self.hidden, 3, dtype=self.dtype, name="conv")(z)
-        x = ResidualStack(
+        x = remat_if(self.remat, ResidualStack)(
             self.hidden, self.res_hidden, self.num_res_blocks, self.dtype, name="residual"
         )(x)
         for i in range(self.downsamples - 1):
@@ -87,6 +89,8 @@ def vqvae(
     res_hidden: int = 32,
     num_res_blocks: int = 2,
     downsamples: int = 2,
+    remat_encoder: bool = False,
+    remat_decoder: bool = False,
 ) -> tuple[nn.Module, nn.Module]:
     """Encoder and decoder after van den Oord et al. 2017, sized by default as Sonnet's example.
 
@@ -99,6 +103,8 @@ def vqvae(
       res_hidden: width inside a residual block.
       num_res_blocks: residual blocks on each side.
       downsamples: how many convolutions of stride 2.
+      remat_encoder, remat_decoder: compute the residual blocks again for the gradient instead of
+        keeping their activations.
     """
     if resolution % 2**downsamples:
         raise ValueError(
@@ -111,4 +117,7 @@ def vqvae(
         "downsamples": downsamples,
         "dtype": dtype,
     }
-    return Encoder(dim=dim, **shared), Decoder(channels=channels, **shared)
+    return (
+        Encoder(dim=dim, remat=remat_encoder, **shared),
+        Decoder(channels=channels, remat=remat_decoder, **shared),
+    )

@@ -1,0 +1,91 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from vq_jax.models import convolution
+from vq_jax.models.convolution import conv_general_dilated
+
+DIMENSIONS = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+
+
+def inputs(rng, shape, features, size=3, dtype=jnp.float32):
+    x = rng.normal(size=shape)
+    kernel = rng.normal(size=(size, size, shape[-1], features)) / np.sqrt(size**2 * shape[-1])
+    return jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
+
+
+def values_and_gradients(conv, x, kernel, padding, stride=1):
+    def apply(x, kernel):
+        return conv(x, kernel, (stride, stride), padding, **DIMENSIONS)
+
+    y, vjp = jax.vjp(apply, x, kernel)
+    dy = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape).astype(y.dtype)
+    return y, *vjp(dy)
+
+
+@pytest.mark.parametrize(
+    ("shape", "features", "size", "padding"),
+    [
+        ((2, 8, 16, 32), 48, 3, "SAME"),
+        ((3, 4, 4, 64), 32, 3, ((1, 1), (1, 1))),
+        ((4, 64, 64, 32), 32, 3, "SAME"),  # in blocks
+        ((2, 7, 9, 40), 24, 1, "SAME"),
+    ],
+)
+def test_equals_xlas_in_value_and_gradients(rng, shape, features, size, padding):
+    x, kernel = inputs(rng, shape, features, size)
+    ours = values_and_gradients(conv_general_dilated, x, kernel, padding)
+    theirs = values_and_gradients(lax.conv_general_dilated, x, kernel, padding)
+    for a, b in zip(ours, theirs, strict=True):
+        assert float(jnp.abs(a - b).max()) < 2e-5 * float(jnp.abs(b).max())
+
+
+def test_bfloat16_is_computed_in_float32(rng):
+    x, kernel = inputs(rng, (2, 8, 8, 32), 32, dtype=jnp.bfloat16)
+    ours = values_and_gradients(conv_general_dilated, x, kernel, "SAME")
+    wide = (v.astype(jnp.float32) for v in (x, kernel))
+    exact = values_and_gradients(lax.conv_general_dilated, *wide, "SAME")
+    for a, b in zip(ours, exact, strict=True):
+        chex.assert_type(a, jnp.bfloat16)
+        assert float(jnp.abs(a - b).max()) < 0.01 * float(jnp.abs(b).max())
+
+
+def test_a_gradient_of_a_gradient(rng):
+    x, kernel = inputs(rng, (1, 4, 8, 32), 32)
+
+    def penalty(conv):
+        def of(kernel):
+            y = jax.grad(lambda x: jnp.square(conv(x, kernel)).sum())
+            return jnp.square(y(x)).sum()
+
+        return jax.grad(of)(kernel)
+
+    a, b = penalty(convolution.conv3x3), penalty(convolution._xla)
+    assert float(jnp.abs(a - b).max()) < 1e-4 * float(jnp.abs(b).max())
+
+
+@pytest.mark.parametrize(
+    ("shape", "features", "stride", "padding", "fast"),
+    [
+        ((1, 8, 8, 32), 32, 1, "SAME", True),
+        ((1, 6, 8, 32), 32, 1, "SAME", False),
+        ((1, 8, 8, 3), 32, 1, "SAME", False),
+        ((1, 8, 8, 32), 3, 1, "SAME", False),
+        ((1, 8, 8, 32), 32, 2, "SAME", False),
+        ((1, 8, 8, 32), 32, 1, "VALID", False),
+        ((1, 8, 8, 32), 32, 1, ((0, 1), (0, 1)), False),
+    ],
+)
+def test_other_convolutions_are_xlas_own(rng, shape, features, stride, padding, fast):
+    x, kernel = inputs(rng, shape, features)
+
+    def conv(x, kernel):
+        return conv_general_dilated(x, kernel, (stride, stride), padding, **DIMENSIONS)
+
+    assert ("custom_vjp" in str(jax.make_jaxpr(conv)(x, kernel))) == fast
+    if not fast:
+        expected = lax.conv_general_dilated(x, kernel, (stride, stride), padding, **DIMENSIONS)
+        chex.assert_trees_all_equal(conv(x, kernel), expected)
