@@ -4,9 +4,9 @@
     python -m vq_jax.main --config=configs/vqvae_cifar10.py --config.data.source=folder \\
         --config.data.folder=PATH     # the same on images of your own
 
-A quarter of an hour on two CPU cores, by the speed of the same layers in the default config; not yet
-run here to its end. Sonnet's notebook reports, after these 10,000 steps, a reconstruction error of
-.056 of the data's variance and a perplexity of 326 on its training batches.
+22 minutes on two CPU cores: error .0514 of the data's variance and perplexity 318 on the training
+batches (Sonnet's notebook: .056 and 326), .0530 on 5,000 held-back images; see
+experiments/vqvae_cifar10.
 """
 
 from vq_jax.config import base
@@ -27,7 +27,8 @@ def get_config():
     config.quantizer.codebook = "ema"
     config.quantizer.decay = 0.99
     config.quantizer.beta = 0.25
-    # As published: a random start, and no revival.
+    # As published: a random start, no revival, no averaged params.
+    config.ema_decay = 0.0
     config.kmeans_batches = 0
     config.quantizer.revive_below = 0.0
 

@@ -1,4 +1,8 @@
+import threading
+import time
+
 import chex
+import jax
 import numpy as np
 import pytest
 
@@ -53,7 +57,37 @@ def test_processes_share_the_batch_that_one_would_have(emoji, config):
     for _ in range(3):
         batch = next(whole)["image"]
         for i, share in enumerate(shares):
-            chex.assert_trees_all_equal(next(share)["image"], batch[i::2])
+            chex.assert_trees_all_equal(next(share)["image"], batch[4 * i : 4 * i + 4])
+
+
+def test_batches_joined_are_the_batches_one_after_another(emoji, config):
+    single = train_batches(emoji.train, config, 0)
+    expected = np.concatenate([next(single)["image"] for _ in range(3)])
+    shares = [train_batches(emoji.train, config, 0, i, 2, together=3) for i in range(2)]
+    joined = np.concatenate([next(share)["image"] for share in shares])
+    chex.assert_trees_all_equal(joined, expected)
+
+
+def test_batches_are_placed_ahead_and_the_position_is_of_the_last_one_taken(emoji, config):
+    placed = []
+
+    def place(batch):
+        placed.append(threading.current_thread())
+        return {"image": jax.device_put(batch["image"])}
+
+    iterator = train_batches(emoji.train, config, 0, place=place)
+    first = next(iterator)
+    assert isinstance(first["image"], jax.Array)
+    state = iterator.get_state()
+    limit = time.monotonic() + 20
+    while len(placed) < 3 and time.monotonic() < limit:  # without being asked for
+        time.sleep(0.01)
+    assert len(placed) >= 3 and threading.current_thread() not in placed
+    expected = [next(iterator)["image"] for _ in range(3)]
+    other = train_batches(emoji.train, config, 0)
+    other.set_state(state)
+    for image in expected:
+        chex.assert_trees_all_equal(np.asarray(image), next(other)["image"])
 
 
 @pytest.mark.slow

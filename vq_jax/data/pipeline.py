@@ -1,7 +1,7 @@
 """Batches for training and evaluation: one Grain pipeline over any source."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
@@ -46,25 +46,46 @@ def _prepare(config: ml_collections.ConfigDict, train: bool) -> Prepare:
     )
 
 
+class _Share(grain.MapDataset):
+    """One process's part of every batch: process p of P has the p-th P-th of it, in order."""
+
+    def __init__(self, parent: Any, batch: int, index: int, count: int):
+        super().__init__(parent)
+        self._batch, self._part, self._start = batch, batch // count, batch // count * index
+
+    def __len__(self) -> int:
+        return len(self._parent)  # repeated without end
+
+    def __getitem__(self, index: Any) -> Any:
+        batches, place = divmod(index, self._part)
+        return self._parent[batches * self._batch + self._start + place]
+
+
 def train_batches(
     source: Source,
     config: ml_collections.ConfigDict,
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
+    *,
+    together: int = 1,
+    place: Callable[[Batch], Any] | None = None,
 ) -> grain.DatasetIterator:
     """Endless batches, shuffled anew each epoch; the same for the same seed.
 
     Examples are drawn and augmented by their place in the whole stream and only then dealt out to
-    processes, so a batch holds the same images however many processes share it. Decoding runs in
-    threads (`config.workers` = 0) or in that many processes, ahead of training. The iterator's
-    position is part of a checkpoint.
+    processes, so a batch holds the same images in the same order however many processes share it.
+    Decoding runs in threads (`config.workers` = 0) or in that many processes, and `place` in a
+    thread, ahead of training. The iterator's position, that of the last batch taken, is part of a
+    checkpoint.
 
     Args:
       source: the examples.
       config: the section `data`.
       seed: of order and augmentation.
       process_index, process_count: which share of each batch is this process's.
+      together: how many batches to join into one.
+      place: puts a finished batch where it is wanted, on devices say.
 
     Yields:
       `image` float32 [batch_size / process_count, H, W, C] in [-1, 1], `label` int32 [...].
@@ -79,24 +100,30 @@ def train_batches(
             f"{len(source)} training images are fewer than a batch: "
             f"--config.data.batch_size={config.batch_size} must be {len(source)} or less"
         )
+    batch_size = together * config.batch_size
     dataset: Any = (
         grain.MapDataset.source(source)
         .seed(seed)
         .shuffle()
         .repeat(None)
         .random_map(_prepare(config, train=True))
-        .slice(slice(process_index, None, process_count))
     )
+    if process_count > 1:
+        dataset = _Share(dataset, batch_size, process_index, process_count)
+    share = batch_size // process_count
     if config.workers:
         if not flags.FLAGS.is_parsed():  # Grain's workers read its flags, in a notebook too
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=64))
-        dataset = dataset.batch(config.batch_size // process_count, drop_remainder=True)
-        return iter(dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers)))
-    ahead = 4 * config.batch_size // process_count
-    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=ahead))
-    dataset = dataset.batch(config.batch_size // process_count, drop_remainder=True)
-    return iter(grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2))
+        dataset = dataset.batch(share, drop_remainder=True)
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
+    else:
+        options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4 * share)
+        dataset = dataset.to_iter_dataset(options).batch(share, drop_remainder=True)
+    if place is not None:
+        dataset = dataset.map(place)
+    ahead = 2 if together == 1 else 0
+    return iter(grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=ahead))
 
 
 def eval_batches(source: Source, config: ml_collections.ConfigDict) -> Iterator[Batch]:

@@ -77,6 +77,9 @@ def hold_out(names: Sequence[str], fraction: float, seed: int) -> tuple[list[int
 
 # --- folders --------------------------------------------------------------------------------------
 
+# Beside a folder "train", what the folder of held-out images is called.
+_HELD_OUT = ("val", "validation", "test")
+
 
 class FolderSource:
     """The images below a folder, in the order of their paths; the first subfolder is the class.
@@ -144,16 +147,27 @@ def _folder(config: ml_collections.ConfigDict, seed: int) -> Splits:
     if not config.folder:
         raise UserError("data.source=folder needs --config.data.folder=PATH, a folder of images")
     folder = Path(config.folder)
-    files = find_images(folder)
-    class_of = [p.relative_to(folder).parts[0] if p.parent != folder else "" for p in files]
-    names = sorted(set(class_of))
-    labels = [names.index(name) for name in class_of]
+    held = next((name for name in _HELD_OUT if (folder / name).is_dir()), None)
+    if held is not None and (folder / "train").is_dir():
+        roots = (folder / "train", folder / held)
+        parts = [[(root, file) for file in find_images(root)] for root in roots]
+    else:
+        files = find_images(folder)
+        places = [str(file.relative_to(folder)) for file in files]
+        sides = hold_out(places, config.val_fraction, seed)
+        parts = [[(folder, files[i]) for i in side] for side in sides]
+
+    def class_of(root: Path, file: Path) -> str:
+        return file.relative_to(root).parts[0] if file.parent != root else ""
+
+    names = sorted({class_of(*pair) for part in parts for pair in part})
     resize = config.resolution if config.resize is None else config.resize
-    places = [str(p.relative_to(folder)) for p in files]
     min_side = max(resize, config.resolution) if resize else 0
     train, val = (
-        FolderSource([files[i] for i in part], [labels[i] for i in part], min_side)
-        for part in hold_out(places, config.val_fraction, seed)
+        FolderSource(
+            [file for _, file in part], [names.index(class_of(*pair)) for pair in part], min_side
+        )
+        for part in parts
     )
     return Splits(train, val, tuple(names))
 
