@@ -25,6 +25,7 @@ _LEAST = {
     "log_every": 1,
     "save_every": 1,
     "keep": 1,
+    "skip_limit": 1,
     "eval_every": 0,
     "kmeans_batches": 0,
     "data.batch_size": 1,
@@ -109,6 +110,7 @@ def base(
     config.log_every = 20  # steps between lines of metrics.jsonl
     config.save_every = 500  # steps between checkpoints
     config.keep = 2  # how many checkpoints are kept
+    config.skip_limit = 10  # steps in a row, not finite, before going back to the last checkpoint
     config.eval_every = 0  # steps between evaluations; 0 evaluates at the end only
     config.tensorboard = True  # where tensorboardX is installed
     config.wandb = ""  # project to log to, with wandb installed

@@ -142,8 +142,8 @@ def load(workdir: str | Path) -> TrainedTokenizer:
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"no checkpoint in {folder}: train there first")
     with Checkpoints(folder / "checkpoints", writes=False) as checkpoints:
-        step = checkpoints.latest_step()
-        if step is None:
+        if checkpoints.latest_step() is None:
             raise UserError(f"no checkpoint in {folder}: let the training save one first")
-        tree = checkpoints.restore(step, {"tokenizer": wanted})["tokenizer"]
+        step, trees = checkpoints.restore({"tokenizer": wanted})
+    tree = trees["tokenizer"]
     return TrainedTokenizer(config, module, {"params": tree["params"], **tree["stats"]}, step)

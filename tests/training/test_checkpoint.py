@@ -1,3 +1,6 @@
+import os
+import shutil
+
 import chex
 import grain
 import jax
@@ -28,8 +31,9 @@ def test_arrays_and_the_data_position_come_back(tmp_path, tree):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step() == 7
         zeros = jax.tree.map(jnp.zeros_like, tree)
-        restored = checkpoints.restore(7, {"state": zeros}, other)["state"]
-    chex.assert_trees_all_equal(restored, tree)
+        step, restored = checkpoints.restore({"state": zeros}, other)
+    assert step == 7
+    chex.assert_trees_all_equal(restored["state"], tree)
     chex.assert_trees_all_equal(next(other), expected)
 
 
@@ -45,7 +49,7 @@ def test_a_part_can_be_read_without_the_rest(tmp_path, tree):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"a": tree, "b": {"x": jnp.ones(3)}}, numbers())
     with Checkpoints(tmp_path) as checkpoints:
-        part = checkpoints.restore(1, {"b": {"x": jnp.zeros(3)}})
+        _, part = checkpoints.restore({"b": {"x": jnp.zeros(3)}})
     chex.assert_trees_all_equal(part, {"b": {"x": jnp.ones(3)}})
 
 
@@ -64,4 +68,76 @@ def test_what_does_not_fit_is_listed(tmp_path, tree, change, message):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"state": tree}, numbers())
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=message):
-        checkpoints.restore(1, {"state": {**tree, **change}})
+        checkpoints.restore({"state": {**tree, **change}})
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Checkpoints 5 and 10 of a tree that compresses badly, so that its bytes lie as they are."""
+    folder = tmp_path_factory.mktemp("two")
+    tree = {"w": jax.random.normal(jax.random.key(0), (200, 200)), "b": jnp.zeros(7)}
+    iterator = numbers()
+    with Checkpoints(folder) as checkpoints:
+        for step in (5, 10):
+            checkpoints.save(step, {"state": tree}, iterator)
+            next(iterator)
+    return folder, tree
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+PLACES = ["_CHECKPOINT_METADATA", "state/_METADATA", "state/d/*", "state/ocdbt*/d/*", "data/*.json"]
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, os.unlink])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_read(
+    two, tmp_path, caplog, damage, place
+):
+    original, tree = two
+    folder = tmp_path / "copy"
+    shutil.copytree(original, folder)
+    (file,) = (folder / "10").glob(place)
+    damage(file)
+    iterator, undamaged = numbers(), numbers()
+    with Checkpoints(folder) as checkpoints:
+        step, restored = checkpoints.restore({"state": tree}, iterator)
+        assert step == 5
+        chex.assert_trees_all_equal(restored["state"], tree)
+        chex.assert_trees_all_equal(next(iterator), next(undamaged))
+        warnings = [r.getMessage() for r in caplog.records if r.name == "vq_jax"]
+        assert len(warnings) == 1 and str(folder / "10") in warnings[0]
+        checkpoints.save(10, {"state": tree}, iterator)  # in the damaged one's place
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.restore({"state": tree})[0] == 10
+
+
+def test_a_part_that_is_gone_is_damage_and_nothing_left_is_said(two, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(two[0], folder)
+    shutil.rmtree(folder / "10" / "state")
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.restore({"state": two[1]})[0] == 5
+    flip_a_bit(next((folder / "5" / "state" / "ocdbt.process_0" / "d").iterdir()))
+    with Checkpoints(folder) as checkpoints, pytest.raises(UserError, match="can be read"):
+        checkpoints.restore({"state": two[1]})
+
+
+def test_another_number_of_processes_is_refused(two, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(two[0], folder)
+    data = folder / "10" / "data"
+    (data / "process_0-of-1.json").rename(data / "process_0-of-2.json")
+    (folder / "10" / "checksums.json").unlink()
+    with Checkpoints(folder) as checkpoints:
+        with pytest.raises(UserError, match="written by 2 processes"):
+            checkpoints.restore({"state": two[1]}, numbers())
+        assert checkpoints.restore({"state": two[1]})[0] == 10  # to use it, one is enough

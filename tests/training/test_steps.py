@@ -283,3 +283,21 @@ def test_it_learns(codebook, images):
     state, last = run(recipe, PHASES["joint"], state, images, 60)
     assert last["loss_reconstruction"] < 0.6 * first["loss_reconstruction"]
     assert last["usage"] > 0.5
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_step_that_is_not_finite_changes_nothing_and_counts(phase, images, warm):
+    recipe = make()
+    state = warm(recipe, "ema")
+    broken = images.copy()
+    broken[3, 5, 5] = np.inf
+    after, metrics = run(recipe, PHASES[phase], state, broken)
+    assert metrics["skipped"] == 1
+    expected = state.replace(step=state.step + 1, skipped=state.skipped + 1)
+    chex.assert_trees_all_equal(after, expected)
+    after, metrics = run(recipe, PHASES[phase], after, images)
+    assert metrics["skipped"] == 1 and after.step == state.step + 2
+    chex.assert_tree_all_finite(after)
+    assert any(
+        (a != b).any() for a, b in zip(*map(jax.tree.leaves, (after, expected)), strict=True)
+    )

@@ -27,6 +27,7 @@ _ROWS = {
     "ssim": ("SSIM", ".4f"),
     "lpips": ("LPIPS (VGG16)", ".4f"),
     "l1": ("L1 on [-1, 1]", ".4f"),
+    "nmse": ("squared error over variance", ".4f"),
     "usage": ("codebook in use", ".1%"),
     "perplexity": ("perplexity", ".1f"),
     "bits_per_pixel": ("bits per pixel", ".4f"),
@@ -83,8 +84,9 @@ def measure_split(
 ) -> tuple[dict[str, Any], np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """Every image of a split once, through the tokenizer.
 
-    Reconstructions are clipped to [-1, 1]. PSNR, SSIM, LPIPS and L1 are means over images; usage
-    and perplexity are of the codes of the whole split; `bits_per_pixel` counts log2(num_codes) bits
+    Reconstructions are clipped to [-1, 1]. PSNR, SSIM, LPIPS and L1 are means over images; `nmse` is
+    the squared error over the variance of the split's pixels; usage and perplexity are of the codes
+    of the whole split; `bits_per_pixel` counts log2(num_codes) bits
     a code, `entropy_bits_per_pixel` the entropy of the split's codes.
 
     Args:
@@ -104,6 +106,9 @@ def measure_split(
             "psnr": metrics.psnr(x, y),
             "ssim": metrics.ssim(x, y),
             "l1": metrics.l1(x, y),
+            "squared_error": jnp.square(x - y).mean((1, 2, 3)),
+            "mean": x.mean((1, 2, 3)),
+            "mean_square": jnp.square(x).mean((1, 2, 3)),
         }
         if perceptual is not None:
             values["lpips"] = perceptual(x, y)
@@ -129,6 +134,8 @@ def measure_split(
         raise UserError("no held-out image could be read")
 
     figures: dict[str, Any] = {name: value / images for name, value in sums.items()}
+    variance = figures.pop("mean_square") - figures.pop("mean") ** 2
+    figures["nmse"] = figures.pop("squared_error") / max(variance, 1e-12)
     pixels = config.data.resolution**2
     codes_per_image = math.prod(tokenizer.grid)
     perplexity = float(metrics.perplexity(jnp.asarray(counts)))

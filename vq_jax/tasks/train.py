@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import math
 import time
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 from vq_jax import config as configs
 from vq_jax.config import PHASES
 from vq_jax.data.pipeline import eval_batches, train_batches
-from vq_jax.data.sources import Source, open_source
+from vq_jax.data.sources import Splits, open_source
 from vq_jax.errors import UserError
 from vq_jax.losses import ADVERSARIAL, RECONSTRUCTION
 from vq_jax.models.perceptual import load_lpips, lpips
@@ -33,6 +34,7 @@ from vq_jax.training.report import (
 )
 from vq_jax.training.state import GanState, join, split
 from vq_jax.training.steps import Phase, Recipe, init_state, initialise_codebook, train_step
+from vq_jax.training.watch import Watch
 
 _INIT = 2**32 - 1  # folded into the key for the first params; no step ever has this number
 
@@ -91,8 +93,29 @@ def make_recipe(config: ConfigDict) -> Recipe:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What the parts of one training share."""
+
+    config: ConfigDict
+    workdir: Path
+    splits: Splits
+    phases: list[Phase]
+    recipe: Recipe
+    key: jax.Array
+    iterator: Any
+    checkpoints: Checkpoints
+    report: Report
+
+    @property
+    def total(self) -> int:
+        return self.phases[-1].start + self.phases[-1].steps
+
+
 def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
     """`--mode=train`: trains from the newest checkpoint in `workdir`, or from the start.
+
+    SIGTERM saves a checkpoint and returns; the same call goes on from it.
 
     Args:
       config: checked.
@@ -105,10 +128,10 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
     splits = open_source(config.data, config.seed)
     if next(eval_batches(splits.val, config.data), None) is None:  # rather now than at the end
         raise UserError("no held-out image could be read: see data.val_fraction and the log")
-    share = (jax.process_index(), jax.process_count())
-    iterator = train_batches(splits.train, config.data, config.seed, *share)
+    place = partial(parallel.shard_batch, parallel=config.parallel)
+    iterator = train_batches(splits.train, config.data, config.seed, *_share(), place=place)
     phases, recipe = make_phases(config), make_recipe(config)
-    total = sum(phase.steps for phase in phases)
+    total = phases[-1].start + phases[-1].steps
 
     key = jax.random.key(config.seed)
     shape = (config.data.resolution, config.data.resolution, config.data.channels)
@@ -120,13 +143,18 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"--workdir={workdir} cannot be made: {e}") from e
-    with Checkpoints(workdir / "checkpoints", config.keep) as checkpoints:
-        start, changes = checkpoints.latest_step() or 0, []
-        if start:
+    with (
+        parallel.Preemption() as preemption,
+        Checkpoints(workdir / "checkpoints", config.keep) as checkpoints,
+    ):
+        start, changes = 0, []
+        if checkpoints.latest_step():
+            changes = _check_resume(config, workdir)
+            start, parts = checkpoints.restore(split(state), iterator)
+            state = join(parts)
             say(f"{workdir} is at step {start} of {total}")
-            if changes := _check_resume(config, workdir):
+            if changes:
                 say("the config has changed since: " + ", ".join(changes))
-            state = join(checkpoints.restore(start, split(state), iterator))
         if start >= total and _evaluated_step(workdir) == start:
             if changes:
                 raise UserError(
@@ -143,6 +171,9 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
             wandb=config.wandb,
             wandb_config=config.to_dict(),
         )
+        run = _Run(
+            config, workdir, splits, phases, recipe, key, iterator, checkpoints, report
+        )  # fmt: skip
         try:
             if report.active:
                 configs.save(config, workdir / "config.json")
@@ -154,13 +185,17 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
                     print_parameters(
                         report.console, "discriminator", {"all": state.discriminator.params}
                     )
-            state = _run(
-                config, workdir, phases, recipe, state, key, iterator, checkpoints, report,
-                splits, profile,
-            )  # fmt: skip
+            state = _loop(run, state, preemption, profile)
         finally:
             report.close()
-    _finish(config, workdir, recipe, state, splits.val, report)
+    if int(state.step) == total:
+        _finish(run, state)
+    else:
+        say(f"stopped by SIGTERM at step {int(state.step)}, saved: the same command goes on")
+
+
+def _share() -> tuple[int, int]:
+    return jax.process_index(), jax.process_count()
 
 
 def _check_resume(config: ConfigDict, workdir: Path) -> list[str]:
@@ -184,108 +219,147 @@ def _evaluated_step(workdir: Path) -> int:
     return json.loads(path.read_text()).get("step", -1) if path.exists() else -1
 
 
-def _run(
-    config: ConfigDict,
-    workdir: Path,
-    phases: list[Phase],
-    recipe: Recipe,
-    state: GanState,
-    key: jax.Array,
-    iterator: Any,
-    checkpoints: Checkpoints,
-    report: Report,
-    splits: Any,
-    profile: bool,
-) -> GanState:
-    """The loop: save, next batch, step; each step's metrics are read while the next one runs."""
-    first = int(state.step)
-    total = phases[-1].start + phases[-1].steps
-    profiled = range(first + 10, min(first + 20, total)) if profile else range(0)
-    quantized_from = next((phase.start for phase in phases if phase.quantize), -1)
+def _loop(run: _Run, state: GanState, preemption: parallel.Preemption, profile: bool) -> GanState:
+    """Save, next batch, step; each step's metrics are read while the next one runs.
+
+    Returns:
+      the state at the end, or where SIGTERM stopped it; either is saved.
+    """
+    config, report, checkpoints, total = run.config, run.report, run.checkpoints, run.total
+    step = saved = int(state.step)
+    profiled = range(step + 10, min(step + 20, total)) if profile else range(0)
+    quantized_from = next((phase.start for phase in run.phases if phase.quantize), -1)
+    watch = _watch(run, state)
+    compiled: dict[str, Any] = {}
     wait = 0.0
-    pending: tuple[int, str, dict[str, jax.Array]] | None = None
+    went_back = -1
+    pending: tuple[int, Phase, dict[str, jax.Array]] | None = None
 
     def settle() -> None:
+        """Reads the metrics of the step before."""
         nonlocal pending, wait
         if pending is None:
             return
-        done, name, metrics = pending
+        done, phase, on_device = pending
         pending = None
+        metrics = jax.device_get(on_device)
+        watch.step(done, phase, metrics)
         log = done % config.log_every == 0 or done == total
-        report.step(done, name, jax.device_get(metrics), config.data.batch_size, wait, log)
+        report.step(done, phase.name, metrics, config.data.batch_size, wait, log)
         wait = 0.0 if log else wait
 
-    for phase in phases:
-        if first >= phase.start + phase.steps:
+    def save() -> None:
+        nonlocal saved
+        checkpoints.save(step, split(state), run.iterator)
+        saved = step
+
+    while step < total:
+        phase = next(p for p in run.phases if step < p.start + p.steps)
+        if phase.name not in compiled:
+            body = partial(train_step, recipe=run.recipe, phase=phase)
+            compiled[phase.name] = parallel.compile_step(body, config.parallel)
+        if step == quantized_from:
+            state = _initialise(run, state)
+        stop = preemption.asked(step)
+        if step > saved and (stop or step % config.save_every == 0):
+            settle()  # a line that is not written before the checkpoint would never be
+            if not watch.streak or stop:
+                save()
+        if stop:
+            return state
+        if step in profiled and step == profiled[0]:
+            jax.profiler.start_trace(str(run.workdir / "profile"))
+        asked = time.perf_counter()
+        batch = next(run.iterator)
+        wait += time.perf_counter() - asked
+        state, metrics = compiled[phase.name](state, batch, run.key)
+        settle()
+        if watch.streak >= config.skip_limit:
+            state = _go_back(run, state, step, already=went_back == saved)
+            step = saved = went_back = int(state.step)
+            watch = _watch(run, state)
+            report.rewind(step)
             continue
-        compiled = parallel.compile_step(
-            partial(train_step, recipe=recipe, phase=phase), config.parallel
-        )
-        for step in range(max(first, phase.start), phase.start + phase.steps):
-            if step == quantized_from:
-                state = _initialise(config, recipe, state, key, splits.train)
-            if step % config.save_every == 0 and step > first:
-                settle()  # a line that is not written before the checkpoint would never be
-                checkpoints.save(step, split(state), iterator)
-            if step in profiled and step == profiled[0]:
-                jax.profiler.start_trace(str(workdir / "profile"))
-            asked = time.perf_counter()
-            batch = parallel.shard_batch(next(iterator), config.parallel)
-            wait += time.perf_counter() - asked
-            state, metrics = compiled(state, batch, key)
+        step += 1
+        pending = (step, phase, metrics)
+        if step - 1 in profiled and step - 1 == profiled[-1]:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+            trace = run.workdir / "profile"
+            report.console.print(f"a trace of {len(profiled)} steps is in {trace}")
+        if config.eval_every and step % config.eval_every == 0 and step < total:
             settle()
-            pending = (step + 1, phase.name, metrics)
-            if step in profiled and step == profiled[-1]:
-                jax.block_until_ready(state)
-                jax.profiler.stop_trace()
-                report.console.print(
-                    f"a trace of {len(profiled)} steps is in {workdir / 'profile'}"
-                )
-            if config.eval_every and (step + 1) % config.eval_every == 0 and step + 1 < total:
-                settle()
-                figures = _measure(config, workdir, recipe, state, splits.val, report)
-                report.write(step + 1, {f"val_{k}": float(v) for k, v in figures.items()})
-                report.restart_clock(step + 1)
+            figures = _measure(run, state)
+            report.write(step, {f"val_{k}": float(v) for k, v in figures.items()})
+            report.restart_clock(step)
     settle()
-    if total > first:
-        checkpoints.save(total, split(state), iterator)
+    if step > saved:
+        save()
     return state
 
 
-def _initialise(
-    config: ConfigDict, recipe: Recipe, state: GanState, key: jax.Array, source: Source
-) -> GanState:
-    """Starts the codebook from the first batches, drawn anew so that training's place stays."""
-    if not config.kmeans_batches:
-        return state
-    share = (jax.process_index(), jax.process_count())
-    batches = train_batches(source, config.data, config.seed, *share)
-    drawn = [next(batches) for _ in range(config.kmeans_batches)]
-    batch = {"image": np.concatenate([b["image"] for b in drawn])}
-    step = parallel.compile_step(
-        partial(initialise_codebook, recipe=recipe, batches=len(drawn)), config.parallel
+def _watch(run: _Run, state: GanState) -> Watch:
+    config, tokenizer = run.config, run.recipe.tokenizer
+    side = config.data.resolution
+    x = jax.ShapeDtypeStruct((config.data.batch_size, side, side, config.data.channels), np.float32)
+    variables = {"params": state.generator.params, **state.generator.stats}
+    z = jax.eval_shape(partial(tokenizer.apply, method="encode"), variables, x)
+    codes = math.prod(z.shape[:-1])
+    num_codes = tokenizer.quantizer.num_codes
+    return Watch(config, codes, num_codes, int(state.skipped), run.report.warn)
+
+
+def _go_back(run: _Run, state: GanState, step: int, already: bool) -> GanState:
+    """The last checkpoint's state, after too many steps that were not finite.
+
+    The data goes on where it is: the same batches would end the same way.
+    """
+    config = run.config
+    what = f"{config.skip_limit} steps in a row up to step {step} were not finite"
+    turn = (
+        f"lower optim.lr (now {config.optim.lr}) or set optim.clip_norm (now "
+        f"{config.optim.clip_norm})"
     )
-    return step(state, parallel.shard_batch(batch, config.parallel), key)[0]
+    if already:
+        raise UserError(f"training has diverged: {what}, again after going back; {turn}")
+    if run.checkpoints.latest_step() is None:
+        raise UserError(f"training has diverged: {what}, before the first checkpoint; {turn}")
+    step, parts = run.checkpoints.restore(split(state))
+    run.report.warn(f"{what}: back to step {step}, with other batches; if it comes again, {turn}")
+    return join(parts)
 
 
-def _measure(
-    config: ConfigDict, workdir: Path, recipe: Recipe, state: GanState, val: Source, report: Report
-) -> dict[str, Any]:
-    if not report.active:
+def _initialise(run: _Run, state: GanState) -> GanState:
+    """Starts the codebook from the first batches, drawn anew so that training's place stays."""
+    config = run.config
+    count = config.kmeans_batches
+    if not count:
+        return state
+    place = partial(parallel.shard_batch, parallel=config.parallel)
+    batches = train_batches(
+        run.splits.train, config.data, config.seed, *_share(), together=count, place=place
+    )
+    step = parallel.compile_step(
+        partial(initialise_codebook, recipe=run.recipe, batches=count), config.parallel
+    )
+    return step(state, next(batches), run.key)[0]
+
+
+def _measure(run: _Run, state: GanState) -> dict[str, Any]:
+    if not run.report.active:
         return {}
     variables = {"params": state.generator.ema_params, **state.generator.stats}
     variables = jax.device_put(jax.device_get(variables), jax.local_devices()[0])
-    tokenizer = TrainedTokenizer(config, recipe.tokenizer, variables, int(state.step))
-    return measure(tokenizer, val, workdir, report.console)
+    tokenizer = TrainedTokenizer(run.config, run.recipe.tokenizer, variables, int(state.step))
+    return measure(tokenizer, run.splits.val, run.workdir, run.report.console)
 
 
-def _finish(
-    config: ConfigDict, workdir: Path, recipe: Recipe, state: GanState, val: Source, report: Report
-) -> None:
+def _finish(run: _Run, state: GanState) -> None:
     """Figures, pictures, and where everything lies."""
+    config, report, workdir = run.config, run.report, run.workdir
     if not report.active:
         return
-    _measure(config, workdir, recipe, state, val, report)
+    _measure(run, state)
     plot_curves(workdir / "metrics.jsonl", workdir / "curves.png")
     lines = [line for line in read_lines(workdir / "metrics.jsonl") if "data_wait" in line]
     if lines:

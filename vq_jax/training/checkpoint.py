@@ -1,16 +1,56 @@
 """Checkpoints on disk: the only file that names Orbax."""
 
+import json
+import logging
+import zlib
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import jax
 import numpy as np
+from absl import logging as absl_logging
 from orbax.checkpoint import v1 as ocp
 
 from vq_jax.errors import UserError
 
+log = logging.getLogger("vq_jax")
+
 # What the iterator's position is kept under, beside the trees.
 _DATA = "data"
+# Written into a checkpoint once it is complete: the length and CRC-32 of each of its files. Orbax
+# checks its indices but not its arrays, where a changed bit would pass unseen.
+_CHECKSUMS = "checksums.json"
+
+
+class _Damaged(Exception):
+    """A checkpoint that cannot be read, or reads other than it was written."""
+
+
+class _Position:
+    """A data iterator's place in the form Orbax saves: one file for each process."""
+
+    def __init__(self, iterator: Any):
+        self.iterator = iterator
+
+    async def save(self, directory: Any) -> Awaitable[None]:
+        state = json.dumps(self.iterator.get_state())
+
+        async def write() -> None:
+            folder = await directory.await_creation()
+            (folder / _position_file()).write_text(state)
+
+        return write()
+
+    async def load(self, directory: Any) -> Awaitable[None]:
+        async def read() -> None:
+            self.iterator.set_state(json.loads((directory / _position_file()).read_text()))
+
+        return read()
+
+
+def _position_file() -> str:
+    return f"process_{jax.process_index()}-of-{jax.process_count()}.json"
 
 
 class Checkpoints:
@@ -28,69 +68,152 @@ class Checkpoints:
           keep: how many stay.
           writes: False for a reader, who leaves what another process is just writing alone.
         """
-        self._checkpointer = ocp.training.Checkpointer(
-            folder.absolute(),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=writes and jax.process_index() == 0,
-        )
+        self._folder = folder.absolute()
+        self._saving: list[tuple[int, Any]] = []
+        with _Quiet():
+            self._checkpointer = ocp.training.Checkpointer(
+                self._folder,
+                preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+                cleanup_tmp_directories=writes and jax.process_index() == 0,
+            )
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint's step, or None where there is none."""
-        latest = self._checkpointer.latest
+        with _Quiet():
+            latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
     def save(self, step: int, trees: dict[str, Any], iterator: Any) -> None:
         """Starts saving trees of arrays and the data iterator's position.
 
         Call it before the iterator is advanced for step `step`. Returns once the arrays are copied.
+        A checkpoint of the same step (a damaged one, say) is replaced.
         """
-        self._checkpointer.save_checkpointables_async(step, {**trees, _DATA: iterator}, force=True)
+        response = self._checkpointer.save_checkpointables_async(
+            step, {**trees, _DATA: _Position(iterator)}, force=True, overwrite=True
+        )
+        self._saving.append((step, response))
+        response.on_complete(lambda _: self._seal(step))
 
-    def restore(self, step: int, trees: dict[str, Any], iterator: Any = None) -> dict[str, Any]:
-        """Reads trees back, and moves `iterator` to where it stood.
+    def _seal(self, step: int) -> None:
+        """Writes the checksums of a complete checkpoint; one killed before that is read on trust."""
+        folder = self._folder / str(step)
+        if jax.process_index() or not folder.is_dir() or (folder / _CHECKSUMS).exists():
+            return
+        try:
+            sums = {str(p.relative_to(folder)): _checksum(p) for p in _files(folder)}
+            temporary = folder / f".{_CHECKSUMS}.tmp"
+            temporary.write_text(json.dumps(sums))
+            temporary.replace(folder / _CHECKSUMS)
+        except FileNotFoundError:  # a newer checkpoint has taken its place
+            pass
+
+    def restore(self, trees: dict[str, Any], iterator: Any = None) -> tuple[int, dict[str, Any]]:
+        """Reads trees of the newest checkpoint back, and moves `iterator` to where it stood.
+
+        A damaged checkpoint is named in a warning, and the one before is read.
 
         Args:
-          step: of the checkpoint.
           trees: name -> tree of arrays (or shapes) of the structure wanted; the arrays read are
             laid out over devices as these are.
           iterator: the data iterator to move, or None to leave the position unread.
 
         Returns:
-          name -> tree of arrays.
+          the checkpoint's step; name -> tree of arrays.
 
         Raises:
-          UserError: the checkpoint's arrays have other names or shapes; the text lists them.
+          UserError: the checkpoint's arrays have other names or shapes (the text lists them), or it
+            was written by another number of processes, or there is none that can be read.
         """
+        self._finish_saving()
+        with _Quiet():
+            steps = sorted((c.step for c in self._checkpointer.checkpoints), reverse=True)
+        for step in steps:
+            try:
+                return step, self._restore(step, trees, iterator)
+            except _Damaged as e:
+                place = self._folder / str(step)
+                log.warning("warning: checkpoint %s is damaged (%s): passed over", place, e)
+        raise UserError(
+            f"no checkpoint in {self._folder} can be read: take another --workdir, or remove that "
+            "folder to start anew"
+        )
+
+    def _restore(self, step: int, trees: dict[str, Any], iterator: Any) -> dict[str, Any]:
+        names = [*trees] if iterator is None else [*trees, _DATA]
+        self._verify(step, names)
+        if differences := self._differences(step, trees):
+            shown = "; ".join(differences[:6])
+            more = f"; and {len(differences) - 6} more" if len(differences) > 6 else ""
+            raise UserError(
+                f"checkpoint {step} in {self._folder} does not fit this config: {shown}{more}. "
+                "Use the config it was trained with, or another --workdir"
+            )
         wanted = {name: jax.tree.map(_abstract, tree) for name, tree in trees.items()}
         if iterator is not None:
-            wanted[_DATA] = iterator
+            self._check_processes(step)
+            wanted[_DATA] = _Position(iterator)
         try:
-            restored = self._checkpointer.load_checkpointables(step, wanted)
-        except Exception as e:
-            if differences := self._differences(step, trees):
-                shown = "; ".join(differences[:6])
-                more = f"; and {len(differences) - 6} more" if len(differences) > 6 else ""
-                raise UserError(
-                    f"checkpoint {step} in {self._checkpointer.directory} does not fit this "
-                    f"config: {shown}{more}. Use the config it was trained with, or another "
-                    "--workdir"
-                ) from e
-            raise
+            with _Quiet():
+                restored = self._checkpointer.load_checkpointables(step, wanted)
+        except Exception as e:  # whatever a damaged file makes Orbax, or a parser below it, raise
+            raise _Damaged(_first_line(e)) from e
         return {name: restored[name] for name in trees}
 
+    def _verify(self, step: int, names: list[str]) -> None:
+        """Raises `_Damaged` where files of the named parts are not as they were written."""
+        folder = self._folder / str(step)
+        for name in names:
+            if not (folder / name).is_dir():
+                raise _Damaged(f"{name} is missing")
+        try:
+            sums = json.loads((folder / _CHECKSUMS).read_text())
+        except FileNotFoundError:
+            return
+        except ValueError as e:
+            raise _Damaged(f"{_CHECKSUMS} cannot be read") from e
+        for file, expected in sums.items():
+            if Path(file).parts[0] in names or len(Path(file).parts) == 1:
+                if not (folder / file).is_file():
+                    raise _Damaged(f"{file} is missing")
+                if _checksum(folder / file) != expected:
+                    raise _Damaged(f"{file} is not as it was written")
+
     def _differences(self, step: int, trees: dict[str, Any]) -> list[str]:
-        saved = self._checkpointer.checkpointables_metadata(step).metadata
+        try:
+            with _Quiet():
+                saved = self._checkpointer.checkpointables_metadata(step).metadata
+        except Exception as e:
+            raise _Damaged(_first_line(e)) from e
         found = []
         for name, tree in trees.items():
-            here, there = _shapes(tree), _shapes(saved.get(name, {}))
+            if not saved.get(name):
+                raise _Damaged(f"the index of {name} cannot be read")
+            here, there = _shapes(tree), _shapes(saved[name])
             for path in sorted(here.keys() | there.keys()):
                 a, b = here.get(path, "absent"), there.get(path, "absent")
                 if a != b:
                     found.append(f"{path} is {a} here, {b} there")
         return found
 
+    def _check_processes(self, step: int) -> None:
+        positions = list((self._folder / str(step) / _DATA).glob("process_*-of-*.json"))
+        if positions and not any(p.name == _position_file() for p in positions):
+            count = positions[0].stem.rpartition("-")[2]
+            raise UserError(
+                f"checkpoint {step} in {self._folder} was written by {count} processes, and the "
+                f"place in the data of {jax.process_count()} cannot be told from it: start {count}"
+            )
+
+    def _finish_saving(self) -> None:
+        for step, response in self._saving:
+            response.result()
+            self._seal(step)
+        self._saving = []
+
     def wait(self) -> None:
         """Blocks until everything started is on disk."""
+        self._finish_saving()
         self._checkpointer.close()
 
     def __enter__(self) -> Self:
@@ -98,6 +221,34 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         self.wait()
+
+
+class _Quiet:
+    """Keeps the libraries' log to itself where an error is expected and told in our own words."""
+
+    def __enter__(self) -> None:
+        self._before = absl_logging.get_verbosity()
+        absl_logging.set_verbosity(absl_logging.FATAL)
+
+    def __exit__(self, *_: object) -> None:
+        absl_logging.set_verbosity(self._before)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith("."))
+
+
+def _checksum(path: Path) -> list[int]:
+    """[length in bytes, CRC-32] of a file."""
+    length, crc = 0, 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            length, crc = length + len(block), zlib.crc32(block, crc)
+    return [length, crc]
+
+
+def _first_line(e: Exception) -> str:
+    return (str(e).strip() or type(e).__name__).splitlines()[0][:200]
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:

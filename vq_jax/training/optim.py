@@ -46,19 +46,19 @@ def make_optimizer(config: ml_collections.ConfigDict, steps: int) -> optax.Gradi
     if config.accumulate < 1:
         raise UserError(f"optim.accumulate is {config.accumulate}: use 1 or more")
     schedule = make_schedule(config, steps // config.accumulate)
-    chain = []
-    if config.clip_norm:
-        chain.append(optax.clip_by_global_norm(config.clip_norm))
-    chain.append(
+    # Without clipping something stands in for it: the optimizer's state keeps its shape, and a run
+    # that has diverged can go on with it.
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    tx = optax.chain(
+        clip,
         optax.adamw(
             schedule,
             b1=config.b1,
             b2=config.b2,
             weight_decay=config.weight_decay,
             mask=_decayed,
-        )
+        ),
     )
-    tx = optax.chain(*chain)
     if config.accumulate > 1:
         return optax.MultiSteps(tx, config.accumulate).gradient_transformation()
     return tx

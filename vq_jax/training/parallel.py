@@ -1,12 +1,18 @@
-"""One step on many devices: the only file that names pmap, meshes and shardings."""
+"""One step on many devices and processes: the only file that names pmap, meshes and shardings."""
 
+import importlib.util
+import os
+import signal
+import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.experimental import multihost_utils, topologies
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from vq_jax.errors import UserError
 
@@ -16,6 +22,64 @@ AXIS = "data"
 
 def _mesh() -> jax.sharding.Mesh:
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def join_processes(
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+) -> None:
+    """Makes this process one of many; call it before anything else of JAX.
+
+    Args:
+      coordinator: HOST:PORT of process 0; all three may be None where the cluster tells them.
+      processes: how many there are.
+      process: which of them this is.
+
+    Raises:
+      UserError: they did not find each other.
+    """
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process,
+            # At the end the others wait for process 0, which measures.
+            shutdown_timeout_seconds=24 * 3600,
+        )
+    except (ValueError, RuntimeError) as e:
+        raise UserError(
+            f"the processes did not find each other ({str(e).splitlines()[0]}): give "
+            "--coordinator=HOST:PORT, --processes and --process, unless the cluster tells them"
+        ) from e
+
+
+class Preemption:
+    """While it is entered, SIGTERM asks the loop to stop instead of ending the process.
+
+    Processes of one run agree on the step to stop at, however the signals reach them.
+    """
+
+    def __enter__(self) -> Self:
+        self._asked = False
+        # Of many processes JAX itself listens; signals can only be caught in the main thread.
+        self._listens = (
+            jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+        )
+        if self._listens:
+            self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def _ask(self, signum: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+    def asked(self, step: int) -> bool:
+        """Whether to stop before step `step`; to be asked at every step, by every process."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._asked
+
+    def __exit__(self, *_: object) -> None:
+        if self._listens:
+            signal.signal(signal.SIGTERM, self._before)
 
 
 def check(parallel: str, batch_size: int, stride: int = 1) -> None:
@@ -59,17 +123,18 @@ def run_once(function: Callable, *args: Any) -> Any:
 
 
 def shard_batch(batch: dict[str, np.ndarray], parallel: str) -> dict[str, Any]:
-    """Spreads a process's share of a batch over its devices.
+    """Puts a process's share of a batch on its devices, a part on each.
 
     Args:
       batch: arrays [B_process, ...].
       parallel: "pmap" gives [local devices, B_process / local devices, ...]; "jit" global arrays
         sharded along their first axis.
     """
+    sharding = NamedSharding(_mesh(), PartitionSpec(AXIS))
     if parallel == "pmap":
         devices = jax.local_device_count()
-        return {k: v.reshape(devices, -1, *v.shape[1:]) for k, v in batch.items()}
-    sharding = NamedSharding(_mesh(), PartitionSpec(AXIS))
+        split = {k: v.reshape(devices, -1, *v.shape[1:]) for k, v in batch.items()}
+        return jax.device_put(split, sharding)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
@@ -89,3 +154,29 @@ def compile_step(step: Callable, parallel: str) -> Callable:
         )
     everywhere = NamedSharding(_mesh(), PartitionSpec())
     return jax.jit(step, donate_argnums=(0,), out_shardings=everywhere)
+
+
+def compile_for(step: Callable, *args: Any, tpu: str | None = None) -> tuple[Any, Any]:
+    """Compiles a step for one device without running it, for what it would cost.
+
+    Args:
+      step: `step(state, batch, key)`; the state is used up.
+      args: its arguments, or their shapes.
+      tpu: a TPU topology such as "v5e:2x2", compiled for without having one (needs libtpu), or
+        None for the device at hand.
+
+    Returns:
+      what was lowered (`cost_analysis`) and what was compiled (`memory_analysis`).
+
+    Raises:
+      UserError: libtpu is not installed.
+    """
+    if tpu is not None:
+        if importlib.util.find_spec("libtpu") is None:
+            raise UserError("planning for a TPU needs its compiler: pip install 'vq_jax[tpu]'")
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to ask
+        device = topologies.get_topology_desc(tpu, "tpu").devices[0]
+        here = SingleDeviceSharding(device)
+        args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), args)
+    lowered = jax.jit(step, donate_argnums=(0,)).lower(*args)
+    return lowered, lowered.compile()

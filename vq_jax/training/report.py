@@ -51,6 +51,7 @@ class Report:
         wandb_config: dict[str, Any] | None = None,
     ):
         self.active = jax.process_index() == 0
+        self._workdir = workdir
         self.console = make_console()
         self._total = total_steps
         self._progress: Progress | None = None
@@ -123,6 +124,8 @@ class Report:
         shown = f"{values['images_per_second']:.0f} images/s " + " ".join(
             f"{name} {values[key]:.3g}" for key, name in _SHOWN.items() if key in values
         )
+        if values.get("skipped"):
+            shown += f" skipped {values['skipped']:.0f}"
         if self._progress is not None:
             self._progress.update(self._task, shown=shown)
         elif now - self._last_line > _SECONDS_BETWEEN_LINES or step == self._total:
@@ -132,14 +135,26 @@ class Report:
             self.console.print(f"{phase:<12}{step}/{self._total}  ETA {eta}  {shown}")
 
     def write(self, step: int, values: dict[str, float], **words: str) -> None:
-        """Appends a line to metrics.jsonl and to the other writers."""
+        """Appends a line to metrics.jsonl and to the other writers; what is not finite is left out."""
         if not self.active:
             return
+        values = {k: v for k, v in values.items() if math.isfinite(v)}
         line = {"step": step, **words, **{k: round(v, 6) for k, v in values.items()}}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         for write in self._writers:
             write(step, values)
+
+    def warn(self, text: str) -> None:
+        """Says what the user should not overlook."""
+        self.console.print("warning:", text, style="yellow", markup=False)
+
+    def rewind(self, step: int) -> None:
+        """Goes on from `step`: the lines of later steps are taken back."""
+        if self.active:
+            self._file.close()
+            self._file = _rewind(self._workdir / "metrics.jsonl", step)
+            self.restart_clock(step)
 
     def restart_clock(self, step: int) -> None:
         """Starts measuring rates anew at `step`, after something that was no training."""

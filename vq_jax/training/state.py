@@ -31,12 +31,14 @@ class GanState:
 
     Attributes:
       step: int32 [], steps taken.
+      skipped: int32 [], how many of them changed nothing because a number in them was not finite.
       generator: encoder, quantizer and decoder.
       discriminator: empty trees where the recipe has none.
       lecam: float32 `real` [] and `fake` [], moving averages of the discriminator's logits.
     """
 
     step: jax.Array
+    skipped: jax.Array
     generator: TrainState
     discriminator: TrainState
     lecam: dict[str, jax.Array]

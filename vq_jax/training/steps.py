@@ -8,6 +8,7 @@ phase in a `Phase`; `parallel.py` binds both, compiles the step and spreads it o
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -119,6 +120,7 @@ def init_state(recipe: Recipe, key: jax.Array, image_shape: tuple[int, ...]) -> 
     zero = jnp.zeros((), jnp.float32)
     return GanState(
         step=jnp.zeros((), jnp.int32),
+        skipped=jnp.zeros((), jnp.int32),
         generator=generator,
         discriminator=discriminator,
         lecam={"real": zero, "fake": zero + 0.0},
@@ -171,7 +173,7 @@ def train_step(
 
     The generator runs forward once: the losses' gradients are taken at its output, weighed against
     each other at its last layer, and sent back through it together; the discriminator judges the
-    same output.
+    same output. A step in which a loss or a gradient is not finite only counts itself.
 
     Args:
       state: before the step.
@@ -181,7 +183,8 @@ def train_step(
       axis_name: mapped axis, or None.
 
     Returns:
-      the state after the step, and metrics: float32 scalars, averaged over devices.
+      the state after the step, and metrics: float32 scalars, averaged over devices; `skipped` is
+      how many steps were skipped so far.
     """
     x = batch["image"]
     key = jax.random.fold_in(key, state.step)
@@ -222,8 +225,9 @@ def train_step(
             report["adaptive_weight"] = adaptive
             weight *= adaptive
         d_output += weight * d_adversarial
-        disc_state = _update(disc_state, pmean(disc_grads, axis_name), recipe.disc_optimizer)
-        report |= disc_report
+        disc_grads = pmean(disc_grads, axis_name)
+        disc_state = _update(disc_state, disc_grads, recipe.disc_optimizer)
+        report |= disc_report | {"disc_grad_norm": optax.tree.norm(disc_grads)}
 
     last_grads, d_h = pixels_vjp(d_output)
     (body_grads,) = body_vjp((d_h, jnp.float32(recipe.codebook_weight)))
@@ -258,10 +262,13 @@ def train_step(
         )
     generator = generator.replace(ema_params=ema_params)
 
-    state = state.replace(
-        step=state.step + 1, generator=generator, discriminator=disc_state, lecam=lecam
-    )
-    return state, pmean(report, axis_name)
+    report = pmean(report, axis_name)
+    finite = jnp.isfinite(jnp.stack([*report.values()])).all()
+    after = state.replace(generator=generator, discriminator=disc_state, lecam=lecam)
+    after = jax.tree.map(partial(jnp.where, finite), after, state)
+    skipped = state.skipped + jnp.where(finite, 0, 1)
+    report["skipped"] = skipped.astype(jnp.float32)
+    return after.replace(step=state.step + 1, skipped=skipped), report
 
 
 def _reconstruction_loss(output, x, recipe: Recipe, phase: Phase):
@@ -309,6 +316,7 @@ def _adversary(state: GanState, x, output, recipe: Recipe, axis_name: str | None
         "loss_generator": generator_loss,
         "logits_real": real.mean(),
         "logits_fake": fake.mean(),
+        "disc_accuracy": ((real > 0).mean() + (fake < 0).mean()) / 2,
     }
 
     def discriminate(real, fake):

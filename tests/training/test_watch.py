@@ -1,0 +1,57 @@
+import pytest
+
+from vq_jax.config import base
+from vq_jax.training.steps import Phase
+from vq_jax.training.watch import Watch
+
+GOOD = {"skipped": 0, "perplexity": 100.0, "disc_accuracy": 0.7}
+ADVERSARIAL = Phase("adversarial", 500, 100, adversarial=True)
+
+
+@pytest.fixture
+def warnings():
+    return []
+
+
+@pytest.fixture
+def watch(warnings):
+    config = base()
+    config.adversarial.update(warmup_steps=50, ramp_steps=10)
+    config.disc_optim.lr = 0.125
+    return Watch(config, 2048, 512, skipped=3, warn=warnings.append)
+
+
+def feed(watch, metrics, count, start=0):
+    for i in range(count):
+        watch.step(start + i + 1, ADVERSARIAL, {**GOOD, "skipped": 3, **metrics})
+
+
+def test_a_collapse_that_lasts_is_told_once_until_it_ceases(watch, warnings):
+    feed(watch, {"perplexity": 2.0}, 49)
+    feed(watch, {}, 1)
+    assert not warnings
+    for told in (1, 2):
+        feed(watch, {"perplexity": 2.0}, 120)
+        assert len(warnings) == told
+        feed(watch, {}, 1)
+    assert "2.0 of 512 codes" in warnings[0] and "quantizer.revive_below" in warnings[0]
+
+
+def test_a_discriminator_has_won_only_once_the_generator_feels_it(watch, warnings):
+    feed(watch, {"disc_accuracy": 1.0}, 60, start=100)
+    assert not warnings
+    feed(watch, {"disc_accuracy": 1.0}, 50, start=160)
+    assert len(warnings) == 1 and "disc_optim.lr (now 0.125)" in warnings[0]
+
+
+def test_a_few_codes_are_no_collapse_where_there_cannot_be_more(warnings):
+    watch = Watch(base(), 8, 512, skipped=0, warn=warnings.append)
+    for step in range(100):
+        watch.step(step, ADVERSARIAL, {**GOOD, "perplexity": 4.0})
+    assert not warnings
+
+
+def test_skipped_steps_in_a_row_are_counted(watch):
+    for skipped, streak in ((3, 0), (4, 1), (5, 2), (5, 0), (6, 1)):
+        watch.step(1, ADVERSARIAL, {"skipped": skipped})
+        assert watch.streak == streak

@@ -1,0 +1,81 @@
+"""What goes wrong in training without stopping it, and which config field to turn."""
+
+from collections.abc import Callable, Mapping
+
+from ml_collections import ConfigDict
+
+from vq_jax.training.steps import Phase
+
+# Steps in a row that something must last before it is worth a warning.
+_PATIENCE = 50
+# A codebook whose batches use no more codes than this share of those they could has collapsed.
+_COLLAPSED = 0.01
+# A discriminator that tells more than this share of patches apart has won.
+_WON = 0.99
+
+
+class Watch:
+    """Reads the metrics of every step, in order.
+
+    Attributes:
+      streak: how many steps in a row, up to the last one, were skipped as not finite.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        codes_per_batch: int,
+        num_codes: int,
+        skipped: int,
+        warn: Callable[[str], None],
+    ):
+        """Starts watching.
+
+        Args:
+          config: the run's.
+          codes_per_batch: how many codes a batch is turned into.
+          num_codes: entries of the codebook.
+          skipped: how many steps were skipped so far.
+          warn: told each warning, once until it has ceased.
+        """
+        self._config, self._warn = config, warn
+        self._num_codes = num_codes
+        self._low = max(1.5, _COLLAPSED * min(codes_per_batch, num_codes))
+        self._skipped = skipped
+        self._lasted = {"collapsed": 0, "won": 0}
+        self.streak = 0
+
+    def step(self, step: int, phase: Phase, metrics: Mapping[str, float]) -> None:
+        """Takes the metrics of the step that `step` counts as done."""
+        skipped = int(metrics["skipped"])
+        self.streak = self.streak + 1 if skipped > self._skipped else 0
+        self._skipped = skipped
+        if self.streak:
+            return
+        config = self._config
+        perplexity = metrics.get("perplexity", float("inf"))
+        if self._lasts("collapsed", perplexity < self._low):
+            turn = [name for name in ("revive_below", "beta") if name in config.quantizer]
+            fields = ", ".join(f"quantizer.{name}={config.quantizer[name]}" for name in turn)
+            self._warn(
+                f"the codebook has collapsed: for {_PATIENCE} steps the batches used about "
+                f"{perplexity:.1f} of {self._num_codes} codes. Raise quantizer.revive_below or "
+                f"kmeans_batches, lower quantizer.beta (now {fields}, "
+                f"kmeans_batches={config.kmeans_batches})"
+            )
+        adversarial = config.adversarial
+        felt = step > phase.start + adversarial.warmup_steps + adversarial.ramp_steps
+        accuracy = metrics.get("disc_accuracy", 0.0)
+        if self._lasts("won", felt and accuracy > _WON):
+            self._warn(
+                f"the discriminator has won: for {_PATIENCE} steps it told {accuracy:.1%} of the "
+                "patches apart, and the generator learns little from it. Lower disc_optim.lr (now "
+                f"{config.disc_optim.lr}), or raise adversarial.r1_weight "
+                f"({adversarial.r1_weight}) or adversarial.lecam_weight "
+                f"({adversarial.lecam_weight})"
+            )
+
+    def _lasts(self, what: str, holds: bool) -> bool:
+        """Whether it holds for exactly as long as it takes to be worth a warning."""
+        self._lasted[what] = self._lasted[what] + 1 if holds else 0
+        return self._lasted[what] == _PATIENCE
