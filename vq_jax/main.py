@@ -1,6 +1,7 @@
 """The front door.
 
 python -m vq_jax.main --config=configs/default.py
+python -m vq_jax.main --mode=plan --config=configs/vqgan_imagenet256.py
 python -m vq_jax.main --mode=evaluate --workdir=runs/default
 python -m vq_jax.main --mode=reconstruct --workdir=runs/default --input=my.png --output=out.png
 """
@@ -23,7 +24,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     None,
     "A file of configs/; its fields can be changed on the command line: --config.optim.lr=1e-4.",
 )
-_MODE = flags.DEFINE_string("mode", "train", "What to do: train, evaluate or reconstruct.")
+_MODE = flags.DEFINE_string("mode", "train", "What to do: train, plan, evaluate or reconstruct.")
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's folder; by default runs/ and the config file's name."
 )
@@ -35,6 +36,14 @@ _DISTRIBUTED = flags.DEFINE_bool(
     False,
     "train: one process of many, by jax.distributed and the cluster's settings.",
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "distributed: HOST:PORT of process 0, where the cluster does not say."
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "distributed: how many, likewise.")
+_PROCESS = flags.DEFINE_integer("process", None, "distributed: which of them, likewise.")
+_DEVICE = flags.DEFINE_string("device", "", "plan: a TPU to compile for, such as tpu-v5e.")
+_DEVICES = flags.DEFINE_integer("devices", 1, "plan: how many devices share the batch.")
+_SHARE = flags.DEFINE_float("share", 0.4, "plan: the share of a device's peak that is reached.")
 _PROFILE = flags.DEFINE_bool("profile", False, "train: write a trace of ten steps.")
 
 
@@ -44,12 +53,21 @@ def _train(workdir: Path) -> None:
 
     if _CONFIG.value is None:
         raise UserError("training needs --config=configs/NAME.py")
-    configs.check(_CONFIG.value)
     if _DISTRIBUTED.value:
-        import jax
+        from vq_jax.training import parallel
 
-        jax.distributed.initialize()
+        parallel.join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    configs.check(_CONFIG.value)
     train(_CONFIG.value, workdir, profile=_PROFILE.value)
+
+
+def _plan(workdir: Path) -> None:
+    from vq_jax import config as configs
+    from vq_jax.tasks.plan import plan
+
+    config = _CONFIG.value or configs.load(workdir / "config.json")
+    configs.check(config)
+    plan(config, devices=_DEVICES.value, share=_SHARE.value, device=_DEVICE.value)
 
 
 def _evaluate(workdir: Path) -> None:
@@ -73,6 +91,7 @@ def _reconstruct(workdir: Path) -> None:
 
 MODES: dict[str, Callable[[Path], None]] = {
     "train": _train,
+    "plan": _plan,
     "evaluate": _evaluate,
     "reconstruct": _reconstruct,
 }
