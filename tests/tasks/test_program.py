@@ -2,7 +2,9 @@
 
 import json
 import os
-import signal
+import re
+import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -48,7 +50,10 @@ def environment():
     ours = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
     env = {k: v for k, v in os.environ.items() if k not in ours}
     # Runs of one config compile the same programs: once is enough.
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(Path(os.environ["VQ_JAX_CACHE"]) / "compiled")}
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(Path(os.environ["VQ_JAX_CACHE"]) / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     return env | cache
 
 
@@ -82,8 +87,9 @@ def final_state(workdir):
     config = configs.load(Path(workdir) / "config.json")
     state = init_state(make_recipe(config), jax.random.key(1), (32, 32, 3))
     with Checkpoints(Path(workdir) / "checkpoints", writes=False) as checkpoints:
-        assert checkpoints.latest_step() == 24
-        return checkpoints.restore(24, split(state))
+        step, parts = checkpoints.restore(split(state))
+    assert step == 24
+    return parts
 
 
 @pytest.fixture(scope="module")
@@ -125,23 +131,124 @@ def test_run_again_it_says_that_it_is_finished(trained, data_dir):
     assert other.returncode == 2 and "optim.lr 0.0015 -> 0.5" in other.stderr
 
 
-@pytest.mark.slow
-def test_killed_and_started_again_it_equals_the_uninterrupted_run(trained, data_dir, tmp_path):
-    whole = lines(trained[0])
-    command = [sys.executable, "-m", "vq_jax.main", *small(tmp_path / "killed", data_dir)]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
-    metrics = tmp_path / "killed" / "metrics.jsonl"
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "vq_jax.main", *arguments],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def steps_logged(workdir):
+    metrics = Path(workdir) / "metrics.jsonl"
+    return metrics.read_text().count("\n") if metrics.exists() else 0
+
+
+def wait_for_steps(workdir, count, *processes):
+    """Returns once the run has logged so many steps, or a process has ended."""
     limit = time.monotonic() + 200
-    while not metrics.exists() or metrics.read_text().count("\n") < 13:
-        assert process.poll() is None and time.monotonic() < limit
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert len(lines(tmp_path / "killed")) < 24
-    done = program(*small(tmp_path / "killed", data_dir))
-    assert "is at step" in done.stdout
-    assert lines(tmp_path / "killed") == whole
-    chex.assert_trees_all_equal(final_state(tmp_path / "killed"), final_state(trained[0]))
+    while steps_logged(workdir) < count and all(p.poll() is None for p in processes):
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_equals_the_uninterrupted_run(trained, data_dir, tmp_path):
+    """More kills: VQ_JAX_KILLS=20 pytest -k random_moments"""
+    whole, final = lines(trained[0]), final_state(trained[0])
+    rng = np.random.default_rng()
+    kills, runs = int(os.environ.get("VQ_JAX_KILLS", "2")), 0
+    while kills:
+        workdir = tmp_path / f"killed-{runs}"
+        arguments = [*small(workdir, data_dir), "--config.save_every=2"]
+        while kills:
+            process = start(*arguments)
+            if rng.uniform() < 0.2:  # anywhere in the start, else after some steps
+                time.sleep(rng.uniform(0, 8))
+            else:
+                wait_for_steps(workdir, steps_logged(workdir) + rng.integers(1, 9), process)
+                time.sleep(rng.uniform(0, 0.3))
+            if process.poll() is not None:  # it was faster: the next run is to be killed
+                break
+            process.kill()
+            process.wait()
+            kills -= 1
+        done = program(*arguments)
+        assert "is at step" in done.stdout or "to train on" in done.stdout
+        assert lines(workdir) == whole
+        chex.assert_trees_all_equal(final_state(workdir), final)
+        runs += 1
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_a_damaged_checkpoint_is_passed_over(trained, data_dir, tmp_path):
+    arguments = [*small(tmp_path / "run", data_dir), "--config.save_every=3"]
+    process = start(*arguments)
+    wait_for_steps(tmp_path / "run", 7, process)
+    process.terminate()
+    said, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, said
+    stopped = int(re.search("stopped by SIGTERM at step (\\d+), saved", said)[1])
+    newest = tmp_path / "run" / "checkpoints" / str(stopped)
+    assert 7 <= stopped < 24 and newest.is_dir()
+    files = [p for p in newest.rglob("*") if p.is_file() and p.parent.name == "d"]
+    largest = max(files, key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    done = program(*arguments)
+    assert f"checkpoint {newest} is damaged" in done.stderr
+    assert lines(tmp_path / "run") == lines(trained[0])
+    chex.assert_trees_all_equal(final_state(tmp_path / "run"), final_state(trained[0]))
+
+
+@pytest.mark.slow
+def test_two_processes_agree_with_one_and_stop_together(trained, data_dir, tmp_path):
+    workdir = tmp_path / "run"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def pair():
+        return [
+            start(
+                *small(workdir, data_dir), "--config.parallel=jit", "--distributed",
+                f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={i}",
+            )
+            for i in range(2)
+        ]  # fmt: skip
+
+    processes = pair()
+    wait_for_steps(workdir, 7, *processes)
+    processes[1].terminate()  # one of them is told
+    said = [p.communicate(timeout=200)[0] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], said
+    assert "stopped by SIGTERM at step" in said[0] and steps_logged(workdir) < 24
+    processes = pair()
+    said = [p.communicate(timeout=200)[0] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], said
+    assert "held-out images" in said[0] and "held-out images" not in said[1]
+    for ours, theirs in zip(lines(workdir), lines(trained[0]), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-2, abs=1e-3)
+    refused = program(*small(workdir, data_dir), check=False)
+    assert refused.returncode == 2 and "written by 2 processes" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_goes_back_once_and_then_stops(trained, data_dir, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "run")
+    arguments = [
+        *small(tmp_path / "run", data_dir), "--config.phases.adversarial=60",
+        "--config.optim.lr=1e30", "--config.optim.warmup_steps=0", "--config.skip_limit=3",
+    ]  # fmt: skip
+    done = program(*arguments, check=False)
+    assert done.returncode == 2 and "3 steps in a row" in done.stderr
+    assert "back to step 24, with other batches" in done.stdout
+    assert "lower optim.lr (now 1e+30)" in done.stderr and "Traceback" not in done.stderr
+    chex.assert_trees_all_equal(final_state(tmp_path / "run"), final_state(trained[0]))
 
 
 @pytest.mark.slow
@@ -218,7 +325,7 @@ def test_reconstruct_takes_any_size_and_folders(trained, tmp_path, rng):
         (["--config=configs/nosuch.py"], "configs/nosuch.py"),
         (["--config=configs/default.py", "--config.data.source=emojy"], "did you mean emoji"),
         (["--config=configs/default.py", "--config.data.batch_size=many"], "batch_size"),
-        (["--mode=trian"], "train, evaluate, reconstruct"),
+        (["--mode=trian"], "train, plan, evaluate, reconstruct"),
         (["--mode=train"], "--config=configs/NAME.py"),
         (["--no_such_flag=1"], "no_such_flag"),
         (["stray"], "stray"),
