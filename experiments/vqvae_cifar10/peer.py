@@ -10,7 +10,6 @@ held-back images, as `--mode=evaluate` defines them.
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +109,6 @@ def run(config) -> dict[str, float]:
     optimizer = torch.optim.Adam(params, lr=config.optim.lr, betas=betas)
     batches = train_batches(splits.train, config.data, config.seed)
     steps, late = config.phases.joint, []
-    started = time.perf_counter()
     for step in range(1, steps + 1):
         x = to_torch(next(batches)["image"])
         z_q, codes, commitment = quantizer(encoder(x))
@@ -123,7 +121,6 @@ def run(config) -> dict[str, float]:
             print(f"{step}/{steps}  rec {error.item():.4f}  perplexity {of_batch:.1f}", flush=True)
             if step > steps - 1000:
                 late.append((error.item(), of_batch))
-    seconds = time.perf_counter() - started
 
     quantizer.eval()
     counts, images, squared, first, second = np.zeros(k), 0, 0.0, 0.0, 0.0
@@ -146,8 +143,6 @@ def run(config) -> dict[str, float]:
         "train_nmse_last_1000": float(np.mean([error for error, _ in late])),
         "train_batch_perplexity_last_1000": float(np.mean([p for _, p in late])),
         "images": images,
-        "seconds": seconds,
-        "images_per_second": steps * config.data.batch_size / seconds,
     }
 
 

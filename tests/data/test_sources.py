@@ -101,6 +101,20 @@ def test_a_folder_gives_its_images_with_subfolders_as_classes(folder):
     assert {*splits.train.files} <= {*again.train.files}
 
 
+@pytest.mark.parametrize("held", ["val", "validation", "test"])
+def test_folders_named_for_splits_are_the_splits(folder, held):
+    (folder / held / "dog").mkdir(parents=True)
+    for file in sorted((folder / "dog").iterdir())[:3]:
+        file.rename(folder / held / "dog" / file.name)
+    (folder / "train").mkdir()
+    for name in ("cat", "dog"):
+        (folder / name).rename(folder / "train" / name)
+    splits = open_source(folder_config(folder))
+    assert (len(splits.train), len(splits.val)) == (17, 3)
+    assert splits.class_names == ("cat", "dog")
+    assert {splits.val[i]["label"] for i in range(3)} == {1}
+
+
 def test_damaged_and_foreign_files_are_skipped_counted_and_named(folder, caplog):
     whole = (folder / "cat" / "1.jpg").read_bytes()
     (folder / "cat" / "1.jpg").write_bytes(whole[: len(whole) // 2])

@@ -35,12 +35,24 @@ def values_and_gradients(conv, x, kernel, padding, stride=1):
         ((2, 7, 9, 40), 24, 1, "SAME"),
     ],
 )
-def test_equals_xlas_in_value_and_gradients(rng, shape, features, size, padding):
+@pytest.mark.parametrize("devices", [1, 4])  # only one device takes a batch in blocks
+def test_equals_xlas_in_value_and_gradients(
+    rng, monkeypatch, shape, features, size, padding, devices
+):
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
     x, kernel = inputs(rng, shape, features, size)
     ours = values_and_gradients(conv_general_dilated, x, kernel, padding)
     theirs = values_and_gradients(lax.conv_general_dilated, x, kernel, padding)
     for a, b in zip(ours, theirs, strict=True):
         assert float(jnp.abs(a - b).max()) < 2e-5 * float(jnp.abs(b).max())
+
+
+def test_without_the_fast_ones_every_convolution_is_xlas(rng):
+    x, kernel = inputs(rng, (1, 8, 8, 32), 32)
+    with convolution.plain():
+        y = conv_general_dilated(x, kernel, (1, 1), "SAME", **DIMENSIONS)
+    chex.assert_trees_all_equal(y, convolution._xla(x, kernel))
+    assert conv_general_dilated(x[:0], kernel, (1, 1), "SAME", **DIMENSIONS).shape == (0, 8, 8, 32)
 
 
 def test_bfloat16_is_computed_in_float32(rng):

@@ -74,9 +74,9 @@ def train_batches(
     """Endless batches, shuffled anew each epoch; the same for the same seed.
 
     Examples are drawn and augmented by their place in the whole stream and only then dealt out to
-    processes, so a batch holds the same images in the same order however many processes share it.
-    Decoding runs in threads (`config.workers` = 0) or in that many processes, and `place` in a
-    thread, ahead of training. The iterator's position, that of the last batch taken, is part of a
+    processes, so a batch holds the same images in the same order however many processes share it (as
+    long as all can be read). Decoding runs in threads (`config.workers` = 0) or in that many worker
+    processes, between which the images are dealt out anew, and `place` in a thread, ahead of training. The iterator's position, that of the last batch taken, is part of a
     checkpoint.
 
     Args:

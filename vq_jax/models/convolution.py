@@ -1,13 +1,14 @@
-"""Convolutions by faster algorithms where XLA is slow at them: on the CPU, and there only.
+"""Convolutions by faster algorithms where XLA is slow at them: on the CPU.
 
 XLA's CPU backend takes several times as long for the weight gradient of a 3x3 or 1x1 convolution as
 for its value. Here the 3x3 ones go by Winograd's minimal filtering F(4x4, 3x3) (Lavin & Gray 2016,
 "Fast algorithms for convolutional neural networks", sec. 4.3), 36 multiplications for 16 outputs
-instead of 144, in value and both gradients; the 1x1 ones are plain matrix products. On other
-backends, and for other shapes, `jax.lax.conv_general_dilated` does the work.
+instead of 144, in value and both gradients; the 1x1 ones are plain matrix products, on every
+backend. The rest, and 3x3 ones on other backends, are `jax.lax.conv_general_dilated`'s.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -44,6 +45,20 @@ _TILES = 512
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
+_fast = True
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """Within it, what is traced has XLA's own convolutions, as on other backends."""
+    global _fast
+    before, _fast = _fast, False
+    try:
+        yield
+    finally:
+        _fast = before
+
+
 def conv_general_dilated(
     x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **kwargs: Any
 ) -> jax.Array:
@@ -58,17 +73,18 @@ def conv_general_dilated(
       [B, H', W', F].
     """
     size, (_, height, width, channels) = kernel.shape[:2], x.shape
-    plain = (
+    ordinary = (
         tuple(strides) == (1, 1)
         and _ones(kwargs.get("lhs_dilation"))
         and _ones(kwargs.get("rhs_dilation"))
         and kwargs.get("feature_group_count", 1) == 1
     )
-    if plain and size == (1, 1) and padding in ("SAME", "VALID"):
+    if ordinary and size == (1, 1) and padding in ("SAME", "VALID"):
         return jnp.matmul(x, kernel[0, 0])
     same = padding == "SAME" or [tuple(p) for p in padding] == [(1, 1), (1, 1)]
     wide = min(channels, kernel.shape[-1]) >= _LEAST_CHANNELS
-    if plain and size == (3, 3) and same and wide and height % 4 == width % 4 == 0:
+    fits = height % 4 == width % 4 == 0 and x.size > 0
+    if _fast and ordinary and size == (3, 3) and same and wide and fits:
         return conv3x3(x, kernel)
     return lax.conv_general_dilated(x, kernel, strides, padding, **kwargs)
 
@@ -148,6 +164,8 @@ def _winograd_backward(x, kernel, dy):
 def _blocks(x) -> int:
     """Into how many parts a batch is cut so that each has about `_TILES` tiles."""
     batch, height, width, _ = x.shape
+    if jax.device_count() > 1:  # a loop over a batch that lies on many devices would gather it
+        return 1
     images = max(1, _TILES * 16 // (height * width))
     return next(n for n in range(1, batch + 1) if batch % n == 0 and batch // n <= images)
 

@@ -71,11 +71,12 @@ def measure(
             table.add_row(heading, format(figures[name], form))
     console.print(table)
 
+    save_image(rows_of(*shown), workdir / "reconstructions.png")
+    plot_usage(counts, workdir / "codebook_usage.png")
+    # Last: a run that has it is finished.
     temporary = workdir / "evaluation.json.tmp"
     temporary.write_text(json.dumps(figures, indent=2) + "\n")
     temporary.replace(workdir / "evaluation.json")
-    save_image(rows_of(*shown), workdir / "reconstructions.png")
-    plot_usage(counts, workdir / "codebook_usage.png")
     return figures
 
 

@@ -185,13 +185,16 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
                     print_parameters(
                         report.console, "discriminator", {"all": state.discriminator.params}
                     )
-            state = _loop(run, state, preemption, profile)
+            state, stopped = _loop(run, state, preemption, profile)
         finally:
             report.close()
-    if int(state.step) == total:
-        _finish(run, state)
+        saved = checkpoints.latest_step() or 0
+    if stopped:
+        say(
+            f"stopped by SIGTERM at step {int(state.step)}; step {saved} is saved: the same command goes on"
+        )
     else:
-        say(f"stopped by SIGTERM at step {int(state.step)}, saved: the same command goes on")
+        _finish(run, state)
 
 
 def _share() -> tuple[int, int]:
@@ -219,11 +222,14 @@ def _evaluated_step(workdir: Path) -> int:
     return json.loads(path.read_text()).get("step", -1) if path.exists() else -1
 
 
-def _loop(run: _Run, state: GanState, preemption: parallel.Preemption, profile: bool) -> GanState:
+def _loop(
+    run: _Run, state: GanState, preemption: parallel.Preemption, profile: bool
+) -> tuple[GanState, bool]:
     """Save, next batch, step; each step's metrics are read while the next one runs.
 
     Returns:
-      the state at the end, or where SIGTERM stopped it; either is saved.
+      the state at the end, or where SIGTERM stopped it; whether it did. Either is saved, unless the
+      last steps were not finite.
     """
     config, report, checkpoints, total = run.config, run.report, run.checkpoints, run.total
     step = saved = int(state.step)
@@ -232,6 +238,7 @@ def _loop(run: _Run, state: GanState, preemption: parallel.Preemption, profile: 
     watch = _watch(run, state)
     compiled: dict[str, Any] = {}
     wait = 0.0
+    tracing = False
     went_back = -1
     pending: tuple[int, Phase, dict[str, jax.Array]] | None = None
 
@@ -263,28 +270,34 @@ def _loop(run: _Run, state: GanState, preemption: parallel.Preemption, profile: 
         stop = preemption.asked(step)
         if step > saved and (stop or step % config.save_every == 0):
             settle()  # a line that is not written before the checkpoint would never be
-            if not watch.streak or stop:
+            if not watch.streak:
                 save()
         if stop:
-            return state
-        if step in profiled and step == profiled[0]:
+            if tracing:
+                jax.profiler.stop_trace()
+            return state, True
+        if step in profiled and step == profiled[0] and not tracing:
             jax.profiler.start_trace(str(run.workdir / "profile"))
+            tracing = True
         asked = time.perf_counter()
         batch = next(run.iterator)
         wait += time.perf_counter() - asked
         state, metrics = compiled[phase.name](state, batch, run.key)
         settle()
         if watch.streak >= config.skip_limit:
-            state = _go_back(run, state, step, already=went_back == saved)
+            # Nothing has been saved since the last time: that checkpoint is not to be trusted.
+            before = saved if went_back == saved else None
+            state = _go_back(run, state, step, before)
             step = saved = went_back = int(state.step)
             watch = _watch(run, state)
             report.rewind(step)
             continue
         step += 1
         pending = (step, phase, metrics)
-        if step - 1 in profiled and step - 1 == profiled[-1]:
+        if tracing and step - 1 == profiled[-1]:
             jax.block_until_ready(state)
             jax.profiler.stop_trace()
+            tracing = False
             trace = run.workdir / "profile"
             report.console.print(f"a trace of {len(profiled)} steps is in {trace}")
         if config.eval_every and step % config.eval_every == 0 and step < total:
@@ -295,7 +308,7 @@ def _loop(run: _Run, state: GanState, preemption: parallel.Preemption, profile: 
     settle()
     if step > saved:
         save()
-    return state
+    return state, False
 
 
 def _watch(run: _Run, state: GanState) -> Watch:
@@ -309,22 +322,20 @@ def _watch(run: _Run, state: GanState) -> Watch:
     return Watch(config, codes, num_codes, int(state.skipped), run.report.warn)
 
 
-def _go_back(run: _Run, state: GanState, step: int, already: bool) -> GanState:
-    """The last checkpoint's state, after too many steps that were not finite.
+def _go_back(run: _Run, state: GanState, step: int, before: int | None) -> GanState:
+    """The last checkpoint's state (before step `before`), after too many steps not finite.
 
     The data goes on where it is: the same batches would end the same way.
     """
-    config = run.config
+    config, checkpoints = run.config, run.checkpoints
     what = f"{config.skip_limit} steps in a row up to step {step} were not finite"
     turn = (
         f"lower optim.lr (now {config.optim.lr}) or set optim.clip_norm (now "
         f"{config.optim.clip_norm})"
     )
-    if already:
-        raise UserError(f"training has diverged: {what}, again after going back; {turn}")
-    if run.checkpoints.latest_step() is None:
-        raise UserError(f"training has diverged: {what}, before the first checkpoint; {turn}")
-    step, parts = run.checkpoints.restore(split(state))
+    if not any(before is None or saved < before for saved in checkpoints.steps()):
+        raise UserError(f"training has diverged: {what}, and no checkpoint is left; {turn}")
+    step, parts = checkpoints.restore(split(state), before=before)
     run.report.warn(f"{what}: back to step {step}, with other batches; if it comes again, {turn}")
     return join(parts)
 
@@ -336,8 +347,10 @@ def _initialise(run: _Run, state: GanState) -> GanState:
     if not count:
         return state
     place = partial(parallel.shard_batch, parallel=config.parallel)
+    data = config.data.copy_and_resolve_references()
+    data.workers = 0  # they would each prepare a batch this large, for one
     batches = train_batches(
-        run.splits.train, config.data, config.seed, *_share(), together=count, place=place
+        run.splits.train, data, config.seed, *_share(), together=count, place=place
     )
     step = parallel.compile_step(
         partial(initialise_codebook, recipe=run.recipe, batches=count), config.parallel
@@ -359,8 +372,8 @@ def _finish(run: _Run, state: GanState) -> None:
     config, report, workdir = run.config, run.report, run.workdir
     if not report.active:
         return
-    _measure(run, state)
     plot_curves(workdir / "metrics.jsonl", workdir / "curves.png")
+    _measure(run, state)
     lines = [line for line in read_lines(workdir / "metrics.jsonl") if "data_wait" in line]
     if lines:
         waits = float(np.median([line["data_wait"] for line in lines]))

@@ -10,6 +10,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 from absl import logging as absl_logging
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from vq_jax.errors import UserError
@@ -77,6 +78,11 @@ class Checkpoints:
                 cleanup_tmp_directories=writes and jax.process_index() == 0,
             )
 
+    def steps(self) -> list[int]:
+        """The steps of all complete checkpoints."""
+        with _Quiet():
+            return [c.step for c in self._checkpointer.checkpoints]
+
     def latest_step(self) -> int | None:
         """The newest complete checkpoint's step, or None where there is none."""
         with _Quiet():
@@ -89,6 +95,7 @@ class Checkpoints:
         Call it before the iterator is advanced for step `step`. Returns once the arrays are copied.
         A checkpoint of the same step (a damaged one, say) is replaced.
         """
+        self._finish_saving()
         response = self._checkpointer.save_checkpointables_async(
             step, {**trees, _DATA: _Position(iterator)}, force=True, overwrite=True
         )
@@ -108,7 +115,9 @@ class Checkpoints:
         except FileNotFoundError:  # a newer checkpoint has taken its place
             pass
 
-    def restore(self, trees: dict[str, Any], iterator: Any = None) -> tuple[int, dict[str, Any]]:
+    def restore(
+        self, trees: dict[str, Any], iterator: Any = None, *, before: int | None = None
+    ) -> tuple[int, dict[str, Any]]:
         """Reads trees of the newest checkpoint back, and moves `iterator` to where it stood.
 
         A damaged checkpoint is named in a warning, and the one before is read.
@@ -117,6 +126,7 @@ class Checkpoints:
           trees: name -> tree of arrays (or shapes) of the structure wanted; the arrays read are
             laid out over devices as these are.
           iterator: the data iterator to move, or None to leave the position unread.
+          before: only checkpoints of earlier steps are looked at, where it is given.
 
         Returns:
           the checkpoint's step; name -> tree of arrays.
@@ -126,22 +136,42 @@ class Checkpoints:
             was written by another number of processes, or there is none that can be read.
         """
         self._finish_saving()
-        with _Quiet():
-            steps = sorted((c.step for c in self._checkpointer.checkpoints), reverse=True)
-        for step in steps:
+        names = [*trees] if iterator is None else [*trees, _DATA]
+        while (step := self._newest_sound(names, before)) is not None:
             try:
                 return step, self._restore(step, trees, iterator)
             except _Damaged as e:
-                place = self._folder / str(step)
-                log.warning("warning: checkpoint %s is damaged (%s): passed over", place, e)
+                if jax.process_count() > 1:  # the others may have read it
+                    raise UserError(f"checkpoint {self._folder / str(step)}: {e}") from e
+                self._pass_over(step, e)
+                before = step
         raise UserError(
             f"no checkpoint in {self._folder} can be read: take another --workdir, or remove that "
             "folder to start anew"
         )
 
+    def _newest_sound(self, names: list[str], before: int | None) -> int | None:
+        """The newest step whose files are as they were written; process 0 decides for all."""
+        found = -1
+        if jax.process_index() == 0:
+            for step in sorted(self.steps(), reverse=True):
+                if before is None or step < before:
+                    try:
+                        self._verify(step, names)
+                    except _Damaged as e:
+                        self._pass_over(step, e)
+                    else:
+                        found = step
+                        break
+        if jax.process_count() > 1:
+            found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+        return None if found < 0 else found
+
+    def _pass_over(self, step: int, e: Exception) -> None:
+        place = self._folder / str(step)
+        log.warning("warning: checkpoint %s is damaged (%s): passed over", place, e)
+
     def _restore(self, step: int, trees: dict[str, Any], iterator: Any) -> dict[str, Any]:
-        names = [*trees] if iterator is None else [*trees, _DATA]
-        self._verify(step, names)
         if differences := self._differences(step, trees):
             shown = "; ".join(differences[:6])
             more = f"; and {len(differences) - 6} more" if len(differences) > 6 else ""
@@ -157,6 +187,8 @@ class Checkpoints:
             with _Quiet():
                 restored = self._checkpointer.load_checkpointables(step, wanted)
         except Exception as e:  # whatever a damaged file makes Orbax, or a parser below it, raise
+            if (self._folder / str(step) / _CHECKSUMS).exists():
+                raise  # its files are sound: something else is wrong
             raise _Damaged(_first_line(e)) from e
         return {name: restored[name] for name in trees}
 
@@ -174,9 +206,13 @@ class Checkpoints:
             raise _Damaged(f"{_CHECKSUMS} cannot be read") from e
         for file, expected in sums.items():
             if Path(file).parts[0] in names or len(Path(file).parts) == 1:
-                if not (folder / file).is_file():
-                    raise _Damaged(f"{file} is missing")
-                if _checksum(folder / file) != expected:
+                try:
+                    sound = _checksum(folder / file) == expected
+                except FileNotFoundError as e:
+                    raise _Damaged(f"{file} is missing") from e
+                except OSError as e:
+                    raise _Damaged(f"{file} cannot be read: {e.strerror}") from e
+                if not sound:
                     raise _Damaged(f"{file} is not as it was written")
 
     def _differences(self, step: int, trees: dict[str, Any]) -> list[str]:

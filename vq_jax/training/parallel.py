@@ -59,7 +59,7 @@ class Preemption:
     """
 
     def __enter__(self) -> Self:
-        self._asked = False
+        self._asked = self._begun = False
         # Of many processes JAX itself listens; signals can only be caught in the main thread.
         self._listens = (
             jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
@@ -74,7 +74,11 @@ class Preemption:
     def asked(self, step: int) -> bool:
         """Whether to stop before step `step`; to be asked at every step, by every process."""
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
+            if not self._begun:
+                # Told before the first step, the processes agree on step 1, wherever they begin.
+                self._begun = True
+                self._asked = multihost_utils.reached_preemption_sync_point(1)
+            return self._asked or multihost_utils.reached_preemption_sync_point(step)
         return self._asked
 
     def __exit__(self, *_: object) -> None:
