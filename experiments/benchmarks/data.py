@@ -28,18 +28,19 @@ from vq_jax.data.sources import open_source
 
 
 def make_folder(folder: Path, count: int) -> None:
-    """Writes `count` 256x256 JPEGs of quality 90, random crops of the embedded photographs."""
+    """Writes `count` 256x256 JPEGs of quality 90 from random boxes of the embedded photographs."""
     config = configs.base("vqvae").data
     config.source = "photos"
     source = open_source(config).train
     rng = np.random.default_rng(0)
     photos = [source[i]["image"] for i in range(len(source))]
-    photos = [p for p in photos if min(p.shape[:2]) >= 256]
     for i in range(count):
-        photo = photos[i % len(photos)]
-        y, x = (rng.integers(0, side - 255) for side in photo.shape[:2])
-        crop = np.broadcast_to(photo[y : y + 256, x : x + 256], (256, 256, 3))
-        Image.fromarray(crop).save(folder / f"{i:05d}.jpg", quality=90)
+        photo = Image.fromarray(photos[i % len(photos)]).convert("RGB")
+        left, top = (int(rng.integers(0, max(1, side - 255))) for side in photo.size)
+        box = (left, top, min(left + 256, photo.width), min(top + 256, photo.height))
+        photo.resize((256, 256), Image.Resampling.BICUBIC, box).save(
+            folder / f"{i:05d}.jpg", quality=90
+        )
 
 
 def images_per_second(config, seconds: float) -> float:
@@ -95,6 +96,7 @@ def main() -> None:
                 "--config.data.source=folder", f"--config.data.folder={folder}",
                 "--config.data.resolution=256", "--config.data.crop=random",
                 "--config.data.batch_size=8", "--config.log_every=4",
+                "--config.data.val_fraction=0.005",
             ],
         }  # fmt: skip
         for name, arguments in runs.items():

@@ -188,12 +188,7 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
             state, stopped = _loop(run, state, preemption, profile)
         finally:
             report.close()
-        saved = checkpoints.latest_step() or 0
-    if stopped:
-        say(
-            f"stopped by SIGTERM at step {int(state.step)}; step {saved} is saved: the same command goes on"
-        )
-    else:
+    if not stopped:
         _finish(run, state)
 
 
@@ -275,6 +270,9 @@ def _loop(
         if stop:
             if tracing:
                 jax.profiler.stop_trace()
+            report.console.print(
+                f"stopped by SIGTERM at step {step}: the same command goes on from step {saved}"
+            )
             return state, True
         if step in profiled and step == profiled[0] and not tracing:
             jax.profiler.start_trace(str(run.workdir / "profile"))

@@ -120,10 +120,14 @@ def run_once(function: Callable, *args: Any) -> Any:
 
     Drawing params at full optimization takes XLA longer to compile than a small run's first epoch.
     """
-    options = {}
-    if jax.default_backend() == "cpu":  # other backends do not know these
-        options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    return jax.jit(function, compiler_options=options)(*args)
+    return jax.jit(function, compiler_options=_in_a_hurry())(*args)
+
+
+def _in_a_hurry() -> dict[str, Any]:
+    """Compiler options that leave out machine code's optimization; memory stays as planned."""
+    if jax.default_backend() != "cpu":  # other backends do not know these
+        return {}
+    return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def shard_batch(batch: dict[str, np.ndarray], parallel: str) -> dict[str, Any]:
@@ -183,4 +187,4 @@ def compile_for(step: Callable, *args: Any, tpu: str | None = None) -> tuple[Any
         here = SingleDeviceSharding(device)
         args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), args)
     lowered = jax.jit(step, donate_argnums=(0,)).lower(*args)
-    return lowered, lowered.compile()
+    return lowered, lowered.compile(None if tpu else _in_a_hurry())
