@@ -92,10 +92,10 @@ def main() -> None:
         runs = {
             "emoji, 32 pixels": ["--config=configs/default.py", *short, "--config.phases.joint=400"],
             "JPEGs, 256 pixels": [
-                "--config=configs/default.py", *short, "--config.phases.joint=80",
+                "--config=configs/default.py", *short, "--config.phases.joint=30",
                 "--config.data.source=folder", f"--config.data.folder={folder}",
                 "--config.data.resolution=256", "--config.data.crop=random",
-                "--config.data.batch_size=8", "--config.log_every=4",
+                "--config.data.batch_size=8", "--config.log_every=2",
                 "--config.data.val_fraction=0.005",
             ],
         }  # fmt: skip

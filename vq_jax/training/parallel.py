@@ -174,17 +174,20 @@ def compile_for(step: Callable, *args: Any, tpu: str | None = None) -> tuple[Any
         None for the device at hand.
 
     Returns:
-      what was lowered (`cost_analysis`) and what was compiled (`memory_analysis`).
+      what was lowered, for the device at hand (`cost_analysis`), and what was compiled
+      (`memory_analysis`).
 
     Raises:
       UserError: libtpu is not installed.
     """
-    if tpu is not None:
-        if importlib.util.find_spec("libtpu") is None:
-            raise UserError("planning for a TPU needs its compiler: pip install 'vq_jax[tpu]'")
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to ask
-        device = topologies.get_topology_desc(tpu, "tpu").devices[0]
-        here = SingleDeviceSharding(device)
-        args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), args)
-    lowered = jax.jit(step, donate_argnums=(0,)).lower(*args)
-    return lowered, lowered.compile(None if tpu else _in_a_hurry())
+    jitted = jax.jit(step, donate_argnums=(0,))
+    lowered = jitted.lower(*args)
+    if tpu is None:
+        return lowered, lowered.compile(_in_a_hurry())
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("planning for a TPU needs its compiler: pip install 'vq_jax[tpu]'")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to ask
+    device = topologies.get_topology_desc(tpu, "tpu").devices[0]
+    here = SingleDeviceSharding(device)
+    there = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), args)
+    return lowered, jitted.lower(*there).compile()
