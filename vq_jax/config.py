@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict, config_dict
 
 from vq_jax.data.sources import SOURCES
-from vq_jax.errors import UserError
+from vq_jax.errors import UserError, first_line
 from vq_jax.losses import ADVERSARIAL, RECONSTRUCTION
 from vq_jax.models import DISCRIMINATORS, MODELS, Tokenizer
 from vq_jax.quantizers import QUANTIZERS
@@ -201,15 +202,15 @@ def check(config: ConfigDict) -> None:
 
 def _check_shapes(config: ConfigDict) -> None:
     """Runs the models on shapes alone: what cannot fit together fails here, not after an hour."""
-    side, channels = config.data.resolution, config.data.channels
-    x = jax.ShapeDtypeStruct((2, side, side, channels), jnp.float32)
+    side = config.data.resolution
+    x = jax.ShapeDtypeStruct((2, *image_shape(config)), jnp.float32)
     key = jax.random.key(0)
     try:
         tokenizer = make_tokenizer(config)
         variables = jax.eval_shape(tokenizer.init, key, x)
         out = jax.eval_shape(tokenizer.apply, variables, x)
     except (ValueError, TypeError) as e:
-        raise UserError(f"model or quantizer: {str(e).splitlines()[0]}") from e
+        raise UserError(f"model or quantizer: {first_line(e)}") from e
     if out.shape != x.shape:
         raise UserError(
             f"data.resolution {side} does not halve as often as model.{config.model.name} asks: "
@@ -221,7 +222,7 @@ def _check_shapes(config: ConfigDict) -> None:
     try:
         logits = jax.eval_shape(lambda k, x: discriminator.init_with_output(k, x)[0], key, x)
     except (ValueError, TypeError) as e:
-        raise UserError(f"discriminator: {str(e).splitlines()[0]}") from e
+        raise UserError(f"discriminator: {first_line(e)}") from e
     if 0 in logits.shape:
         raise UserError(f"discriminator: images of {side} pixels are too small for its layers")
 
@@ -240,6 +241,18 @@ def make_tokenizer(config: ConfigDict) -> Tokenizer:
     except ValueError as e:
         raise UserError(str(e)) from e
     return Tokenizer(encoder=encoder, quantizer=quantizer, decoder=decoder)
+
+
+def image_shape(config: ConfigDict) -> tuple[int, int, int]:
+    """(H, W, C) of the training images."""
+    return (config.data.resolution, config.data.resolution, config.data.channels)
+
+
+def codes_grid(config: ConfigDict, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The codes' shape for an image of the training resolution, such as (8, 8)."""
+    x = jax.ShapeDtypeStruct((1, *image_shape(config)), jnp.float32)
+    encode = partial(tokenizer.init_with_output, method="encode")
+    return jax.eval_shape(encode, jax.random.key(0), x)[0].shape[1:-1]
 
 
 def make_discriminator(config: ConfigDict) -> nn.Module | None:

@@ -65,8 +65,10 @@ def _plan(workdir: Path) -> None:
     from vq_jax import config as configs
     from vq_jax.tasks.plan import plan
 
-    config = _CONFIG.value or configs.load(workdir / "config.json")
-    configs.check(config)
+    if (config := _CONFIG.value) is None:
+        config = configs.load(workdir / "config.json")
+    else:
+        configs.check(config)
     plan(config, devices=_DEVICES.value, share=_SHARE.value, device=_DEVICE.value)
 
 

@@ -1,6 +1,5 @@
 """A trained tokenizer, ready to use: `tok = vq_jax.load(workdir)`."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +34,7 @@ class TrainedTokenizer:
         self.num_codes: int = module.quantizer.num_codes
         self._variables = variables
         side = config.data.resolution
-        shape = (1, side, side, config.data.channels)
-        z = jax.eval_shape(
-            functools.partial(module.apply, method="encode"), variables, jnp.zeros(shape)
-        )
-        self.grid: tuple[int, ...] = z.shape[1:-1]
+        self.grid = configs.codes_grid(config, module)
         self.factor: int | None = side // self.grid[0] if len(self.grid) == 2 else None
 
         def encode(variables, x):

@@ -84,7 +84,8 @@ def train_batches(
       config: the section `data`.
       seed: of order and augmentation.
       process_index, process_count: which share of each batch is this process's.
-      together: how many batches to join into one.
+      together: how many batches to join into one; those of more than one are decoded in threads,
+        when they are asked for.
       place: puts a finished batch where it is wanted, on devices say.
 
     Yields:
@@ -111,7 +112,7 @@ def train_batches(
     if process_count > 1:
         dataset = _Share(dataset, batch_size, process_index, process_count)
     share = batch_size // process_count
-    if config.workers:
+    if config.workers and together == 1:
         if not flags.FLAGS.is_parsed():  # Grain's workers read its flags, in a notebook too
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=64))

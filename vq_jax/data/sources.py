@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import ml_collections
 
 from vq_jax.data.images import EXTENSIONS, decode
-from vq_jax.errors import UserError
+from vq_jax.errors import UserError, first_line
 
 log = logging.getLogger("vq_jax")
 
@@ -234,7 +234,7 @@ def _tfds(name: str, config: ml_collections.ConfigDict, seed: int) -> Splits:
         hint = f"; near: {', '.join(near)}" if near else ""
         raise UserError(f"TFDS has no data set {name!r}{hint}") from e
     except Exception as e:
-        raise UserError(f"TFDS cannot open {name!r}: {_first_line(e)}") from e
+        raise UserError(f"TFDS cannot open {name!r}: {first_line(e)}") from e
     try:
         _quiet_prepare(builder)
     except Exception as e:
@@ -244,17 +244,13 @@ def _tfds(name: str, config: ml_collections.ConfigDict, seed: int) -> Splits:
                 "pip install 'vq_jax[prepare]' and run this again"
             ) from e
         raise UserError(
-            f"TFDS could not prepare {name!r} in {builder.data_path}: {_first_line(e)}"
+            f"TFDS could not prepare {name!r} in {builder.data_path}: {first_line(e)}"
         ) from e
     splits = builder.info.splits
     val = next((s for s in ("validation", "test") if s in splits), None)
     if "train" not in splits or "image" not in builder.info.features:
         raise UserError(f"tfds:{name} has no split 'train' of images: {', '.join(splits)}")
     return _prepared(builder, val, config, seed)
-
-
-def _first_line(e: Exception) -> str:
-    return (str(e).strip() or type(e).__name__).splitlines()[0]
 
 
 # name -> function of (config.data, seed) to Splits; any other source is "tfds:NAME"

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
+from vq_jax import config as configs
 from vq_jax import metrics
 from vq_jax.errors import UserError
 from vq_jax.models import convolution
@@ -17,7 +18,7 @@ from vq_jax.tasks.train import make_phases, make_recipe
 from vq_jax.training import parallel
 from vq_jax.training.report import print_parameters
 from vq_jax.training.state import GanState
-from vq_jax.training.steps import init_state, train_step
+from vq_jax.training.steps import Recipe, init_state, train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +70,6 @@ class Cost:
     peak_bytes: int
 
 
-def state_shapes(config: ConfigDict) -> GanState:
-    """The shapes of a run's state."""
-    shape = (config.data.resolution, config.data.resolution, config.data.channels)
-    init = partial(init_state, make_recipe(config), image_shape=shape)
-    return jax.eval_shape(init, jax.random.key(0))
-
-
 def step_cost(config: ConfigDict, batch_size: int, device: str | None = None) -> Cost:
     """Compiles the step of the config's last phase, the heaviest, and reads what it takes.
 
@@ -85,10 +79,21 @@ def step_cost(config: ConfigDict, batch_size: int, device: str | None = None) ->
       device: a TPU of `DEVICES` to compile for; otherwise the device at hand. The CPU's compiler
         undoes rematerialisation, so its figures are those without.
     """
-    side, channels = config.data.resolution, config.data.channels
-    step = partial(train_step, recipe=make_recipe(config), phase=make_phases(config)[-1])
-    state = state_shapes(config)
-    batch = {"image": jax.ShapeDtypeStruct((batch_size, side, side, channels), jnp.float32)}
+    recipe = make_recipe(config)
+    return _step_cost(config, recipe, _state_shapes(config, recipe), batch_size, device)
+
+
+def _state_shapes(config: ConfigDict, recipe: Recipe) -> GanState:
+    init = partial(init_state, recipe, image_shape=configs.image_shape(config))
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def _step_cost(
+    config: ConfigDict, recipe: Recipe, state: GanState, batch_size: int, device: str | None
+) -> Cost:
+    step = partial(train_step, recipe=recipe, phase=make_phases(config)[-1])
+    shape = (batch_size, *configs.image_shape(config))
+    batch = {"image": jax.ShapeDtypeStruct(shape, jnp.float32)}
     key = jax.eval_shape(lambda: jax.random.key(0))
     tpu = DEVICES[device].tpu if device else None
     with convolution.plain():  # the operations, and the memory, of other devices than the CPU
@@ -123,26 +128,21 @@ def plan(config: ConfigDict, *, devices: int = 1, share: float = 0.4, device: st
             f"--devices={devices}: data.batch_size {config.data.batch_size} does not divide by it"
         )
     console = Console(highlight=False, soft_wrap=True)
-    state = state_shapes(config)
-    print_parameters(console, "generator", state.generator.params)
-    if state.discriminator.params:
-        print_parameters(console, "discriminator", {"all": state.discriminator.params})
+    recipe = make_recipe(config)
+    state = _state_shapes(config, recipe)
+    print_parameters(console, state)
 
-    tokenizer = make_recipe(config).tokenizer
-    side, channels = config.data.resolution, config.data.channels
-    x = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
-    variables = {"params": state.generator.params, **state.generator.stats}
-    grid = jax.eval_shape(partial(tokenizer.apply, method="encode"), variables, x).shape[1:-1]
-    codes, num_codes = math.prod(grid), tokenizer.quantizer.num_codes
+    grid = configs.codes_grid(config, recipe.tokenizer)
+    codes, num_codes = math.prod(grid), recipe.tokenizer.quantizer.num_codes
     batch = config.data.batch_size // devices
     compiler = device or jax.default_backend()
     with console.status(f"compiling for {compiler}"):
-        cost = step_cost(config, batch, device or None)
+        cost = _step_cost(config, recipe, state, batch, device or None)
 
     table = Table(title=f"a step of {batch} images on one device", title_justify="left")
     table.add_column("what")
     table.add_column("value", justify="right")
-    bits = metrics.bits_per_pixel(num_codes, codes, side * side)
+    bits = metrics.bits_per_pixel(num_codes, codes, config.data.resolution**2)
     rows = {
         "codes an image": f"{codes} ({'x'.join(map(str, grid))}) of {num_codes:,}",
         "bits per pixel": f"{bits:.4f}",

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from vq_jax import config as configs
 from vq_jax.config import PHASES
 from vq_jax.data.pipeline import eval_batches, train_batches
-from vq_jax.data.sources import Splits, open_source
+from vq_jax.data.sources import Source, Splits, open_source
 from vq_jax.errors import UserError
 from vq_jax.losses import ADVERSARIAL, RECONSTRUCTION
 from vq_jax.models.perceptual import load_lpips, lpips
@@ -109,7 +109,7 @@ class _Run:
 
     @property
     def total(self) -> int:
-        return self.phases[-1].start + self.phases[-1].steps
+        return sum(self.config.phases.values())
 
 
 def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
@@ -128,14 +128,12 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
     splits = open_source(config.data, config.seed)
     if next(eval_batches(splits.val, config.data), None) is None:  # rather now than at the end
         raise UserError("no held-out image could be read: see data.val_fraction and the log")
-    place = partial(parallel.shard_batch, parallel=config.parallel)
-    iterator = train_batches(splits.train, config.data, config.seed, *_share(), place=place)
+    iterator = _batches(config, splits.train)
     phases, recipe = make_phases(config), make_recipe(config)
-    total = phases[-1].start + phases[-1].steps
+    total = sum(config.phases.values())
 
     key = jax.random.key(config.seed)
-    shape = (config.data.resolution, config.data.resolution, config.data.channels)
-    init = partial(init_state, recipe, image_shape=shape)
+    init = partial(init_state, recipe, image_shape=configs.image_shape(config))
     state = parallel.replicate(parallel.run_once(init, jax.random.fold_in(key, _INIT)))
 
     say = make_console().print
@@ -180,11 +178,7 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
             if not start:
                 counts = f"{len(splits.train):,} images to train on, {len(splits.val):,} held out"
                 report.console.print(counts)
-                print_parameters(report.console, "generator", state.generator.params)
-                if state.discriminator.params:
-                    print_parameters(
-                        report.console, "discriminator", {"all": state.discriminator.params}
-                    )
+                print_parameters(report.console, state)
             state, stopped = _loop(run, state, preemption, profile)
         finally:
             report.close()
@@ -192,8 +186,17 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
         _finish(run, state)
 
 
-def _share() -> tuple[int, int]:
-    return jax.process_index(), jax.process_count()
+def _batches(config: ConfigDict, source: Source, together: int = 1) -> Any:
+    """This process's share of the training batches, on its devices."""
+    return train_batches(
+        source,
+        config.data,
+        config.seed,
+        jax.process_index(),
+        jax.process_count(),
+        together=together,
+        place=partial(parallel.shard_batch, parallel=config.parallel),
+    )
 
 
 def _check_resume(config: ConfigDict, workdir: Path) -> list[str]:
@@ -311,11 +314,7 @@ def _loop(
 
 def _watch(run: _Run, state: GanState) -> Watch:
     config, tokenizer = run.config, run.recipe.tokenizer
-    side = config.data.resolution
-    x = jax.ShapeDtypeStruct((config.data.batch_size, side, side, config.data.channels), np.float32)
-    variables = {"params": state.generator.params, **state.generator.stats}
-    z = jax.eval_shape(partial(tokenizer.apply, method="encode"), variables, x)
-    codes = math.prod(z.shape[:-1])
+    codes = config.data.batch_size * math.prod(configs.codes_grid(config, tokenizer))
     num_codes = tokenizer.quantizer.num_codes
     return Watch(config, codes, num_codes, int(state.skipped), run.report.warn)
 
@@ -344,16 +343,11 @@ def _initialise(run: _Run, state: GanState) -> GanState:
     count = config.kmeans_batches
     if not count:
         return state
-    place = partial(parallel.shard_batch, parallel=config.parallel)
-    data = config.data.copy_and_resolve_references()
-    data.workers = 0  # they would each prepare a batch this large, for one
-    batches = train_batches(
-        run.splits.train, data, config.seed, *_share(), together=count, place=place
-    )
+    batch = next(_batches(config, run.splits.train, together=count))
     step = parallel.compile_step(
         partial(initialise_codebook, recipe=run.recipe, batches=count), config.parallel
     )
-    return step(state, next(batches), run.key)[0]
+    return step(state, batch, run.key)[0]
 
 
 def _measure(run: _Run, state: GanState) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 import logging
 import zlib
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +13,7 @@ from absl import logging as absl_logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from vq_jax.errors import UserError
+from vq_jax.errors import UserError, first_line
 
 log = logging.getLogger("vq_jax")
 
@@ -28,29 +28,8 @@ class _Damaged(Exception):
     """A checkpoint that cannot be read, or reads other than it was written."""
 
 
-class _Position:
-    """A data iterator's place in the form Orbax saves: one file for each process."""
-
-    def __init__(self, iterator: Any):
-        self.iterator = iterator
-
-    async def save(self, directory: Any) -> Awaitable[None]:
-        state = json.dumps(self.iterator.get_state())
-
-        async def write() -> None:
-            folder = await directory.await_creation()
-            (folder / _position_file()).write_text(state)
-
-        return write()
-
-    async def load(self, directory: Any) -> Awaitable[None]:
-        async def read() -> None:
-            self.iterator.set_state(json.loads((directory / _position_file()).read_text()))
-
-        return read()
-
-
 def _position_file() -> str:
+    """The file that Grain keeps this process's place in the data in."""
     return f"process_{jax.process_index()}-of-{jax.process_count()}.json"
 
 
@@ -70,7 +49,7 @@ class Checkpoints:
           writes: False for a reader, who leaves what another process is just writing alone.
         """
         self._folder = folder.absolute()
-        self._saving: list[tuple[int, Any]] = []
+        self._saving: tuple[int, Any] | None = None
         with _Quiet():
             self._checkpointer = ocp.training.Checkpointer(
                 self._folder,
@@ -85,9 +64,7 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint's step, or None where there is none."""
-        with _Quiet():
-            latest = self._checkpointer.latest
-        return None if latest is None else latest.step
+        return max(self.steps(), default=None)
 
     def save(self, step: int, trees: dict[str, Any], iterator: Any) -> None:
         """Starts saving trees of arrays and the data iterator's position.
@@ -97,9 +74,9 @@ class Checkpoints:
         """
         self._finish_saving()
         response = self._checkpointer.save_checkpointables_async(
-            step, {**trees, _DATA: _Position(iterator)}, force=True, overwrite=True
+            step, {**trees, _DATA: iterator}, force=True, overwrite=True
         )
-        self._saving.append((step, response))
+        self._saving = (step, response)
         response.on_complete(lambda _: self._seal(step))
 
     def _seal(self, step: int) -> None:
@@ -182,14 +159,14 @@ class Checkpoints:
         wanted = {name: jax.tree.map(_abstract, tree) for name, tree in trees.items()}
         if iterator is not None:
             self._check_processes(step)
-            wanted[_DATA] = _Position(iterator)
+            wanted[_DATA] = iterator
         try:
             with _Quiet():
                 restored = self._checkpointer.load_checkpointables(step, wanted)
         except Exception as e:  # whatever a damaged file makes Orbax, or a parser below it, raise
             if (self._folder / str(step) / _CHECKSUMS).exists():
                 raise  # its files are sound: something else is wrong
-            raise _Damaged(_first_line(e)) from e
+            raise _Damaged(first_line(e)[:200]) from e
         return {name: restored[name] for name in trees}
 
     def _verify(self, step: int, names: list[str]) -> None:
@@ -220,7 +197,7 @@ class Checkpoints:
             with _Quiet():
                 saved = self._checkpointer.checkpointables_metadata(step).metadata
         except Exception as e:
-            raise _Damaged(_first_line(e)) from e
+            raise _Damaged(first_line(e)[:200]) from e
         found = []
         for name, tree in trees.items():
             if not saved.get(name):
@@ -242,10 +219,11 @@ class Checkpoints:
             )
 
     def _finish_saving(self) -> None:
-        for step, response in self._saving:
+        if self._saving is not None:
+            step, response = self._saving
             response.result()
             self._seal(step)
-        self._saving = []
+            self._saving = None
 
     def wait(self) -> None:
         """Blocks until everything started is on disk."""
@@ -281,10 +259,6 @@ def _checksum(path: Path) -> list[int]:
         while block := file.read(1 << 20):
             length, crc = length + len(block), zlib.crc32(block, crc)
     return [length, crc]
-
-
-def _first_line(e: Exception) -> str:
-    return (str(e).strip() or type(e).__name__).splitlines()[0][:200]
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:

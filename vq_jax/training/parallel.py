@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils, topologies
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from vq_jax.errors import UserError
+from vq_jax.errors import UserError, first_line
 
 PARALLEL = ("pmap", "jit")
 AXIS = "data"
@@ -47,7 +47,7 @@ def join_processes(
         )
     except (ValueError, RuntimeError) as e:
         raise UserError(
-            f"the processes did not find each other ({str(e).splitlines()[0]}): give "
+            f"the processes did not find each other ({first_line(e)}): give "
             "--coordinator=HOST:PORT, --processes and --process, unless the cluster tells them"
         ) from e
 

@@ -22,6 +22,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from vq_jax.training.state import GanState
+
 # Shown beside the bar, where a step has them.
 _SHOWN = {
     "loss_reconstruction": "rec",
@@ -191,8 +193,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def print_parameters(console: Console, title: str, params: dict[str, Any]) -> None:
-    """Prints how many parameters each group has."""
+def print_parameters(console: Console, state: GanState) -> None:
+    """Prints how many parameters each group of either network has."""
+    _print_parameters(console, "generator", state.generator.params)
+    if state.discriminator.params:
+        _print_parameters(console, "discriminator", {"all": state.discriminator.params})
+
+
+def _print_parameters(console: Console, title: str, params: dict[str, Any]) -> None:
     table = Table(title=title, title_justify="left")
     table.add_column("group")
     table.add_column("arrays", justify="right")
