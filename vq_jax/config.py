@@ -6,7 +6,6 @@ import importlib.util
 import inspect
 import json
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from vq_jax.data.sources import SOURCES
 from vq_jax.errors import UserError, first_line
 from vq_jax.losses import ADVERSARIAL, RECONSTRUCTION
 from vq_jax.models import DISCRIMINATORS, MODELS, Tokenizer
-from vq_jax.quantizers import QUANTIZERS
+from vq_jax.quantizers import QUANTIZERS, SCHEDULED, Quantizer
 
 # The least that a number may be.
 _LEAST = {
@@ -55,9 +54,17 @@ def fields_of(maker: Any) -> dict[str, Any]:
 
 
 def section(table: Mapping[str, Any], name: str, **changes: Any) -> ConfigDict:
-    """A config section for one entry of a table: its name and all its fields, some changed."""
+    """A config section for one entry of a table: its name and all its fields, some changed.
+
+    A field `inner` is a section of the same table: "residual/fsq" names both, "residual" takes "vq".
+    """
+    name, _, inner = name.partition("/")
     maker = _one_of(table, name, "the section's name")
     fields = fields_of(maker)
+    if "inner" in fields:
+        fields["inner"] = section(table, inner or "vq")
+    elif inner:
+        raise UserError(f"{name} takes nothing inside it: {name!r}, not '{name}/{inner}'")
     for field in changes:
         if field not in fields:
             raise UserError(f"{name} has no field {field!r}{_near(field, fields)}")
@@ -98,7 +105,8 @@ def base(
 
     Args:
       model: name in `MODELS`; its fields become `config.model`.
-      quantizer: name in `QUANTIZERS`; its fields become `config.quantizer`.
+      quantizer: name in `QUANTIZERS`; its fields become `config.quantizer`. "residual/fsq" is a
+        residual quantizer of FSQs, whose fields are `config.quantizer.inner`.
       discriminator: name in `DISCRIMINATORS`; its fields become `config.discriminator`.
 
     Returns:
@@ -132,6 +140,8 @@ def base(
     config.model = section(MODELS, model)
     config.quantizer = section(QUANTIZERS, quantizer)
     config.kmeans_batches = 8  # batches whose latents start the codebook; 0 leaves it random
+    # Quantizer fields that change: (from, to, first step, last step); () keeps a field as it is.
+    config.anneal = ConfigDict({name: () for name in SCHEDULED if _has(config.quantizer, name)})
 
     # Steps of each phase: the autoencoder alone, without quantization; the quantizer on the frozen
     # encoder; everything jointly; then with the adversary.
@@ -164,6 +174,16 @@ def base(
     return config.lock()
 
 
+def _has(quantizer: ConfigDict, field: str) -> bool:
+    return field in quantizer or ("inner" in quantizer and _has(quantizer.inner, field))
+
+
+def _name(quantizer: Mapping[str, Any]) -> str:
+    """The name that `section` takes for this section."""
+    name = quantizer["name"]
+    return f"{name}/{_name(quantizer['inner'])}" if "inner" in quantizer else name
+
+
 def check(config: ConfigDict) -> None:
     """Raises UserError, in one line, for a value that no run could use."""
     for table, place in (
@@ -171,10 +191,12 @@ def check(config: ConfigDict) -> None:
         (QUANTIZERS, "quantizer"),
         (DISCRIMINATORS, "discriminator"),
     ):
-        fields = fields_of(_one_of(table, config[place].name, f"{place}.name"))
-        for field in config[place]:
-            if field != "name" and field not in fields:
-                raise UserError(f"{place} has no field {field!r}{_near(field, fields)}")
+        _check_section(table, config[place], place)
+    for field, ramp in config.anneal.items():
+        if ramp and (len(ramp) != 4 or not 0 <= ramp[2] < ramp[3]):
+            raise UserError(
+                f"anneal.{field} is {tuple(ramp)}: use (from, to, first step, last step), or ()"
+            )
     if not config.data.source.startswith("tfds:"):
         _one_of({**SOURCES, "tfds:NAME": None}, config.data.source, "data.source")
     _one_of(RECONSTRUCTION, config.loss.reconstruction, "loss.reconstruction")
@@ -186,9 +208,9 @@ def check(config: ConfigDict) -> None:
     if config.data.channels not in (1, 3):
         raise UserError(f"data.channels is {config.data.channels}: use 1 or 3")
     for place, least in _LEAST.items():
-        value = config
+        value: Any = config
         for part in place.split("."):
-            value = value[part]
+            value = value.get(part, least)
         if value < least:
             raise UserError(f"{place} is {value}: use {least} or more")
     if config.loss.data_variance <= 0:
@@ -198,6 +220,15 @@ def check(config: ConfigDict) -> None:
     if config.wandb and not importlib.util.find_spec("wandb"):
         raise UserError("wandb is not installed: pip install 'vq_jax[wandb]', or --config.wandb=''")
     _check_shapes(config)
+
+
+def _check_section(table: Mapping[str, Any], found: ConfigDict, place: str) -> None:
+    fields = fields_of(_one_of(table, found.name, f"{place}.name"))
+    for field in found:
+        if field != "name" and field not in fields:
+            raise UserError(f"{place} has no field {field!r}{_near(field, fields)}")
+    if "inner" in found:
+        _check_section(table, found.inner, f"{place}.inner")
 
 
 def _check_shapes(config: ConfigDict) -> None:
@@ -229,12 +260,12 @@ def _check_shapes(config: ConfigDict) -> None:
 
 def make_tokenizer(config: ConfigDict) -> Tokenizer:
     """The Flax module that `config.model` and `config.quantizer` describe."""
-    quantizer = QUANTIZERS[config.quantizer.name](**_kwargs(config.quantizer))
+    quantizer = make_quantizer(config.quantizer)
     try:
         encoder, decoder = MODELS[config.model.name](
             resolution=config.data.resolution,
             channels=config.data.channels,
-            dim=config.quantizer.dim,
+            dim=quantizer.dim,
             dtype=jnp.dtype(config.dtype),
             **_kwargs(config.model),
         )
@@ -243,16 +274,30 @@ def make_tokenizer(config: ConfigDict) -> Tokenizer:
     return Tokenizer(encoder=encoder, quantizer=quantizer, decoder=decoder)
 
 
+def make_quantizer(quantizer: ConfigDict) -> Quantizer:
+    """The Flax module that a section `config.quantizer` describes."""
+    kwargs = _kwargs(quantizer)
+    if "inner" in kwargs:
+        kwargs["inner"] = make_quantizer(quantizer.inner)
+    return QUANTIZERS[quantizer.name](**kwargs)
+
+
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
     """(H, W, C) of the training images."""
     return (config.data.resolution, config.data.resolution, config.data.channels)
 
 
-def codes_grid(config: ConfigDict, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The codes' shape for an image of the training resolution, such as (8, 8)."""
+def grids(config: ConfigDict, tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes of latents, without their last axis, and of codes for an image of the training
+    resolution, such as (8, 8) and (8, 8), or (8, 8, 4) where a latent has 4 codes."""
     x = jax.ShapeDtypeStruct((1, *image_shape(config)), jnp.float32)
-    encode = partial(tokenizer.init_with_output, method="encode")
-    return jax.eval_shape(encode, jax.random.key(0), x)[0].shape[1:-1]
+
+    def shapes(key, x):
+        z, _ = tokenizer.init_with_output(key, x, method="encode")
+        return z, tokenizer.init_with_output(key, z, method="quantize")[0][1]
+
+    z, codes = jax.eval_shape(shapes, jax.random.key(0), x)
+    return z.shape[1:-1], codes.shape[1:]
 
 
 def make_discriminator(config: ConfigDict) -> nn.Module | None:
@@ -285,7 +330,8 @@ def load(path: Path) -> ConfigDict:
     """
     try:
         saved = _tuples(json.loads(path.read_text()))
-        names = [saved[place]["name"] for place in ("model", "quantizer", "discriminator")]
+        quantizer = _name(saved["quantizer"])
+        names = saved["model"]["name"], quantizer, saved["discriminator"]["name"]
         config = base(*names)  # fields that came after the run get their defaults
         config.update(saved)
     except FileNotFoundError as e:

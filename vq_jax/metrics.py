@@ -36,14 +36,14 @@ def code_counts(codes: jax.Array, num_codes: int) -> jax.Array:
 
 
 def perplexity(counts: jax.Array) -> jax.Array:
-    """Exponential of the entropy (nats) of code counts [K]: the number of codes in effective use."""
-    p = counts / jnp.maximum(counts.sum(), 1.0)
-    return jnp.exp(-jnp.sum(p * jnp.log(jnp.maximum(p, 1e-10))))
+    """Exponential of the entropy (nats) of code counts [..., K]: how many are in effective use."""
+    p = counts / jnp.maximum(counts.sum(-1, keepdims=True), 1.0)
+    return jnp.exp(-jnp.sum(p * jnp.log(jnp.maximum(p, 1e-10)), axis=-1))
 
 
 def usage(counts: jax.Array) -> jax.Array:
-    """Share of the codes that occur at all, in [0, 1], from counts [K]."""
-    return jnp.mean((counts > 0).astype(jnp.float32))
+    """Share of the codes that occur at all, in [0, 1], from counts [..., K]."""
+    return jnp.mean((counts > 0).astype(jnp.float32), axis=-1)
 
 
 def bits_per_pixel(num_codes: int, codes_per_image: int, pixels: int) -> float:

@@ -18,12 +18,14 @@ class TrainedTokenizer:
     """Images to codes and back, jitted.
 
     Images are float32 [B, H, W, C] in [-1, 1]; codes are int32 [B, *grid] in [0, num_codes).
+    Where a position has several codes they are the grid's last axis.
 
     Attributes:
       config: the run's config.
       step: how many training steps its params have seen.
-      num_codes: entries of the codebook.
-      grid: the codes' shape for an image of the training resolution, such as (8, 8).
+      num_codes: entries of a codebook.
+      code_shape: () where a position has one code, (Q,) where it has Q, a codebook each.
+      grid: the codes' shape for an image of the training resolution, such as (8, 8) or (8, 8, Q).
       factor: how many pixels a code spans along a side, or None where the model takes images of
         the training resolution only.
     """
@@ -32,10 +34,12 @@ class TrainedTokenizer:
         self.config = config
         self.step = step
         self.num_codes: int = module.quantizer.num_codes
-        self._variables = variables
+        self.code_shape: tuple[int, ...] = module.quantizer.code_shape
+        self._module, self._variables = module, variables
         side = config.data.resolution
-        self.grid = configs.codes_grid(config, module)
-        self.factor: int | None = side // self.grid[0] if len(self.grid) == 2 else None
+        latents, self.grid = configs.grids(config, module)
+        any_size = len(latents) == 2 and self.grid == (*latents, *self.code_shape)
+        self.factor: int | None = side // latents[0] if any_size else None
 
         def encode(variables, x):
             z = module.apply(variables, x, method="encode")
@@ -74,6 +78,11 @@ class TrainedTokenizer:
                 "images reach beyond [-1, 1]: bring them there, x / 127.5 - 1 from bytes"
             )
         return jnp.asarray(images, jnp.float32)
+
+    def codebooks(self) -> np.ndarray | None:
+        """Learned entries, float32 [*code_shape, num_codes, d], or None where codes mean fixed points."""
+        entries = self._module.apply(self._variables, method=lambda m: m.quantizer.codebooks())
+        return None if entries is None else np.asarray(entries)
 
     def encode(self, images: Any) -> jax.Array:
         """Codes int32 [B, *grid] of images float32 [B, H, W, C] in [-1, 1].

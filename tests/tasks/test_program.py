@@ -104,7 +104,7 @@ def test_a_run_leaves_everything_it_names(trained, emoji):
     workdir, said = trained
     for name in (
         "config.json", "metrics.jsonl", "evaluation.json",
-        "reconstructions.png", "curves.png", "codebook_usage.png",
+        "reconstructions.png", "curves.png", "codebook.png",
     ):  # fmt: skip
         assert (workdir / name).stat().st_size > 0
         assert name in said

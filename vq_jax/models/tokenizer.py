@@ -1,5 +1,8 @@
 """The tokenizer: encoder, quantizer and decoder behind one Flax module."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax
 
@@ -24,12 +27,18 @@ class Tokenizer(nn.Module):
         """Latents, float32 [B, *grid, D]."""
         return self.encoder(x)
 
-    def quantize(self, z: jax.Array, axis_name: str | None = None):
+    def quantize(
+        self,
+        z: jax.Array,
+        axis_name: str | None = None,
+        key: jax.Array | None = None,
+        now: Mapping[str, Any] | None = None,
+    ):
         """Quantized latents, codes and the quantizer's losses: see the quantizer's `__call__`."""
-        return self.quantizer(z, axis_name=axis_name)
+        return self.quantizer(z, key=key, now=now, axis_name=axis_name)
 
     def lookup(self, codes: jax.Array) -> jax.Array:
-        """Quantized latents float32 [B, *grid, D] of codes int32 [B, *grid]."""
+        """Quantized latents float32 [B, *grid, D] of codes int32 [B, *grid, *code_shape]."""
         return self.quantizer.lookup(codes)
 
     def features(self, z_q: jax.Array) -> jax.Array:

@@ -1,152 +1,231 @@
-"""The vector quantizer: one codebook, nearest entry, trained by gradient or by moving averages."""
+"""Quantizers that send a latent to the nearest entry of a codebook: `vq` and `simvq`."""
+
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vq_jax import collectives, losses, metrics
+from vq_jax import losses
 from vq_jax.quantizers import functions
+from vq_jax.quantizers.base import (
+    Codebook,
+    Quantizer,
+    check_choice,
+    commitment,
+    entropy_terms,
+    per_book,
+)
 
 
-class VectorQuantizer(nn.Module):
-    """Maps every latent to its nearest codebook entry (van den Oord et al. 2017).
-
-    The codebook lies in `params`; collection `codebook` holds its statistics, float32:
-    `cluster_size` [K] and `embed_sum` [K, D], moving averages of each code's count and of the sum of
-    its latents. `__call__` and `lookup` change nothing; `initialise` and `update` return the new
-    codebook and statistics (apply with ``mutable=["params", "codebook"]``).
+class VectorQuantizer(Quantizer):
+    """The nearest entry of a codebook (van den Oord et al. 2017, eq. 1-3).
 
     Attributes:
-      num_codes: K, the number of entries.
-      dim: D, the size of one.
-      codebook: "ema", entries follow the moving averages, or "gradient", entries are trained by the
-        codebook loss.
+      num_codes: K, entries of a codebook.
+      dim: D, the size of a latent.
+      code_dim: size of the space the codes live in, behind a linear projection in and another out
+        (Yu et al. 2021, "factorized codes"); 0 is `dim`, without projections.
+      heads: parts a (projected) latent is cut into, each with a code of its own: product quantization
+        (Jegou et al. 2011).
+      shared_heads: one codebook for all heads instead of one each.
+      distance: "l2", or "cosine": latents and entries at length 1 (Yu et al. 2021).
+      codebook: "ema", entries follow moving averages of their latents; "gradient", they are trained
+        by the codebook loss; "mapped", see `SimVQ`.
+      estimator: of the gradient through the lookup: "straight_through"; "rotation" (Fifty et al.
+        2024); "gumbel", Gumbel noise on -|z - e|^2 / temperature in training and the gradient of the
+        softmax (Jang et al. 2017).
       beta: weight of the commitment loss (1.0 on the codebook loss).
-      decay: of the moving averages.
-      kmeans_iterations: rounds of k-means in `initialise`; 0 takes sampled latents as they are.
-      revive_below: an entry whose moving count falls below this share of the mean count moves onto a
-        random latent, its statistics reset with it; 0 never revives.
-      variance_weight, usage_weight: weights of the diversity terms (`losses.latent_variance`,
-        `losses.code_usage`); 0 leaves them out.
+      temperature: of the soft assignment softmax_k(-|z - e_k|^2 / temperature), which the estimator
+        "gumbel" and the entropy and usage terms are about.
+      entropy_weight: of E[H(p)] - H(E[p]), p the soft assignment: sure of each latent, even over
+        the batch (Chang et al. 2022's quantizer; .1 at temperature .01 there).
+      usage_weight: of `losses.code_usage` of the average soft assignment.
+      variance_weight: of `losses.latent_variance`.
+      orthogonal_weight: of `functions.orthogonality`; not for "ema".
+      decay, kmeans_iterations, revive_below: see `base.Codebook`.
     """
 
     num_codes: int = 512
     dim: int = 64
+    code_dim: int = 0
+    heads: int = 1
+    shared_heads: bool = False
+    distance: str = "l2"
     codebook: str = "ema"
+    estimator: str = "straight_through"
     beta: float = 0.25
+    temperature: float = 1.0
+    entropy_weight: float = 0.0
+    usage_weight: float = 0.0
+    variance_weight: float = 0.0
+    orthogonal_weight: float = 0.0
     decay: float = 0.99
     kmeans_iterations: int = 10
     revive_below: float = 0.01
-    variance_weight: float = 0.0
-    usage_weight: float = 0.0
 
     def setup(self):
-        if self.codebook not in ("ema", "gradient"):
-            raise ValueError(f"quantizer.codebook is {self.codebook!r}: use 'ema' or 'gradient'")
+        for field, known in (
+            ("codebook", ("ema", "gradient", "mapped")),
+            ("distance", ("l2", "cosine")),
+            ("estimator", (*functions.ESTIMATORS, "gumbel")),
+        ):
+            check_choice(field, getattr(self, field), known)
+        size = self.code_dim or self.dim
+        if self.heads < 1 or size % self.heads:
+            raise ValueError(
+                f"quantizer.heads is {self.heads}: it must divide the {size} dimensions of a code"
+            )
+        if self.orthogonal_weight and self.codebook == "ema":
+            raise ValueError(
+                "quantizer.orthogonal_weight needs quantizer.codebook='gradient': moving averages "
+                "do not follow it"
+            )
+        self.book = Codebook(
+            num_codes=self.num_codes,
+            dim=size // self.heads,
+            books=1 if self.shared_heads else self.heads,
+            rule=self.codebook,
+            unit=self.distance == "cosine",
+            decay=self.decay,
+            kmeans_iterations=self.kmeans_iterations,
+            revive_below=self.revive_below,
+        )
+        if self.code_dim:
+            self.project_in = nn.Dense(self.code_dim)
+            self.project_out = nn.Dense(self.dim)
 
-        def uniform(key, shape):
-            return jax.random.uniform(key, shape, jnp.float32, -1 / shape[0], 1 / shape[0])
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        return (self.heads,) if self.heads > 1 else ()
 
-        shape = (self.num_codes, self.dim)
-        self.entries = self.param("codebook", uniform, shape)
-        self.cluster_size = self.variable("codebook", "cluster_size", jnp.ones, (self.num_codes,))
-        self.embed_sum = self.variable("codebook", "embed_sum", lambda: self.entries + 0.0)
+    @property
+    def residual_scale(self) -> Any:
+        plain = self.heads == 1 and not self.code_dim and self.distance == "l2"
+        return 1.0 if plain else None
+
+    def prepare(self, z: jax.Array) -> jax.Array:
+        z = z.astype(jnp.float32)
+        y = self.project_in(z) if self.code_dim else z
+        if self.distance == "cosine":
+            y = functions.normalise(y.reshape(*y.shape[:-1], self.heads, -1)).reshape(y.shape)
+        return y
+
+    def _rows(self, y: jax.Array) -> jax.Array:
+        """[..., heads * d] -> [C, M, d]: a head's rows for its codebook, or all for the one."""
+        y_NHd = y.reshape(-1, self.heads, self.book.dim)
+        if self.book.books == 1:
+            return y_NHd.reshape(1, -1, self.book.dim)
+        return y_NHd.transpose(1, 0, 2)
+
+    def _unrows(self, rows_CM: jax.Array, grid: tuple[int, ...]) -> jax.Array:
+        """[C, M, ...] -> [*grid, heads, ...], back from `_rows`."""
+        if self.book.books > 1:
+            rows_CM = rows_CM.swapaxes(0, 1)
+        return rows_CM.reshape(*grid, self.heads, *rows_CM.shape[2:])
+
+    def _latents(self, rows_CMd: jax.Array, grid: tuple[int, ...]) -> jax.Array:
+        y = self._unrows(rows_CMd, grid).reshape(*grid, -1)
+        return self.project_out(y) if self.code_dim else y
+
+    def _code_rows(self, codes: jax.Array) -> jax.Array:
+        """[..., *code_shape] -> [C, M]."""
+        if self.book.books == 1:
+            return codes.reshape(1, -1)
+        return codes.reshape(-1, self.heads).T
 
     def lookup(self, codes: jax.Array) -> jax.Array:
-        """Entries of `codes`: int32 [...] in [0, num_codes) -> float32 [..., dim]."""
-        return self.entries[codes]
+        grid = codes.shape[: codes.ndim - len(self.code_shape)]
+        return self._latents(self.book.lookup(self._code_rows(codes)), grid)
 
-    def __call__(
-        self, z: jax.Array, *, axis_name: str | None = None
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        """Quantizes latents.
+    def codebooks(self) -> jax.Array:
+        entries_CKd = self.book.entries()
+        shape = (*self.code_shape, *entries_CKd.shape[1:])
+        return jnp.broadcast_to(entries_CKd, shape) if self.code_shape else entries_CKd[0]
 
-        Args:
-          z: float [..., dim].
-          axis_name: mapped axis whose devices share the batch, or None.
+    def assign(self, y, *, key, now, axis_name):
+        rows_CMd = self._rows(y)
+        if self.estimator == "gumbel":
+            z_q_CMd, codes_CM = self._sample(rows_CMd, key, now, axis_name)
+            entries_CMd = self.book.lookup(codes_CM)
+        else:
+            codes_CM = self.book.nearest(rows_CMd)
+            entries_CMd = self.book.lookup(codes_CM)
+            z_q_CMd = functions.ESTIMATORS[self.estimator](rows_CMd, entries_CMd)
 
-        Returns:
-          z_q: float32 [..., dim], entries with the straight-through gradient;
-          codes: int32 [...];
-          aux: `loss` [], what the quantizer adds to the training loss (van den Oord et al. 2017,
-            eq. 3, second and third terms, and the diversity terms); `commitment` [] and `codebook`
-            [], its parts; `counts` [num_codes], over all devices.
-        """
-        z = z.astype(jnp.float32)
-        codes = functions.nearest_codes(z, self.entries)
-        entries = self.lookup(codes)
-        commitment = jnp.mean(losses.l2(z, jax.lax.stop_gradient(entries)))
-        to_codebook = jnp.mean(losses.l2(entries, jax.lax.stop_gradient(z)))
-        loss = self.beta * commitment
-        if self.codebook == "gradient":
-            loss += to_codebook
-        loss += self._diversity(z.reshape(-1, self.dim), axis_name)
-        aux = {
-            "loss": loss,
-            "commitment": commitment,
-            "codebook": to_codebook,
-            "counts": collectives.psum(metrics.code_counts(codes, self.num_codes), axis_name),
-        }
-        return functions.straight_through(z, entries), codes, aux
-
-    def _diversity(self, z_ND: jax.Array, axis_name: str | None) -> jax.Array:
-        loss = jnp.zeros(())
+        to_entries = commitment(rows_CMd, entries_CMd)
+        to_latents = jnp.mean(losses.l2(entries_CMd, jax.lax.stop_gradient(rows_CMd)))
+        loss = self.value(now, "beta") * to_entries
+        if self.codebook != "ema":
+            loss += to_latents
+        aux = {"commitment": to_entries, "codebook": to_latents}
+        if self.wants(now, "entropy_weight") or self.wants(now, "usage_weight"):
+            extra, terms = self._spread(rows_CMd, now, axis_name)
+            loss += extra
+            aux |= terms
         if self.variance_weight:
-            variance_D = functions.variance(z_ND, axis_name)
+            variance_D = functions.variance(y.reshape(-1, y.shape[-1]), axis_name)
             loss += self.variance_weight * losses.latent_variance(variance_D).mean()
-        if self.usage_weight:
-            assignment_K = functions.mean_assignment(z_ND, self.entries, axis_name)
-            loss += self.usage_weight * losses.code_usage(assignment_K)
-        return loss
+        if self.orthogonal_weight:
+            aux["orthogonality"] = per_book(functions.orthogonality, self.book.entries()).mean()
+            loss += self.orthogonal_weight * aux["orthogonality"]
 
-    def initialise(
-        self, z: jax.Array, key: jax.Array, batches: int = 1, *, axis_name: str | None = None
-    ) -> None:
-        """Sets codebook and statistics by k-means over latents.
+        grid = y.shape[:-1]
+        codes = self._unrows(codes_CM, grid)
+        codes = codes if self.code_shape else codes[..., 0]
+        aux |= {"loss": loss, "counts": self.count(codes, axis_name)}
+        return self._latents(z_q_CMd, grid), codes, aux
 
-        Args:
-          z: float [..., dim], the latents of this device.
-          key: PRNG key, the same on every device.
-          batches: how many batches `z` holds; the statistics are those of one.
-          axis_name: mapped axis, or None.
-        """
-        z_ND = z.reshape(-1, self.dim).astype(jnp.float32)
-        entries, counts = functions.kmeans(
-            key, z_ND, self.num_codes, self.kmeans_iterations, axis_name
+    def _entries(self) -> jax.Array:
+        """Entries as the entropy terms and the soft choice see them: moving averages get no gradient."""
+        entries_CKd = self.book.entries()
+        return jax.lax.stop_gradient(entries_CKd) if self.codebook == "ema" else entries_CKd
+
+    def _sample(self, rows_CMd, key, now, axis_name):
+        books, rows, _ = rows_CMd.shape
+        temperature = self.value(now, "temperature")
+        # The noise of a token is the token's own, however many devices share the batch.
+        keys = functions.row_keys(key, books * rows, axis_name)
+
+        def choose(c):
+            entries_Kd = self._entries()[c]
+            logits = functions.distance_logits(entries_Kd, temperature)
+            mine = None if keys is None else keys.reshape(rows, books)[:, c]
+            return functions.soft_lookup(rows_CMd[c], *logits, entries_Kd, mine)
+
+        return per_book(choose, jnp.arange(books))
+
+    def _spread(self, rows_CMd, now, axis_name):
+        """The entropy and usage terms: their weighted sum, and the parts."""
+        temperature = self.value(now, "temperature")
+
+        def measure(rows_Md, entries_Kd):
+            logits = functions.distance_logits(entries_Kd, temperature)
+            per_latent, mean_K = functions.assignments(rows_Md, *logits, axis_name)
+            return per_latent, functions.entropy(mean_K), losses.code_usage(mean_K)
+
+        per_latent, average, usage = (
+            term.mean() for term in per_book(measure, rows_CMd, self._entries())
         )
-        counts = jnp.maximum(counts, 1.0) / batches
-        self.put_variable("params", "codebook", entries)
-        self.put_variable("codebook", "cluster_size", counts)
-        self.put_variable("codebook", "embed_sum", entries * counts[:, None])
+        extra = self.value(now, "entropy_weight") * (per_latent - average)
+        extra += self.value(now, "usage_weight") * usage
+        return extra, entropy_terms((per_latent, average))
 
-    def update(
-        self, z: jax.Array, codes: jax.Array, key: jax.Array, *, axis_name: str | None = None
-    ) -> jax.Array:
-        """Follows one batch: moving averages, the EMA codebook, revival of dead entries.
+    def initialise(self, z, key, batches=1, *, axis_name=None):
+        self.book.initialise(self._rows(self.prepare(z)), key, batches, axis_name)
 
-        Args:
-          z: float [..., dim], the latents of this device.
-          codes: int32 [...], what they were quantized to.
-          key: PRNG key, the same on every device.
-          axis_name: mapped axis, or None.
+    def update(self, z, codes, key, *, axis_name=None):
+        rows_CMd = self._rows(self.prepare(z))
+        return {"book": self.book.update(rows_CMd, self._code_rows(codes), key, axis_name)}
 
-        Returns:
-          bool [num_codes]: the entries that were revived.
-        """
-        z_ND = z.reshape(-1, self.dim).astype(jnp.float32)
-        counts, sums = functions.code_sums(z_ND, codes.reshape(-1), self.num_codes, axis_name)
-        size = self.decay * self.cluster_size.value + (1 - self.decay) * counts
-        embed_sum = self.decay * self.embed_sum.value + (1 - self.decay) * sums
-        entries = self.entries
-        if self.codebook == "ema":
-            entries = functions.ema_codebook(size, embed_sum)
-        dead = size < self.revive_below * size.mean()
-        fresh = collectives.sample_rows(key, z_ND, self.num_codes, axis_name)
-        entries = jnp.where(dead[:, None], fresh, entries)
-        # A revived entry starts with an average share, or its old emptiness kills it again.
-        size = jnp.where(dead, size.mean(), size)
-        embed_sum = jnp.where(dead[:, None], fresh * size[:, None], embed_sum)
-        self.put_variable("params", "codebook", entries)
-        self.put_variable("codebook", "cluster_size", size)
-        self.put_variable("codebook", "embed_sum", embed_sum)
-        return dead
+
+class SimVQ(VectorQuantizer):
+    """A frozen codebook under a trained linear map: e_k = c_k W (Zhu et al. 2024, eq. 7-8).
+
+    All entries move when one is used, so none is left behind. `initialise` freezes latents, and W
+    starts as the identity; without it the entries are normal. A dead entry is revived where W takes
+    it to a latent. The other attributes are `VectorQuantizer`'s; the loss is that of a codebook
+    trained by gradient.
+    """
+
+    codebook: str = "mapped"

@@ -18,8 +18,10 @@ from vq_jax.data.pipeline import eval_batches
 from vq_jax.data.sources import Source, open_source
 from vq_jax.errors import UserError
 from vq_jax.models.perceptual import load_lpips, lpips
+from vq_jax.quantizers.functions import nearest_other
 from vq_jax.tokenizer import TrainedTokenizer, load
-from vq_jax.training.report import plot_usage, stderr
+from vq_jax.training.report import plot_codebook, stderr
+from vq_jax.training.watch import what_to_turn
 
 # name -> (heading, format) of the printed table
 _ROWS = {
@@ -34,6 +36,8 @@ _ROWS = {
     "entropy_bits_per_pixel": ("bits per pixel, entropy", ".4f"),
     "images": ("held-out images", ",d"),
 }
+# Using less of its codes than this on a split, a tokenizer is worth a word about it.
+_LOW_USAGE = 0.5
 _SHOWN = 12  # images in reconstructions.png
 
 
@@ -72,7 +76,10 @@ def measure(
     console.print(table)
 
     save_image(rows_of(*shown), workdir / "reconstructions.png")
-    plot_usage(counts, workdir / "codebook_usage.png")
+    _plot_codebook(tokenizer, counts, workdir / "codebook.png")
+    if figures["usage"] < _LOW_USAGE and counts.sum() > 4 * counts.size:
+        turn = what_to_turn(tokenizer.config)
+        stderr(f"only {figures['usage']:.1%} of the codes are in use on the held-out split. {turn}")
     # Last: a run that has it is finished.
     temporary = workdir / "evaluation.json.tmp"
     temporary.write_text(json.dumps(figures, indent=2) + "\n")
@@ -87,8 +94,9 @@ def measure_split(
 
     Reconstructions are clipped to [-1, 1]. PSNR, SSIM, LPIPS and L1 are means over images; `nmse` is
     the squared error over the variance of the split's pixels; usage and perplexity are of the codes
-    of the whole split; `bits_per_pixel` counts log2(num_codes) bits
-    a code, `entropy_bits_per_pixel` the entropy of the split's codes.
+    of the whole split, means where there are several codebooks (`usage_by_level` and
+    `perplexity_by_level` have each); `bits_per_pixel` counts log2(num_codes) bits a code,
+    `entropy_bits_per_pixel` the entropy of the split's codes.
 
     Args:
       tokenizer: to measure.
@@ -96,7 +104,7 @@ def measure_split(
       perceptual: LPIPS of images and images -> [B], or None.
 
     Returns:
-      the figures; the codes' counts [num_codes]; some originals and their reconstructions, uint8
+      the figures; the codes' counts [*code_shape, num_codes]; some originals and their reconstructions, uint8
       [N, H, W, C] each.
     """
     config = tokenizer.config
@@ -116,7 +124,8 @@ def measure_split(
         return values
 
     sums: dict[str, float] = {}
-    counts = np.zeros(tokenizer.num_codes)
+    books, num_codes = math.prod(tokenizer.code_shape), tokenizer.num_codes
+    counts = np.zeros((books, num_codes), np.int64)
     images = 0
     originals, outputs = [], []
     stride = max(1, len(source) // _SHOWN)
@@ -126,7 +135,8 @@ def measure_split(
         y = jnp.clip(y, -1.0, 1.0)
         for name, value in per_image(x, y).items():
             sums[name] = sums.get(name, 0.0) + float(np.asarray(value)[valid].sum())
-        counts += np.bincount(np.asarray(codes)[valid].ravel(), minlength=len(counts))
+        for q, of_book in enumerate(np.asarray(codes)[valid].reshape(-1, books).T):
+            counts[q] += np.bincount(of_book, minlength=num_codes)
         wanted = [i for i in np.flatnonzero(valid) if (images + i) % stride == 0]
         originals += list(to_uint8(x[wanted]))
         outputs += list(to_uint8(np.asarray(y)[wanted]))
@@ -139,15 +149,32 @@ def measure_split(
     figures["nmse"] = figures.pop("squared_error") / max(variance, 1e-12)
     pixels = config.data.resolution**2
     codes_per_image = math.prod(tokenizer.grid)
-    perplexity = float(metrics.perplexity(jnp.asarray(counts)))
+    perplexities = np.asarray(metrics.perplexity(jnp.asarray(counts, jnp.float32)))
+    usages = np.mean(counts > 0, axis=1)
+    bits = float(np.mean(np.log2(perplexities)))  # a code's, by its own level's entropy
     figures |= {
-        "usage": float(np.mean(counts > 0)),
-        "perplexity": perplexity,
-        "bits_per_pixel": metrics.bits_per_pixel(tokenizer.num_codes, codes_per_image, pixels),
-        "entropy_bits_per_pixel": codes_per_image * math.log2(perplexity) / pixels,
+        "usage": float(usages.mean()),
+        "perplexity": float(perplexities.mean()),
+        "bits_per_pixel": metrics.bits_per_pixel(num_codes, codes_per_image, pixels),
+        "entropy_bits_per_pixel": codes_per_image * bits / pixels,
         "codes_per_image": codes_per_image,
-        "num_codes": tokenizer.num_codes,
+        "num_codes": num_codes,
         "images": images,
         "step": tokenizer.step,
     }
+    if tokenizer.code_shape:
+        figures["usage_by_level"] = usages.tolist()
+        figures["perplexity_by_level"] = perplexities.tolist()
+    counts = counts.reshape(*tokenizer.code_shape, num_codes)
     return figures, counts, (np.stack(originals[:_SHOWN]), np.stack(outputs[:_SHOWN]))
+
+
+def _plot_codebook(tokenizer: TrainedTokenizer, counts: np.ndarray, path: Path) -> None:
+    counts_QK = counts.reshape(-1, tokenizer.num_codes)
+    entries, distances_QK = tokenizer.codebooks(), None
+    if entries is not None:
+        nearest = jax.jit(nearest_other)
+        distances_QK = np.stack(
+            [nearest(e_Kd) for e_Kd in entries.reshape(len(counts_QK), *entries.shape[-2:])]
+        )
+    plot_codebook(counts_QK, distances_QK, path)

@@ -132,7 +132,7 @@ def plan(config: ConfigDict, *, devices: int = 1, share: float = 0.4, device: st
     state = _state_shapes(config, recipe)
     print_parameters(console, state)
 
-    grid = configs.codes_grid(config, recipe.tokenizer)
+    _, grid = configs.grids(config, recipe.tokenizer)
     codes, num_codes = math.prod(grid), recipe.tokenizer.quantizer.num_codes
     batch = config.data.batch_size // devices
     compiler = device or jax.default_backend()

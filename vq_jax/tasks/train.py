@@ -24,7 +24,7 @@ from vq_jax.tasks.evaluate import measure
 from vq_jax.tokenizer import TrainedTokenizer
 from vq_jax.training import parallel
 from vq_jax.training.checkpoint import Checkpoints
-from vq_jax.training.optim import make_optimizer
+from vq_jax.training.optim import make_optimizer, make_ramp
 from vq_jax.training.report import (
     Report,
     make_console,
@@ -90,6 +90,7 @@ def make_recipe(config: ConfigDict) -> Recipe:
         lecam_weight=adversarial.lecam_weight,
         lecam_decay=adversarial.lecam_decay,
         ema_decay=config.ema_decay,
+        anneal={name: make_ramp(*ramp) for name, ramp in config.anneal.items() if ramp},
     )
 
 
@@ -314,8 +315,9 @@ def _loop(
 
 def _watch(run: _Run, state: GanState) -> Watch:
     config, tokenizer = run.config, run.recipe.tokenizer
-    codes = config.data.batch_size * math.prod(configs.codes_grid(config, tokenizer))
-    num_codes = tokenizer.quantizer.num_codes
+    _, grid = configs.grids(config, tokenizer)
+    num_codes, books = tokenizer.quantizer.num_codes, math.prod(tokenizer.quantizer.code_shape)
+    codes = config.data.batch_size * math.prod(grid) // books
     return Watch(config, codes, num_codes, int(state.skipped), run.report.warn)
 
 
@@ -377,7 +379,7 @@ def _finish(run: _Run, state: GanState) -> None:
         "held-out figures": "evaluation.json",
         "originals over reconstructions": "reconstructions.png",
         "loss curves": "curves.png",
-        "codebook usage": "codebook_usage.png",
+        "codebook: use and spread": "codebook.png",
     }
     if config.tensorboard and importlib.util.find_spec("tensorboardX"):
         places["TensorBoard"] = "tensorboard/"

@@ -28,6 +28,11 @@ def make_schedule(config: ml_collections.ConfigDict, steps: int) -> optax.Schedu
     return optax.join_schedules([ramp, body], [warmup])
 
 
+def make_ramp(start: float, end: float, first_step: int, last_step: int) -> optax.Schedule:
+    """`start` up to `first_step`, `end` from `last_step` on, linear between."""
+    return optax.linear_schedule(start, end, last_step - first_step, first_step)
+
+
 def _decayed(params):
     """Weight decay is for kernels: not for biases and norms, nor for the codebook."""
     return jax.tree_util.tree_map_with_path(

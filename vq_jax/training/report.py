@@ -286,24 +286,36 @@ def plot_curves(metrics_file: Path, path: Path) -> None:
     _save(figure, path)
 
 
-def plot_usage(counts: np.ndarray, path: Path) -> None:
-    """Draws how often each code occurs, from the most to the least used.
+def plot_codebook(counts_QK: np.ndarray, distances_QK: np.ndarray | None, path: Path) -> None:
+    """Draws how often each code occurs, and how far each entry is from the nearest other one.
 
     Args:
-      counts: [K] occurrences over a whole split.
+      counts_QK: occurrences over a whole split, of each codebook (level, head).
+      distances_QK: to the nearest entry of the same codebook, or None where codes are fixed points.
       path: of the PNG.
     """
-    frequency = np.sort(counts)[::-1] / max(counts.sum(), 1)
-    figure, axis = _figure(1, 1, 6, 3)
-    axis.fill_between(np.arange(len(frequency)), frequency, step="mid", alpha=0.6)
-    axis.axhline(1 / len(frequency), color="grey", linestyle=":", label="all codes alike")
-    axis.set_yscale("log")
-    axis.set_xlim(0, len(frequency))
-    axis.set_xlabel("code, by rank")
-    axis.set_ylabel("share of all codes")
-    used = int((counts > 0).sum())
-    axis.set_title(f"{used} of {len(counts)} codes in use on the held-out split", fontsize=10)
-    axis.legend(fontsize=8)
+    books, size = counts_QK.shape
+    panels = 1 if distances_QK is None else 2
+    figure, axes = _figure(1, panels, 5.5 * panels, 3.2)
+    axes = np.atleast_1d(axes)
+    for q, counts_K in enumerate(counts_QK):
+        label = f"{(counts_K > 0).sum()} of {size} codes in use"
+        label = f"level {q + 1}: {label}" if books > 1 else label
+        frequency_K = np.sort(counts_K)[::-1] / max(counts_K.sum(), 1)
+        axes[0].plot(np.where(frequency_K > 0, frequency_K, np.nan), label=label, linewidth=1.2)
+        if distances_QK is not None:
+            axes[1].plot(np.sort(distances_QK[q])[::-1], linewidth=1.2)
+    axes[0].axhline(1 / size, color="grey", linestyle=":", label="all codes alike")
+    axes[0].set_yscale("log")
+    axes[0].set_ylabel("share of the held-out codes")
+    axes[0].set_xlabel("code, by rank")
+    axes[0].legend(fontsize=8)
+    if distances_QK is not None:
+        axes[1].set_ylabel("distance to the nearest entry")
+        axes[1].set_xlabel("entry, by rank")
+        axes[1].set_ylim(bottom=0)
+    for axis in axes:
+        axis.set_xlim(0, size)
     _save(figure, path)
 
 

@@ -7,8 +7,9 @@ phase in a `Phase`; `parallel.py` binds both, compiles the step and spreads it o
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -69,6 +70,7 @@ class Recipe:
       r1_weight, r1_every: lazy R1 (Karras et al. 2020, appendix B): gamma, every so many steps.
       lecam_weight, lecam_decay: LeCAM and its moving averages.
       ema_decay: of the params kept for evaluation.
+      anneal: fields of the quantizer that change: name -> its value at a step, int32 [].
     """
 
     tokenizer: Tokenizer
@@ -91,6 +93,7 @@ class Recipe:
     lecam_weight: float = 0.0
     lecam_decay: float = 0.999
     ema_decay: float = 0.999
+    anneal: Mapping[str, optax.Schedule] = dataclasses.field(default_factory=dict)
 
 
 def init_state(recipe: Recipe, key: jax.Array, image_shape: tuple[int, ...]) -> GanState:
@@ -190,6 +193,8 @@ def train_step(
     key = jax.random.fold_in(key, state.step)
     generator = state.generator
     trained = {name: generator.params[name] for name in phase.trains if name in generator.params}
+    now = {name: value(state.step) for name, value in recipe.anneal.items()}
+    noise_key = jax.random.fold_in(key, 1)
 
     def apply(params, *args, method):
         variables = {"params": {**generator.params, **params}, **generator.stats}
@@ -198,7 +203,7 @@ def train_step(
     def body(params):
         z = apply(params, x, method="encode")
         if phase.quantize:
-            z_q, codes, aux = apply(params, z, axis_name, method="quantize")
+            z_q, codes, aux = apply(params, z, axis_name, noise_key, now, method="quantize")
         else:
             z_q, codes, aux = z, None, {"loss": jnp.zeros((), jnp.float32)}
         return (apply(params, z_q, method="features"), aux["loss"]), (z, codes, aux)
@@ -209,7 +214,7 @@ def train_step(
     reconstruct = jax.value_and_grad(_reconstruction_loss, has_aux=True)
     (_, report), d_output = reconstruct(output, x, recipe, phase)
     report["loss_quantizer"] = quantizer_loss
-    report |= {f"loss_{name}": aux[name] for name in ("commitment", "codebook") if name in aux}
+    report |= {f"loss_{name}": term for name, term in aux.items() if name not in ("loss", "counts")}
 
     disc_state, lecam = state.discriminator, state.lecam
     if phase.adversarial:
@@ -235,12 +240,13 @@ def train_step(
     report["grad_norm"] = optax.tree.norm(grads)
     generator = _update(generator, grads, recipe.optimizer)
 
+    renewed: Mapping[str, Any] = {}
     if phase.quantize:
-        report["perplexity"] = metrics.perplexity(aux["counts"])
-        report["usage"] = metrics.usage(aux["counts"])
+        report["perplexity"] = metrics.perplexity(aux["counts"]).mean()
+        report["usage"] = metrics.usage(aux["counts"]).mean()
         if "quantizer" in phase.trains:
             variables = {"params": generator.params, **generator.stats}
-            revived, changed = recipe.tokenizer.apply(
+            renewed, changed = recipe.tokenizer.apply(
                 variables,
                 z,
                 codes,
@@ -251,14 +257,12 @@ def train_step(
             )
             params, stats = _merge(generator.params, generator.stats, changed)
             generator = generator.replace(params=params, stats=stats)
-            report["revived"] = revived.sum().astype(jnp.float32)
+            report["revived"] = _revived(renewed)
     ema_params = _ema(generator, state.generator.ema_params, state.step, recipe.ema_decay)
-    if "revived" in report:
+    if renewed and "quantizer" in ema_params:
         # An average of an entry's dead place and its new one would be neither.
-        ema_params["quantizer"] = jax.tree.map(
-            lambda average, now: jnp.where(revived[:, None], now, average),
-            ema_params["quantizer"],
-            generator.params["quantizer"],
+        ema_params["quantizer"] = _overwrite(
+            ema_params["quantizer"], generator.params["quantizer"], renewed
         )
     generator = generator.replace(ema_params=ema_params)
 
@@ -372,6 +376,24 @@ def _merge(params, stats, changed):
     changed = dict(changed)
     params = {**params, **changed.pop("params", {})}
     return params, {**stats, **changed}
+
+
+def _revived(masks) -> jax.Array:
+    """How many codebook entries were set anew."""
+    leaves = jax.tree_util.tree_leaves_with_path(masks)
+    return jnp.float32(sum(mask.sum() for path, mask in leaves if path[-1].key == "codebook"))
+
+
+def _overwrite(average, now, masks):
+    """`average` with the values of `now` where the masks say so, in the params they name."""
+    merged = dict(average)
+    for name, mask in masks.items():
+        if isinstance(mask, Mapping):
+            if name in average:
+                merged[name] = _overwrite(average[name], now[name], mask)
+        elif name in average:
+            merged[name] = jnp.where(mask, now[name], average[name])
+    return merged
 
 
 def _ema(generator: TrainState, ema_params, step: jax.Array, decay: float):

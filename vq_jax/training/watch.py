@@ -14,6 +14,25 @@ _COLLAPSED = 0.01
 _WON = 0.99
 
 
+def what_to_turn(config: ConfigDict) -> str:
+    """The fields of a config that bring more of the codebook into use, with their values."""
+    section, place = config.quantizer, "quantizer"
+    if "inner" in section:
+        section, place = section.inner, "quantizer.inner"
+
+    def now(*names: str) -> str:
+        found = [f"{place}.{name} (now {section[name]})" for name in names if name in section]
+        if "revive_below" in names and "kmeans_iterations" in section:
+            found.append(f"kmeans_batches (now {config.kmeans_batches})")
+        return " or ".join(found)
+
+    up = now("revive_below", "entropy_weight", "kl_weight")
+    down = now("beta")
+    if not up:
+        return f"Use fewer codes: {now('levels', 'bits', 'num_codes')}"
+    return f"Raise {up}" + (f"; lower {down}" if down else "")
+
+
 class Watch:
     """Reads the metrics of every step, in order.
 
@@ -55,13 +74,9 @@ class Watch:
         config = self._config
         perplexity = metrics.get("perplexity", float("inf"))
         if self._lasts("collapsed", perplexity < self._low):
-            turn = [name for name in ("revive_below", "beta") if name in config.quantizer]
-            fields = ", ".join(f"quantizer.{name}={config.quantizer[name]}" for name in turn)
             self._warn(
                 f"the codebook has collapsed: for {_PATIENCE} steps the batches used about "
-                f"{perplexity:.1f} of {self._num_codes} codes. Raise quantizer.revive_below or "
-                f"kmeans_batches, lower quantizer.beta (now {fields}, "
-                f"kmeans_batches={config.kmeans_batches})"
+                f"{perplexity:.1f} of {self._num_codes} codes. {what_to_turn(config)}"
             )
         adversarial = config.adversarial
         felt = step > phase.start + adversarial.warmup_steps + adversarial.ramp_steps

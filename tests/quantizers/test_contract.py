@@ -1,0 +1,190 @@
+"""What every quantizer must do, whichever is in the table."""
+
+from functools import partial
+
+import chex
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quantizer_cases import CASES, GRID, MUTABLE, latents, make, start
+
+from vq_jax.training.checkpoint import Checkpoints
+
+KEY = jax.random.key(7)
+
+
+@pytest.fixture(scope="module")
+def started():
+    """Each case's quantizer, latents and variables, made once."""
+    made = {}
+
+    def get(case):
+        if case not in made:
+            rng = np.random.default_rng(0)
+            quantizer = make(case)
+            z = latents(rng, quantizer)
+            made[case] = quantizer, z, jax.jit(partial(start, quantizer))(z)
+        return made[case]
+
+    return get
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_lookup_of_the_codes_is_what_was_quantized(case, started):
+    quantizer, z, variables = started(case)
+    rounded = z.astype(jnp.bfloat16)
+    apply = jax.jit(quantizer.apply)
+    lookup = jax.jit(partial(quantizer.apply, method="lookup"))
+    # The arithmetic is float32's whatever comes in, so the same numbers get the same codes.
+    chex.assert_trees_all_equal(
+        apply(variables, rounded)[1], apply(variables, rounded.astype(jnp.float32))[1]
+    )
+    for given in (z, rounded):
+        z_q, codes, aux = apply(variables, given)
+        chex.assert_shape(z_q, z.shape)
+        chex.assert_type([z_q, codes], [jnp.float32, jnp.int32])
+        if case.split()[0] != "multiscale":
+            chex.assert_shape(codes, (len(z), *GRID, *quantizer.code_shape))
+        assert 0 <= int(codes.min()) and int(codes.max()) < quantizer.num_codes
+        chex.assert_trees_all_close(lookup(variables, codes), z_q, atol=2e-6)
+        chex.assert_shape(aux["counts"], (*quantizer.code_shape, quantizer.num_codes))
+        assert float(aux["counts"].sum()) == codes.size
+        assert all(term.shape == () for name, term in aux.items() if name != "counts")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_more_codes_used_than_by_chance_and_better_than_the_mean(case, started):
+    quantizer, z, variables = started(case)
+    z_q, _, aux = jax.jit(quantizer.apply)(variables, z)
+    target = quantizer.apply(variables, z, method="prepare")
+    if target.shape == z_q.shape and not case.startswith(("ibq", "gumbel")):
+        error = jnp.mean((z_q - target) ** 2) / jnp.var(target)
+        assert float(error) < 1.0
+    assert float((aux["counts"] > 0).mean()) > 0.3
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_reach_the_encoder_and_the_codebook(case, started):
+    quantizer, z, variables = started(case)
+    direction = jax.random.normal(KEY, z.shape)
+
+    def loss(params, z):
+        z_q, _, aux = quantizer.apply({**variables, "params": params}, z, key=KEY)
+        return jnp.sum(z_q * direction) + aux["loss"]
+
+    params = variables.get("params", {})
+    to_params, to_z = jax.jit(jax.grad(loss, (0, 1)))(params, z)
+    chex.assert_tree_all_finite((to_params, to_z))
+    assert float(jnp.abs(to_z).sum(-1).min()) > 0  # every latent
+    by_statistics = getattr(getattr(quantizer, "inner", None) or quantizer, "codebook", "") == "ema"
+    for path, gradient in jax.tree_util.tree_leaves_with_path(to_params):
+        name = jax.tree_util.keystr(path)
+        moves = float(jnp.abs(gradient).max()) > 0
+        assert moves != (by_statistics and name.endswith("['book']['codebook']")), name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_four_devices_agree_with_one(case, started):
+    quantizer, z, variables = started(case)
+    # Some entries are dead, so that revival has to agree too.
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.at[..., ::5].set(0.0) if "cluster_size" in str(path) else leaf,
+        variables,
+    )
+    direction = jax.random.normal(KEY, z.shape)
+
+    def everything(z, direction, axis_name=None):
+        mean = partial(jax.lax.pmean, axis_name=axis_name) if axis_name else lambda tree: tree
+
+        def loss(params):
+            apply = partial(quantizer.apply, {**variables, "params": params}, z, key=KEY)
+            z_q, codes, aux = apply(axis_name=axis_name)
+            return jnp.mean(z_q * direction) + aux["loss"], (codes, aux)
+
+        (total, (codes, aux)), gradient = jax.value_and_grad(loss, has_aux=True)(
+            variables.get("params", {})
+        )
+        counts = aux.pop("counts")
+        masks, updated = quantizer.apply(
+            variables, z, codes, KEY, axis_name=axis_name, method="update", mutable=MUTABLE
+        )
+        _, first = quantizer.apply(
+            variables, z, KEY, 2, axis_name=axis_name, method="initialise", mutable=MUTABLE
+        )
+        return codes, (mean((total, aux, gradient)), counts, masks, updated, first)
+
+    codes, one = jax.jit(everything)(z, direction)
+    split = lambda a: a.reshape(4, 1, *a.shape[1:])
+    by_device, four = jax.pmap(
+        partial(everything, axis_name="data"), axis_name="data", out_axes=(0, None)
+    )(split(z), split(direction))
+    chex.assert_trees_all_equal(by_device.reshape(codes.shape), codes)
+    chex.assert_trees_all_close(one, four, rtol=2e-4, atol=2e-5)
+    if "cluster_size" in str(jax.tree_util.tree_structure(variables)):
+        assert any(mask.any() for mask in jax.tree.leaves(one[2]))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_revived_entry_is_where_a_latent_is_and_stays_alive(case, started):
+    quantizer, z, variables = started(case)
+    if "codebook" not in variables:
+        codes = quantizer.apply(variables, z)[1]
+        assert not jax.tree.leaves(quantizer.apply(variables, z, codes, KEY, method="update"))
+        return
+    dead = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.at[..., :3].set(0.0) if "cluster_size" in str(path) else leaf,
+        variables,
+    )
+    codes = jax.jit(quantizer.apply)(dead, z)[1]
+    # As if nobody had chosen the first three.
+    update = jax.jit(partial(quantizer.apply, method="update", mutable=MUTABLE))
+    masks, after = update(dead, z, jnp.maximum(codes, 3), KEY)
+    after = {**dead, **after}
+    for mask in jax.tree.leaves(masks):
+        flat = mask.reshape(-1, quantizer.num_codes)
+        assert flat[:, :3].all()
+    again, _ = update(after, z, jnp.maximum(codes, 3), jax.random.key(9))
+    for mask in jax.tree.leaves(again):
+        assert not mask.reshape(-1, quantizer.num_codes)[:, :3].any()
+    if quantizer.num_codes and case in ("vq", "simvq", "gumbel", "ibq", "vq gradient"):
+        entries = quantizer.apply(after, method="codebooks")[:3]
+        rows = quantizer.apply(after, z, method="prepare").reshape(-1, quantizer.dim)
+        nearest = jnp.linalg.norm(rows[:, None] - entries, axis=-1).min(0)
+        assert float(nearest.max()) < 1e-3
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_state_comes_back_from_a_checkpoint(case, started, tmp_path):
+    _, _, variables = started(case)
+    if not variables:  # fixed points only
+        return
+    with Checkpoints(tmp_path) as checkpoints:
+        numbers = iter(grain.MapDataset.range(3).to_iter_dataset())
+        checkpoints.save(1, {"quantizer": variables}, numbers)
+        blank = jax.tree.map(jnp.zeros_like, variables)
+        restored = checkpoints.restore({"quantizer": blank})[1]["quantizer"]
+    chex.assert_trees_all_equal(restored, variables)
+
+
+@pytest.mark.parametrize("case", ["vq gumbel", "gumbel", "residual/simvq"])
+def test_what_is_random_is_random_by_its_key_only(case, started):
+    quantizer, z, variables = started(case)
+    apply = jax.jit(partial(quantizer.apply, variables, z))
+    plain, again, other = (apply(key=key)[0] for key in (KEY, KEY, jax.random.key(8)))
+    chex.assert_trees_all_equal(plain, again)
+    assert float(jnp.abs(plain - other).max()) > 0
+    chex.assert_trees_all_equal(apply()[0], apply(key=None)[0])
+
+
+@pytest.mark.parametrize("case", ["vq entropy", "lfq", "bsq", "ibq", "gumbel", "simvq"])
+def test_a_scheduled_weight_counts_as_the_field_does(case, started):
+    quantizer, z, variables = started(case)
+    for name in ("beta", "entropy_weight", "kl_weight"):
+        if not hasattr(quantizer, name):
+            continue
+        set_ = quantizer.clone(**{name: 0.7}).apply(variables, z)[2]["loss"]
+        scheduled = jax.jit(partial(quantizer.apply, variables, z))(now={name: jnp.float32(0.7)})
+        assert float(scheduled[2]["loss"]) == pytest.approx(float(set_), rel=1e-4)
+        assert float(set_) != pytest.approx(float(quantizer.apply(variables, z)[2]["loss"]))

@@ -1,0 +1,210 @@
+"""Every quantizer of the table against its paper's equations, in NumPy's float64."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quantizer_cases import MUTABLE, latents, make, start
+
+from vq_jax.quantizers import QUANTIZERS
+
+
+def nearest(rows, entries):
+    return ((rows[:, None] - entries[None]) ** 2).sum(-1).argmin(1)
+
+
+def softmax(logits):
+    e = np.exp(logits - logits.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def entropy(p):
+    return -(p * np.log(np.maximum(p, 1e-30))).sum(-1)
+
+
+def spread(p):
+    """E[H(p)] - H(E[p])."""
+    return entropy(p).mean() - entropy(p.mean(0))
+
+
+def grouped_spread(y, size, temperature, group):
+    """The same over all codes of signs, E[p] taken by groups of dimensions."""
+    per_latent, average = 0.0, 0.0
+    for first in range(0, y.shape[1], group):
+        part = y[:, first : first + group]
+        bits = (np.arange(2 ** part.shape[1])[:, None] >> np.arange(part.shape[1])) & 1
+        corners = size * (2.0 * bits - 1)
+        p = softmax(-((part[:, None] - corners) ** 2).sum(-1) / temperature)
+        per_latent += entropy(p).mean()
+        average += entropy(p.mean(0))
+    return per_latent - average
+
+
+def square(a, b):
+    return ((a - b) ** 2).mean()
+
+
+def entries_of(params):
+    return params["book"]["codebook"]
+
+
+def vq(q, params, stats, z):
+    """van den Oord et al. 2017, eq. 1 and 3; the codebook follows averages, so beta's term only."""
+    codes = nearest(z, entries_of(params))
+    z_q = entries_of(params)[codes]
+    return z_q, codes, q.beta * square(z, z_q)
+
+
+def simvq(q, params, stats, z):
+    """Zhu et al. 2024, eq. 7: the nearest of c_k W."""
+    entries = stats["book"]["frozen"][0] @ params["book"]["codebook_map"]
+    codes = nearest(z, entries)
+    return entries[codes], codes, (1 + q.beta) * square(z, entries[codes])
+
+
+def gumbel(q, params, stats, z):
+    """Esser et al. 2021's code: the likeliest code without noise; KL to the uniform."""
+    logits = z @ params["codebook_keys"].T + params["codebook_bias"]
+    p = softmax(logits)
+    kl = (p * np.log(p * q.num_codes)).sum(1).mean()
+    codes = logits.argmax(1)
+    return entries_of(params)[codes], codes, q.kl_weight * kl
+
+
+def ibq(q, params, stats, z):
+    """Shi et al. 2024, eq. 5-7."""
+    logits = z @ entries_of(params).T
+    codes = logits.argmax(1)
+    z_q = entries_of(params)[codes]
+    loss = (2 + q.beta) * square(z, z_q)
+    return z_q, codes, loss + q.entropy_weight * spread(softmax(logits / q.temperature))
+
+
+def fsq(q, params, stats, z):
+    """Mentzer et al. 2023, sec. 3.1: round f(z), digits in a mixed base."""
+    levels = np.asarray(q.levels)
+    half = (levels - 1) * 1.001 / 2
+    offset = np.where(levels % 2, 0.0, 0.5)
+    rounded = np.round(np.tanh(z + np.arctanh(offset / half)) * half - offset)
+    codes = ((rounded + levels // 2) * np.cumprod([1, *levels[:-1]])).sum(1)
+    return rounded / (levels // 2), codes.astype(int), 0.0
+
+
+def signs(q, y, size, order, group):
+    z_q = np.where(y > 0, size, -size)
+    codes = ((y > 0) * 2**order).sum(1)
+    spread = grouped_spread(y, size, q.temperature, group)
+    return z_q, codes, q.beta * square(y, z_q) + q.entropy_weight * spread
+
+
+def lfq(q, params, stats, z):
+    """Yu et al. 2023, eq. 3 and 4, over all 2^bits codes."""
+    return signs(q, z, 1.0, np.arange(q.bits), q.bits)
+
+
+def bsq(q, params, stats, z):
+    """Zhao et al. 2024, sec. 3.2; the average's entropy by single bits."""
+    u = z / np.linalg.norm(z, axis=1, keepdims=True)
+    return signs(q, u, q.bits**-0.5, np.arange(q.bits)[::-1], 1)
+
+
+def residual(q, params, stats, z):
+    """Zeghidour et al. 2021, algorithm 1."""
+    total, codes, loss = np.zeros_like(z), [], 0.0
+    for i in range(q.levels):
+        part, chosen, cost = vq(q.inner, params[f"stages_{i}"], None, z - total)
+        total = total + part
+        codes.append(chosen)
+        loss += cost / q.levels
+    return total, np.stack(codes, -1), loss
+
+
+def multiscale(q, params, stats, z):
+    """Tian et al. 2024, algorithm 1, resizing by loops of its own."""
+    grid, entries = q.scales[-1], entries_of(params)
+    z = z.reshape(-1, grid, grid, q.dim)
+    total, codes, loss = np.zeros_like(z), [], 0.0
+    for i, side in enumerate(q.scales):
+        step = grid // side
+        small = (z - total).reshape(-1, side, step, side, step, q.dim).mean((2, 4))
+        chosen = nearest(small.reshape(-1, q.dim), entries)
+        coarse = enlarge(enlarge(entries[chosen].reshape(small.shape), grid, 1), grid, 2)
+        kernel = params[f"blends_{round(i / 3 * 3)}"]
+        total = total + 0.5 * coarse + 0.5 * convolve(coarse, kernel["kernel"], kernel["bias"])
+        codes.append(chosen.reshape(len(z), -1))
+        loss += (1 + q.beta) * square(z, total) / len(q.scales)
+    return total, np.concatenate(codes, 1), loss
+
+
+def enlarge(x, size, axis):
+    """Bicubic along one axis, as image libraries do it (a = -3/4, edges repeated)."""
+    x = np.moveaxis(x, axis, 0)
+    out = np.zeros((size, *x.shape[1:]))
+    for i in range(size):
+        place = (i + 0.5) * len(x) / size - 0.5
+        low = int(np.floor(place))
+        t = place - low
+        a = -0.75
+        weights = [
+            ((a * (t + 1) - 5 * a) * (t + 1) + 8 * a) * (t + 1) - 4 * a,
+            ((a + 2) * t - (a + 3)) * t * t + 1,
+            ((a + 2) * (1 - t) - (a + 3)) * (1 - t) ** 2 + 1,
+            ((a * (2 - t) - 5 * a) * (2 - t) + 8 * a) * (2 - t) - 4 * a,
+        ]
+        for offset, weight in zip((-1, 0, 1, 2), weights, strict=True):
+            out[i] += weight * x[np.clip(low + offset, 0, len(x) - 1)]
+    return np.moveaxis(out, 0, axis)
+
+
+def convolve(x, kernel, bias):
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    height, width = x.shape[1:3]
+    out = np.zeros_like(x) + bias
+    for i in range(3):
+        for j in range(3):
+            out += padded[:, i : i + height, j : j + width] @ kernel[i, j]
+    return out
+
+
+REFERENCES = {f.__name__: f for f in (vq, gumbel, residual, fsq, lfq, bsq, ibq, simvq, multiscale)}
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_equals_the_papers_equations(name, rng):
+    assert name in REFERENCES, f"write {name}'s equations into REFERENCES"
+    quantizer = make(name)
+    z = latents(rng, quantizer, batch=2)
+    variables = start(quantizer, z)
+    params = variables.get("params", {})
+    # Off the values that `initialise` sets, where a term may vanish.
+    noise = np.random.default_rng(1)
+    params = jax.tree.map(lambda p: p + 0.1 * noise.normal(size=p.shape), params)
+    variables = {**variables, "params": jax.tree.map(jnp.float32, params)}
+    wide = jax.tree.map(lambda a: np.asarray(a, np.float64), variables)
+    rows = np.asarray(z, np.float64).reshape(-1, quantizer.dim)
+    expected = REFERENCES[name](quantizer, wide.get("params"), wide.get("codebook"), rows)
+    z_q, codes, aux = jax.jit(quantizer.apply)(variables, z)
+    chex.assert_trees_all_equal(np.asarray(codes).reshape(expected[1].shape), expected[1])
+    chex.assert_trees_all_close(z_q.reshape(expected[0].shape), expected[0], atol=1e-5)
+    assert float(aux["loss"]) == pytest.approx(expected[2], rel=1e-4, abs=1e-6)
+
+
+def test_ema_of_every_codebook_follows_the_recursion_of_the_paper(rng):
+    quantizer = make("vq heads", decay=0.9, revive_below=0.0)
+    z = latents(rng, quantizer, batch=2)
+    variables = start(quantizer, z)
+    codes = quantizer.apply(variables, z)[1]
+    _, after = quantizer.apply(
+        variables, z, codes, jax.random.key(2), method="update", mutable=MUTABLE
+    )
+    heads = np.asarray(z, np.float64).reshape(-1, 3, 2)
+    chosen = np.asarray(codes).reshape(-1, 3)
+    before = variables["codebook"]["book"]
+    for head in range(3):
+        for k in range(quantizer.num_codes):
+            members = heads[chosen[:, head] == k, head]
+            size = 0.9 * float(before["cluster_size"][head, k]) + 0.1 * len(members)
+            total = 0.9 * np.asarray(before["embed_sum"][head, k]) + 0.1 * members.sum(0)
+            entry = after["params"]["book"]["codebook"][head, k]
+            chex.assert_trees_all_close(entry, np.float32(total / size), rtol=2e-3, atol=1e-4)

@@ -1,0 +1,166 @@
+"""Quantizers whose choice is a softmax's in the gradient: `gumbel` and `ibq`."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from vq_jax import losses
+from vq_jax.collectives import pmean
+from vq_jax.quantizers import functions
+from vq_jax.quantizers.base import Codebook, Quantizer, commitment, entropy_terms
+
+
+class _SoftQuantizer(Quantizer):
+    """What the two share: a codebook trained through the soft choice, revived where it is dead."""
+
+    def _make_book(self) -> Codebook:
+        return Codebook(
+            num_codes=self.num_codes,
+            dim=self.dim,
+            rule="gradient",
+            decay=self.decay,
+            kmeans_iterations=self.kmeans_iterations,
+            revive_below=self.revive_below,
+        )
+
+    def lookup(self, codes: jax.Array) -> jax.Array:
+        return self.book.entries()[0][codes]
+
+    def codebooks(self) -> jax.Array:
+        return self.book.entries()[0]
+
+    def initialise(self, z, key, batches=1, *, axis_name=None):
+        self.book.initialise(self._rows(z)[None], key, batches, axis_name)
+
+    def update(self, z, codes, key, *, axis_name=None):
+        codes_CM = codes.reshape(1, -1)
+        return {"book": self.book.update(self._rows(z)[None], codes_CM, key, axis_name)}
+
+    def _rows(self, z: jax.Array) -> jax.Array:
+        return self.prepare(z).reshape(-1, self.dim)
+
+
+class GumbelQuantizer(_SoftQuantizer):
+    """A categorical choice by Gumbel-softmax (Jang et al. 2017; Esser et al. 2021's Gumbel VQGAN).
+
+    Each code has a key and a bias that score a latent (a linear layer, logits = z . key + bias) and
+    an entry that stands for it. In training the code is drawn with Gumbel noise and the gradient is
+    that of softmax((logits + noise) / temperature); without a key it is the likeliest code.
+    The loss is kl_weight * KL(softmax(logits) | uniform). `initialise` puts the entries on latents by
+    k-means and makes the logits -|z - e|^2 over its mean to the nearest entry.
+
+    Attributes:
+      num_codes: K.
+      dim: D.
+      temperature: of the softmax in the gradient.
+      kl_weight: of the KL term.
+      decay, kmeans_iterations, revive_below: see `base.Codebook`.
+    """
+
+    num_codes: int = 512
+    dim: int = 64
+    temperature: float = 1.0
+    kl_weight: float = 5e-4
+    decay: float = 0.99
+    kmeans_iterations: int = 10
+    revive_below: float = 0.01
+
+    def setup(self):
+        self.book = self._make_book()
+        normal = jax.nn.initializers.lecun_normal(in_axis=1, out_axis=0)
+        self.keys = self.param("codebook_keys", normal, (self.num_codes, self.dim))
+        self.bias = self.param("codebook_bias", jax.nn.initializers.zeros, (self.num_codes,))
+
+    def assign(self, y, *, key, now, axis_name):
+        y_ND = y.reshape(-1, self.dim)
+        z_q_ND, codes_N = functions.soft_lookup(
+            y_ND,
+            self.keys,
+            self.bias,
+            self.book.entries()[0],
+            functions.row_keys(key, y_ND.shape[0], axis_name),
+            self.value(now, "temperature"),
+        )
+        per_latent, _ = functions.assignments(y_ND, self.keys, self.bias, axis_name)
+        kl = math.log(self.num_codes) - per_latent
+        aux = {
+            "loss": self.value(now, "kl_weight") * kl,
+            "kl": kl,
+            "counts": self.count(codes_N, axis_name),
+        }
+        return z_q_ND.reshape(y.shape), codes_N.reshape(y.shape[:-1]), aux
+
+    def initialise(self, z, key, batches=1, *, axis_name=None):
+        super().initialise(z, key, batches, axis_name=axis_name)
+        rows_ND, entries_KD = self._rows(z), self.book.entries()[0]
+        error = losses.l2(rows_ND, entries_KD[functions.nearest_codes(rows_ND, entries_KD)])
+        spread = pmean(error.sum(1).mean(), axis_name) + 1e-6
+        keys_KD, bias_K = functions.distance_logits(entries_KD, spread)
+        self.put_variable("params", "codebook_keys", keys_KD)
+        self.put_variable("params", "codebook_bias", bias_K)
+
+    def update(self, z, codes, key, *, axis_name=None):
+        new = super().update(z, codes, key, axis_name=axis_name)
+        dead_K1 = new["book"]["codebook"]
+        # A revived code scores its latent as high as the sharpest code scores its own.
+        keys_KD, bias_K = self.keys, self.bias
+        entries_KD = self.book.entries()[0]
+        sharp = jnp.max(jnp.linalg.norm(keys_KD, axis=1)) / jnp.maximum(
+            jnp.max(jnp.linalg.norm(entries_KD, axis=1)), 1e-6
+        )
+        fresh_keys_KD, fresh_bias_K = functions.distance_logits(entries_KD, 2.0 / sharp)
+        self.put_variable("params", "codebook_keys", jnp.where(dead_K1, fresh_keys_KD, keys_KD))
+        self.put_variable("params", "codebook_bias", jnp.where(dead_K1[:, 0], fresh_bias_K, bias_K))
+        return new | {"codebook_keys": dead_K1, "codebook_bias": dead_K1[:, 0]}
+
+
+class IBQ(_SoftQuantizer):
+    """Index backpropagation: all entries learn from every latent (Shi et al. 2024, sec. 3.2).
+
+    The code is argmax_k z . e_k and the gradient that of the softmax of these products (eq. 5), to
+    the latent and to every entry. The loss is |z_q - z|^2 + |e - sg z|^2 * beta + |sg e - z|^2
+    (eq. 6: the first through the soft choice) + entropy_weight * (E[H(p)] - H(E[p])) with
+    p = softmax(z . e / temperature) (eq. 7).
+
+    Attributes:
+      num_codes: K.
+      dim: D.
+      beta: weight of the term that moves the entry to the latent.
+      entropy_weight: of the entropy terms.
+      temperature: of the softmax they are about.
+      decay, kmeans_iterations, revive_below: see `base.Codebook`.
+    """
+
+    num_codes: int = 512
+    dim: int = 64
+    beta: float = 0.25
+    entropy_weight: float = 0.05
+    temperature: float = 0.01
+    decay: float = 0.99
+    kmeans_iterations: int = 10
+    revive_below: float = 0.01
+
+    def setup(self):
+        self.book = self._make_book()
+
+    def assign(self, y, *, key, now, axis_name):
+        del key
+        y_ND = y.reshape(-1, self.dim)
+        entries_KD = self.book.entries()[0]
+        no_bias_K = jnp.zeros((self.num_codes,))
+        z_q_ND, codes_N = functions.soft_lookup(y_ND, entries_KD, no_bias_K, entries_KD)
+        chosen_ND = entries_KD[codes_N]
+        to_entries = commitment(y_ND, chosen_ND)
+        to_latents = jnp.mean(losses.l2(chosen_ND, jax.lax.stop_gradient(y_ND)))
+        loss = jnp.mean(losses.l2(z_q_ND, y_ND)) + to_entries
+        loss += self.value(now, "beta") * to_latents
+        aux = {"commitment": to_entries, "codebook": to_latents}
+        if self.wants(now, "entropy_weight"):
+            keys_KD = entries_KD / self.value(now, "temperature")
+            per_latent, mean_K = functions.assignments(y_ND, keys_KD, no_bias_K, axis_name)
+            terms = (per_latent, functions.entropy(mean_K))
+            loss += self.value(now, "entropy_weight") * (terms[0] - terms[1])
+            aux |= entropy_terms(terms)
+        aux |= {"loss": loss, "counts": self.count(codes_N, axis_name)}
+        return z_q_ND.reshape(y.shape), codes_N.reshape(y.shape[:-1]), aux
