@@ -230,7 +230,7 @@ class Codebook(nn.Module):
             self.put_variable("codebook", "embed_sum", entries_CKd * size_CK[..., None])
         if self.rule == "mapped":
             self.put_variable("params", "codebook_map", jnp.eye(self.dim))
-        self._put_entries(entries_CKd)
+        self.set_entries(entries_CKd)
 
     def update(
         self, rows_CMd: jax.Array, codes_CM: jax.Array, key: jax.Array, axis_name: str | None
@@ -271,7 +271,7 @@ class Codebook(nn.Module):
                 ),
                 lambda: entries_CKd,
             )
-        self._put_entries(jnp.where(dead_CK1, fresh_CKd, entries_CKd))
+        self.set_entries(jnp.where(dead_CK1, fresh_CKd, entries_CKd))
         return {"codebook": dead_CK1 if self.books > 1 else dead_CK1[0]}
 
     def _raw_entries(self) -> jax.Array:
@@ -281,7 +281,8 @@ class Codebook(nn.Module):
         stored: jax.Array = self.get_variable("params", "codebook")
         return stored.reshape(self.books, self.num_codes, self.dim)
 
-    def _put_entries(self, raw_CKd: jax.Array) -> None:
+    def set_entries(self, raw_CKd: jax.Array) -> None:
+        """Puts entries [C, K, d] where they are stored: as they are before a map and normalising."""
         if self.rule == "mapped":
             self.put_variable("codebook", "frozen", raw_CKd)
         else:

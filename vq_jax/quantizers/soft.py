@@ -91,28 +91,39 @@ class GumbelQuantizer(_SoftQuantizer):
         }
         return z_q_ND.reshape(y.shape), codes_N.reshape(y.shape[:-1]), aux
 
+    def _sharpness(self, rows_ND, axis_name):
+        """One over the mean squared distance of a latent to the entry nearest to it."""
+        entries_KD = self.book.entries()[0]
+        error = losses.l2(rows_ND, entries_KD[functions.nearest_codes(rows_ND, entries_KD)])
+        return 1.0 / (pmean(error.sum(1).mean(), axis_name) + 1e-6)
+
     def initialise(self, z, key, batches=1, *, axis_name=None):
         super().initialise(z, key, batches, axis_name=axis_name)
-        rows_ND, entries_KD = self._rows(z), self.book.entries()[0]
-        error = losses.l2(rows_ND, entries_KD[functions.nearest_codes(rows_ND, entries_KD)])
-        spread = pmean(error.sum(1).mean(), axis_name) + 1e-6
-        keys_KD, bias_K = functions.distance_logits(entries_KD, spread)
+        sharpness = self._sharpness(self._rows(z), axis_name)
+        keys_KD, bias_K = functions.distance_logits(self.book.entries()[0], 1.0 / sharpness)
         self.put_variable("params", "codebook_keys", keys_KD)
         self.put_variable("params", "codebook_bias", bias_K)
 
     def update(self, z, codes, key, *, axis_name=None):
-        new = super().update(z, codes, key, axis_name=axis_name)
+        # Noise draws every code now and then: dead is one that is never the likeliest.
+        rows_ND = self._rows(z)
+        _, codes_N = functions.soft_lookup(rows_ND, self.keys, self.bias, self.keys)
+        new = super().update(z, codes_N, key, axis_name=axis_name)
         dead_K1 = new["book"]["codebook"]
-        # A revived code scores its latent as high as the sharpest code scores its own.
-        keys_KD, bias_K = self.keys, self.bias
         entries_KD = self.book.entries()[0]
-        sharp = jnp.max(jnp.linalg.norm(keys_KD, axis=1)) / jnp.maximum(
-            jnp.max(jnp.linalg.norm(entries_KD, axis=1)), 1e-6
-        )
-        fresh_keys_KD, fresh_bias_K = functions.distance_logits(entries_KD, 2.0 / sharp)
-        self.put_variable("params", "codebook_keys", jnp.where(dead_K1, fresh_keys_KD, keys_KD))
-        self.put_variable("params", "codebook_bias", jnp.where(dead_K1[:, 0], fresh_bias_K, bias_K))
-        return new | {"codebook_keys": dead_K1, "codebook_bias": dead_K1[:, 0]}
+
+        def living_length(rows_KD):
+            length_K1 = jnp.linalg.norm(rows_KD, axis=1, keepdims=True)
+            return jnp.mean(length_K1, where=~dead_K1)
+
+        # A revived code's logit is as sharp as what the living have learned, or it wins nowhere.
+        learned = living_length(self.keys) / (2.0 * living_length(entries_KD))
+        sharpness = jnp.fmax(learned, self._sharpness(rows_ND, axis_name))
+        keys_KD, bias_K = functions.distance_logits(entries_KD, 1.0 / sharpness)
+        dead_K = dead_K1[:, 0]
+        self.put_variable("params", "codebook_keys", jnp.where(dead_K1, keys_KD, self.keys))
+        self.put_variable("params", "codebook_bias", jnp.where(dead_K, bias_K, self.bias))
+        return new | {"codebook_keys": dead_K1, "codebook_bias": dead_K}
 
 
 class IBQ(_SoftQuantizer):
@@ -164,3 +175,16 @@ class IBQ(_SoftQuantizer):
             aux |= entropy_terms(terms)
         aux |= {"loss": loss, "counts": self.count(codes_N, axis_name)}
         return z_q_ND.reshape(y.shape), codes_N.reshape(y.shape[:-1]), aux
+
+    def initialise(self, z, key, batches=1, *, axis_name=None):
+        # Of entries with different lengths a product chooses the longest: they start on a sphere.
+        rows_ND = self._rows(z)
+        length = pmean(jnp.linalg.norm(rows_ND, axis=1).mean(), axis_name)
+        super().initialise(functions.normalise(rows_ND), key, batches, axis_name=axis_name)
+        self.book.set_entries(length * functions.normalise(self.book.entries()))
+
+    def update(self, z, codes, key, *, axis_name=None):
+        # A revived entry must win the product with its own latent, so it is as long as the longest.
+        length = jnp.linalg.norm(self.book.entries(), axis=-1).max()
+        rows = length * functions.normalise(self._rows(z))
+        return super().update(rows, codes, key, axis_name=axis_name)

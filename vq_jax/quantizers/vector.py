@@ -216,7 +216,10 @@ class VectorQuantizer(Quantizer):
 
     def update(self, z, codes, key, *, axis_name=None):
         rows_CMd = self._rows(self.prepare(z))
-        return {"book": self.book.update(rows_CMd, self._code_rows(codes), key, axis_name)}
+        codes_CM = self._code_rows(codes)
+        if self.estimator == "gumbel":  # what was drawn is nothing to follow
+            codes_CM = self.book.nearest(rows_CMd)
+        return {"book": self.book.update(rows_CMd, codes_CM, key, axis_name)}
 
 
 class SimVQ(VectorQuantizer):
