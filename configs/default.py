@@ -1,6 +1,7 @@
 """The default: a VQ-GAN on the embedded emoji, 32x32, 64 codes an image out of 512.
 
     python -m vq_jax.main --config=configs/default.py
+    python -m vq_jax.main --config=configs/default.py:fsq     # or any other quantizer, as residual/vq
 
 Under 5 minutes on two CPU cores. Held-out PSNR 23.0 dB, LPIPS .18, 511 of 512 codes in use (see
 experiments/default).
@@ -9,8 +10,8 @@ experiments/default).
 from vq_jax.config import base
 
 
-def get_config():
-    config = base(model="vqvae", quantizer="vq", discriminator="patchgan")
+def get_config(quantizer="vq"):
+    config = base(model="vqvae", quantizer=quantizer, discriminator="patchgan")
     config.data.source = "emoji"
     config.data.resolution = 32
     config.data.batch_size = 16
@@ -18,8 +19,10 @@ def get_config():
     # Strided convolutions: on a CPU they learn more an hour than VQGAN's residual towers.
     config.model.hidden = 128
     config.model.res_hidden = 64
-    config.quantizer.num_codes = 512
-    config.quantizer.dim = 16
+    for section in (config.quantizer, config.quantizer.get("inner", {})):
+        for field, value in (("num_codes", 512), ("dim", 16)):
+            if field in section:
+                section[field] = value
     config.kmeans_batches = 32
 
     config.phases.autoencoder = 300

@@ -9,7 +9,8 @@ from ml_collections import config_flags
 from vq_jax import config as configs
 from vq_jax.errors import UserError
 from vq_jax.models import MODELS
-from vq_jax.tasks.train import make_phases
+from vq_jax.quantizers import QUANTIZERS
+from vq_jax.tasks.train import make_phases, make_recipe
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -43,6 +44,62 @@ def test_variants_of_config_files():
     assert big.quantizer.num_codes == 16384 and big.phases.joint == 0
     grey = load(by_name["vqvae_mlp"], "emoji")
     assert (grey.data.source, grey.data.channels, grey.data.resolution) == ("emoji", 1, 28)
+
+
+@pytest.mark.parametrize("name", [*QUANTIZERS, "residual/fsq", "residual/simvq"])
+def test_the_default_takes_any_quantizer(name, tmp_path):
+    config = load(next(p for p in CONFIGS if p.stem == "default"), name)
+    configs.check(config)
+    quantizer = configs.make_quantizer(config.quantizer)
+    assert quantizer.num_codes == 512
+    configs.save(config, tmp_path / "config.json")
+    assert configs.load(tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "message"),
+    [
+        ("vq", "name", "fsq", "a config file sets the name in base"),
+        ("vq", "estimator", "rotate", "use 'straight_through', 'rotation', 'gumbel'"),
+        ("fsq", "levels", (8, 2), "3 or more of each dimension"),
+        ("lfq", "bits", 40, "use 1 to 24"),
+        ("residual/vq", "inner.distance", "cosine", "cannot be a level"),
+        ("residual/vq", "inner.num_codes", 0, "use 2 or more"),
+        ("multiscale", "scales", (1, 2, 4), "latents' grid is 8x8"),
+        ("multiscale", "scales", (4, 2, 8), "sides of 1 or more that grow"),
+    ],
+)
+def test_what_a_quantizer_cannot_be_is_one_line(name, place, value, message):
+    config = configs.base("vqvae", name)
+    config.phases.joint = 1
+    section = config.quantizer
+    *path, field = place.split(".")
+    for part in path:
+        section = section[part]
+    section[field] = value
+    with pytest.raises(UserError, match=message) as raised:
+        configs.check(config)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_quantizer_takes_inside_it_only_what_it_can():
+    with pytest.raises(UserError, match="'vq', not 'vq/fsq'"):
+        configs.base(quantizer="vq/fsq")
+    with pytest.raises(UserError, match="did you mean fsq"):
+        configs.base(quantizer="residual/fsqq")
+
+
+def test_fields_that_change_are_ramps():
+    config = configs.base("vqvae", "residual/vq")
+    config.phases.joint = 1
+    config.anneal.beta = (0.0, 0.5, 10, 20)
+    configs.check(config)
+    beta = make_recipe(config).anneal["beta"]
+    assert [float(beta(step)) for step in (0, 10, 15, 20, 99)] == [0.0, 0.0, 0.25, 0.5, 0.5]
+    for wrong in ((0.0, 0.5), (0.0, 0.5, 20, 10)):
+        config.anneal.beta = wrong
+        with pytest.raises(UserError, match="first step, last step"):
+            configs.check(config)
 
 
 def test_a_field_that_is_not_there_cannot_be_set():

@@ -33,6 +33,8 @@ _LEAST = {
     "data.workers": 0,
     "quantizer.num_codes": 2,
     "quantizer.dim": 1,
+    "quantizer.inner.num_codes": 2,
+    "quantizer.inner.dim": 1,
     "loss.perceptual_stride": 1,
     "adversarial.r1_every": 1,
 }
@@ -174,6 +176,16 @@ def base(
     return config.lock()
 
 
+def _at(config: ConfigDict, place: str) -> Any:
+    """The value at a place such as "optim.lr", or None where there is no such field."""
+    value: Any = config
+    for part in place.split("."):
+        if part not in value:
+            return None
+        value = value[part]
+    return value
+
+
 def _has(quantizer: ConfigDict, field: str) -> bool:
     return field in quantizer or ("inner" in quantizer and _has(quantizer.inner, field))
 
@@ -208,10 +220,8 @@ def check(config: ConfigDict) -> None:
     if config.data.channels not in (1, 3):
         raise UserError(f"data.channels is {config.data.channels}: use 1 or 3")
     for place, least in _LEAST.items():
-        value: Any = config
-        for part in place.split("."):
-            value = value.get(part, least)
-        if value < least:
+        value = _at(config, place)
+        if value is not None and value < least:
             raise UserError(f"{place} is {value}: use {least} or more")
     if config.loss.data_variance <= 0:
         raise UserError(f"loss.data_variance is {config.loss.data_variance}: use more than 0")
@@ -226,7 +236,11 @@ def _check_section(table: Mapping[str, Any], found: ConfigDict, place: str) -> N
     fields = fields_of(_one_of(table, found.name, f"{place}.name"))
     for field in found:
         if field != "name" and field not in fields:
-            raise UserError(f"{place} has no field {field!r}{_near(field, fields)}")
+            known = ", ".join(fields)
+            raise UserError(
+                f"{place}.name is {found.name!r}, and {place}.{field} is no field of it (known: {known}); "
+                f"a config file sets the name in base(), which brings the fields along"
+            )
     if "inner" in found:
         _check_section(table, found.inner, f"{place}.inner")
 

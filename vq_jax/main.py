@@ -105,7 +105,8 @@ def _workdir() -> Path:
     if _CONFIG.value is not None:
         name = config_flags.get_config_filename(flags.FLAGS["config"])
         file, _, variant = name.partition(".py:")
-        return Path("runs") / "-".join(filter(None, (Path(file).stem, variant)))
+        parts = (Path(file).stem, *variant.split("/"))  # "residual/fsq" is one folder
+        return Path("runs") / "-".join(filter(None, parts))
     return Path("runs/default")
 
 

@@ -96,7 +96,9 @@ class TrainedTokenizer:
         """Images float32 [B, H, W, C], about in [-1, 1], of codes int [B, *grid].
 
         Raises:
-          ValueError: a code is out of range, or the codes have another number of axes.
+          ValueError: a code is out of range, or the codes have another shape.
+
+        A residual tokenizer takes the codes of its first levels alone, too: coarser, in fewer bits.
         """
         codes = np.asarray(codes)
         if codes.ndim != 1 + len(self.grid) or not np.issubdtype(codes.dtype, np.integer):
@@ -104,6 +106,11 @@ class TrainedTokenizer:
                 f"codes are {codes.dtype} {codes.shape}, not integers [B, "
                 f"{', '.join(map(str, self.grid))}]"
             )
+        if self.code_shape:
+            (books,), given = self.code_shape, codes.shape[-1]
+            levels_may_miss = self.config.quantizer.name == "residual" and 0 < given < books
+            if given != books and not levels_may_miss:
+                raise ValueError(f"codes have {given} a position, not {books}")
         if codes.size and (codes.min() < 0 or codes.max() >= self.num_codes):
             raise ValueError(f"codes lie outside [0, {self.num_codes})")
         return self._decode(self._variables, jnp.asarray(codes, jnp.int32))

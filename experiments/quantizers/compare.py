@@ -45,7 +45,6 @@ VARIANTS = {
     "simvq": ("simvq", {"num_codes": 512}),
     "multiscale": ("multiscale", {"num_codes": 512}),
     "vq 2^14": ("vq", {"num_codes": 16384}),
-    "residual, 2 levels 2^14": ("residual/vq", {"levels": 2, "inner.num_codes": 128}),
     "fsq 2^14": ("fsq", {"levels": (8, 8, 8, 6, 5)}),
     "lfq 2^14": ("lfq", {"bits": 14, "entropy_weight": 0.01}),
     "simvq 2^14": ("simvq", {"num_codes": 16384}),

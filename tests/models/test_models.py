@@ -68,7 +68,7 @@ def test_the_seeds_mlp_has_the_seeds_widths():
 
     assert widths("encoder") == {(784, 256), (256, 128), (128, 64)}
     assert widths("decoder") == {(64, 128), (128, 256), (256, 784)}
-    assert params["quantizer"]["codebook"].shape == (512, 64)
+    assert params["quantizer"]["book"]["codebook"].shape == (512, 64)
     disc = DISCRIMINATORS["mlp"]()
     params = jax.jit(disc.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))["params"]
     kernels = {k.shape for k in jax.tree.leaves(params) if k.ndim == 2}

@@ -37,7 +37,8 @@ def test_curves_and_usage_are_drawn(tmp_path, rng):
     ]  # fmt: skip
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     report.plot_curves(path, tmp_path / "curves.png")
-    report.plot_usage(rng.integers(0, 5, size=64), tmp_path / "usage.png")
+    counts = rng.integers(0, 5, size=(2, 64))
+    report.plot_codebook(counts, rng.random((2, 64)), tmp_path / "usage.png")
     for name in ("curves.png", "usage.png"):
         with Image.open(tmp_path / name) as image:
             pixels = np.asarray(image.convert("L"))

@@ -232,18 +232,20 @@ def test_evaluation_params_are_a_moving_average(images, warm):
 def test_a_revived_entry_is_taken_over_by_the_average(images, warm):
     recipe = make(ema_decay=0.999)
     state = warm(recipe, "ema").replace(step=jnp.int32(10_000))
-    stats = state.generator.stats["codebook"]["quantizer"]
-    dead = {**stats, "cluster_size": stats["cluster_size"].at[5].set(0.0)}
+    stats = state.generator.stats["codebook"]["quantizer"]["book"]
+    dead = {"book": {**stats, "cluster_size": stats["cluster_size"].at[0, 5].set(0.0)}}
     generator = state.generator
+    entries = generator.params["quantizer"]["book"]["codebook"]
     params = {
         **generator.params,
-        "quantizer": {"codebook": generator.params["quantizer"]["codebook"].at[5].set(99.0)},
+        "quantizer": {"book": {"codebook": entries.at[5].set(99.0)}},
     }
     generator = generator.replace(stats={"codebook": {"quantizer": dead}}, params=params)
     after, metrics = run(recipe, PHASES["joint"], state.replace(generator=generator), images)
     assert metrics["revived"] >= 1
     now, average = (
-        p["quantizer"]["codebook"][5] for p in (after.generator.params, after.generator.ema_params)
+        p["quantizer"]["book"]["codebook"][5]
+        for p in (after.generator.params, after.generator.ema_params)
     )
     chex.assert_trees_all_equal(now, average)
     assert float(jnp.abs(now).max()) < 50
@@ -255,9 +257,11 @@ def test_initialising_sets_the_codebook_and_its_average_and_nothing_else(images,
     after, _ = jax.jit(partial(initialise_codebook, recipe=recipe))(state, {"image": images}, KEY)
     for group in ("encoder", "decoder"):
         chex.assert_trees_all_equal(after.generator.params[group], state.generator.params[group])
-    codebook = after.generator.params["quantizer"]["codebook"]
-    chex.assert_trees_all_equal(codebook, after.generator.ema_params["quantizer"]["codebook"])
-    assert not np.array_equal(codebook, state.generator.params["quantizer"]["codebook"])
+    codebook = after.generator.params["quantizer"]["book"]["codebook"]
+    chex.assert_trees_all_equal(
+        codebook, after.generator.ema_params["quantizer"]["book"]["codebook"]
+    )
+    assert not np.array_equal(codebook, state.generator.params["quantizer"]["book"]["codebook"])
 
 
 def test_bfloat16_computes_and_keeps_float32_state(images):
@@ -301,3 +305,29 @@ def test_a_step_that_is_not_finite_changes_nothing_and_counts(phase, images, war
     assert any(
         (a != b).any() for a, b in zip(*map(jax.tree.leaves, (after, expected)), strict=True)
     )
+
+
+def test_a_scheduled_field_follows_its_steps(images, warm):
+    recipe = make(anneal={"beta": optax.linear_schedule(0.0, 1.0, 4, 10)})
+    state = warm(recipe, "ema")
+    for step, beta in ((5, 0.0), (12, 0.5), (99, 1.0)):
+        _, metrics = run(recipe, PHASES["joint"], state.replace(step=jnp.int32(step)), images)
+        expected = beta * metrics["loss_commitment"]
+        assert float(metrics["loss_quantizer"]) == pytest.approx(float(expected), abs=1e-7)
+
+
+@pytest.mark.parametrize("quantizer", ["residual/gumbel", "multiscale", "fsq", "simvq"])
+def test_any_quantizer_trains_in_every_phase(quantizer, images):
+    config = base("vqvae", quantizer)
+    config.model.update(hidden=16, res_hidden=8, num_res_blocks=1)
+    section = config.quantizer.get("inner", config.quantizer)
+    if "num_codes" in section:
+        section.update(num_codes=16, dim=4)
+    recipe = make(tokenizer=make_tokenizer(config))
+    state = jax.jit(partial(init_state, recipe, image_shape=(32, 32, 3)))(KEY)
+    state, _ = jax.jit(partial(initialise_codebook, recipe=recipe))(state, {"image": images}, KEY)
+    for name in ("quantizer", "adversarial"):
+        before = state
+        state, metrics = run(recipe, PHASES[name], state, images)
+        assert metrics["skipped"] == 0 and 0 < metrics["usage"] <= 1
+        chex.assert_trees_all_equal_shapes_and_dtypes(before, state)

@@ -2,7 +2,7 @@ import pytest
 
 from vq_jax.config import base
 from vq_jax.training.steps import Phase
-from vq_jax.training.watch import Watch
+from vq_jax.training.watch import Watch, what_to_turn
 
 GOOD = {"skipped": 0, "perplexity": 100.0, "disc_accuracy": 0.7}
 ADVERSARIAL = Phase("adversarial", 500, 100, adversarial=True)
@@ -35,6 +35,24 @@ def test_a_collapse_that_lasts_is_told_once_until_it_ceases(watch, warnings):
         assert len(warnings) == told
         feed(watch, {}, 1)
     assert "2.0 of 512 codes" in warnings[0] and "quantizer.revive_below" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "fields"),
+    [
+        (
+            "vq",
+            ["quantizer.revive_below (now 0.01)", "kmeans_batches (now 8)", "lower quantizer.beta"],
+        ),
+        ("gumbel", ["quantizer.kl_weight (now 0.0005)"]),
+        ("lfq", ["quantizer.entropy_weight (now 0.1)"]),
+        ("fsq", ["Use fewer codes: quantizer.levels (now (8, 8, 8))"]),
+        ("residual/ibq", ["quantizer.inner.entropy_weight (now 0.05)"]),
+    ],
+)
+def test_the_fields_to_turn_are_the_quantizers_own(quantizer, fields):
+    told = what_to_turn(base(quantizer=quantizer))
+    assert all(field in told for field in fields), told
 
 
 def test_a_discriminator_has_won_only_once_the_generator_feels_it(watch, warnings):

@@ -76,7 +76,7 @@ def measure(
     console.print(table)
 
     save_image(rows_of(*shown), workdir / "reconstructions.png")
-    _plot_codebook(tokenizer, counts, workdir / "codebook.png")
+    plot_codes(tokenizer, counts, workdir / "codebook.png")
     if figures["usage"] < _LOW_USAGE and counts.sum() > 4 * counts.size:
         turn = what_to_turn(tokenizer.config)
         stderr(f"only {figures['usage']:.1%} of the codes are in use on the held-out split. {turn}")
@@ -169,7 +169,8 @@ def measure_split(
     return figures, counts, (np.stack(originals[:_SHOWN]), np.stack(outputs[:_SHOWN]))
 
 
-def _plot_codebook(tokenizer: TrainedTokenizer, counts: np.ndarray, path: Path) -> None:
+def plot_codes(tokenizer: TrainedTokenizer, counts: np.ndarray, path: Path) -> None:
+    """Draws how a split's codes are used and how the entries lie; see `report.plot_codebook`."""
     counts_QK = counts.reshape(-1, tokenizer.num_codes)
     entries, distances_QK = tokenizer.codebooks(), None
     if entries is not None:
