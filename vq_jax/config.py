@@ -31,12 +31,31 @@ _LEAST = {
     "data.batch_size": 1,
     "data.resolution": 1,
     "data.workers": 0,
-    "quantizer.num_codes": 2,
-    "quantizer.dim": 1,
-    "quantizer.inner.num_codes": 2,
-    "quantizer.inner.dim": 1,
     "loss.perceptual_stride": 1,
     "adversarial.r1_every": 1,
+}
+# The least and the most of a quantizer's fields, where it has them.
+_QUANTIZER_LEAST = {
+    "num_codes": 2,
+    "dim": 1,
+    "bits": 1,
+    "code_dim": 0,
+    "heads": 1,
+    "decay": 0.0,
+    "dropout": 0.0,
+    "kmeans_iterations": 0,
+    "revive_below": 0.0,
+    "convolutions": 0,
+    "convolution_share": 0.0,
+    "entropy_group": 0,
+    "temperature": 1e-6,
+}
+_QUANTIZER_MOST = {
+    "bits": 24,
+    "decay": 1.0,
+    "dropout": 1.0,
+    "revive_below": 1.0,
+    "convolution_share": 1.0,
 }
 PHASES = ("autoencoder", "quantizer", "joint", "adversarial")
 # What a model's or a module's maker is given by the program rather than by its config section.
@@ -209,6 +228,9 @@ def check(config: ConfigDict) -> None:
             raise UserError(
                 f"anneal.{field} is {tuple(ramp)}: use (from, to, first step, last step), or ()"
             )
+        for value in ramp[:2]:
+            _check_range(field, value, f"anneal.{field}")
+    _check_quantizer(config.quantizer, "quantizer")
     if not config.data.source.startswith("tfds:"):
         _one_of({**SOURCES, "tfds:NAME": None}, config.data.source, "data.source")
     _one_of(RECONSTRUCTION, config.loss.reconstruction, "loss.reconstruction")
@@ -243,6 +265,24 @@ def _check_section(table: Mapping[str, Any], found: ConfigDict, place: str) -> N
             )
     if "inner" in found:
         _check_section(table, found.inner, f"{place}.inner")
+
+
+def _check_quantizer(quantizer: ConfigDict, place: str) -> None:
+    for field, value in quantizer.items():
+        if field == "inner":
+            _check_quantizer(value, f"{place}.inner")
+            continue
+        _check_range(field, value, f"{place}.{field}")
+        if field in ("levels", "scales") and isinstance(value, tuple) and not value:
+            raise UserError(f"{place}.{field} is (): name at least one")
+
+
+def _check_range(field: str, value: Any, place: str) -> None:
+    least, most = _QUANTIZER_LEAST.get(field), _QUANTIZER_MOST.get(field)
+    if least is not None and value < least:
+        raise UserError(f"{place} is {value}: use {least} or more")
+    if most is not None and value > most:
+        raise UserError(f"{place} is {value}: use {most} or less")
 
 
 def _check_shapes(config: ConfigDict) -> None:

@@ -24,7 +24,7 @@ class TrainedTokenizer:
       config: the run's config.
       step: how many training steps its params have seen.
       num_codes: entries of a codebook.
-      code_shape: () where a position has one code, (Q,) where it has Q, a codebook each.
+      code_shape: () where a position has one code, (Q,) where it has Q.
       grid: the codes' shape for an image of the training resolution, such as (8, 8) or (8, 8, Q).
       factor: how many pixels a code spans along a side, or None where the model takes images of
         the training resolution only.
@@ -95,10 +95,10 @@ class TrainedTokenizer:
     def decode(self, codes: Any) -> jax.Array:
         """Images float32 [B, H, W, C], about in [-1, 1], of codes int [B, *grid].
 
+        A residual tokenizer takes the codes of its first levels alone, too: coarser, in fewer bits.
+
         Raises:
           ValueError: a code is out of range, or the codes have another shape.
-
-        A residual tokenizer takes the codes of its first levels alone, too: coarser, in fewer bits.
         """
         codes = np.asarray(codes)
         if codes.ndim != 1 + len(self.grid) or not np.issubdtype(codes.dtype, np.integer):
@@ -108,9 +108,13 @@ class TrainedTokenizer:
             )
         if self.code_shape:
             (books,), given = self.code_shape, codes.shape[-1]
-            levels_may_miss = self.config.quantizer.name == "residual" and 0 < given < books
-            if given != books and not levels_may_miss:
+            fewer = 0 < given < books and self._module.quantizer.takes_fewer_codes
+            if given != books and not fewer:
                 raise ValueError(f"codes have {given} a position, not {books}")
+        if self.factor is None and codes.shape[1:] != self.grid:
+            raise ValueError(
+                f"codes are {codes.shape[1:]} an image, and this model has {self.grid}"
+            )
         if codes.size and (codes.min() < 0 or codes.max() >= self.num_codes):
             raise ValueError(f"codes lie outside [0, {self.num_codes})")
         return self._decode(self._variables, jnp.asarray(codes, jnp.int32))

@@ -11,23 +11,16 @@ GRID = (8, 8)
 
 # A new line of QUANTIZERS is a case by itself; options worth a case are added here.
 OPTIONS = {
-    "vq gradient": ("vq", {"codebook": "gradient"}),
     "vq cosine": ("vq", {"distance": "cosine", "codebook": "gradient", "orthogonal_weight": 0.5}),
     "vq projected": ("vq", {"code_dim": 4, "distance": "cosine", "estimator": "rotation"}),
     "vq heads": ("vq", {"heads": 3}),
     "vq shared heads": ("vq", {"heads": 2, "shared_heads": True, "codebook": "gradient"}),
     "vq gumbel": ("vq", {"estimator": "gumbel", "codebook": "gradient", "heads": 2}),
     "vq entropy": ("vq", {"entropy_weight": 0.1, "usage_weight": 0.1, "variance_weight": 0.1}),
-    "fsq tan": ("fsq", {"bound": "tan"}),
-    "lfq grouped": ("lfq", {"entropy_group": 4, "temperature": 0.5}),
-    "bsq exact": ("bsq", {"entropy_group": 0}),
     "residual/vq shared": ("residual/vq", {"shared": True}),
     "residual/fsq": ("residual/fsq", {"levels": 2}),
-    "residual/lfq": ("residual/lfq", {"levels": 2}),
-    "residual/ibq": ("residual/ibq", {"levels": 2}),
     "residual/simvq": ("residual/simvq", {"levels": 2, "dropout": 0.5}),
     "residual/gumbel": ("residual/gumbel", {"levels": 2}),
-    "multiscale gradient": ("multiscale", {"codebook": "gradient", "distance": "cosine"}),
 }
 CASES = {**{name: (name, {}) for name in QUANTIZERS}, **OPTIONS}
 _SMALL = {

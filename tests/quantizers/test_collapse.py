@@ -12,7 +12,8 @@ from vq_jax.data.pipeline import eval_batches, train_batches
 from vq_jax.tasks.train import make_recipe
 from vq_jax.training.steps import Phase, init_state, train_step
 
-# Steps of 16 images to above 80% of 64 codes; IBQ chooses by products, and its entropy term takes longer.
+# Steps of 16 images to above 80% of 64 codes, with statistics that follow fast (decay .9) and revival
+# below a tenth of the mean; IBQ chooses by products, and its entropy term takes longer.
 STEPS = {
     "vq": 60,
     "vq gradient": 60,

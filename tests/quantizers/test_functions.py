@@ -227,13 +227,14 @@ TOKENS, CODES = 65_536, 262_144
         ("gumbel", {"dim": 8}),
         ("lfq", {"bits": 18}),
         ("bsq", {"bits": 18, "entropy_group": 0}),
+        ("lfq", {"bits": 24}),
     ],
 )
 def test_no_array_of_tokens_times_codes(name, fields):
     """Forward and backward: 69 GB if it were held, and under 2 GB by the compiler's own account."""
     fields = fields if "bits" in fields else {"num_codes": CODES, **fields}
     quantizer = QUANTIZERS[name](**fields)
-    assert quantizer.num_codes == CODES
+    assert quantizer.num_codes >= CODES
     z = jax.ShapeDtypeStruct((TOKENS, quantizer.dim), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables = jax.eval_shape(quantizer.init, key, z)

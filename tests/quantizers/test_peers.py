@@ -21,6 +21,7 @@ def z(rng):
 
 
 def apply(quantizer, codebook, z):
+    """z_q, codes, loss, and the gradient of a function of z_q and of the loss at z."""
     variables = quantizer.init(jax.random.key(0), jnp.asarray(z))
     if codebook is not None:
         params = {"params": {"book": {"codebook": jnp.asarray(codebook)}}}
@@ -28,7 +29,7 @@ def apply(quantizer, codebook, z):
 
     def run(z):
         z_q, codes, aux = quantizer.apply(variables, z)
-        return jnp.sum(z_q * jnp.cos(z_q)), (z_q, codes, aux["loss"])
+        return jnp.sum(z_q * jnp.cos(z_q)) + 100 * aux["loss"], (z_q, codes, aux["loss"])
 
     (_, out), gradient = jax.value_and_grad(run, has_aux=True)(jnp.asarray(z))
     return *out, gradient
@@ -38,9 +39,9 @@ def apply_peer(module, z):
     module.train()
     x = torch.from_numpy(z).requires_grad_()
     z_q, codes, *loss = module(x)
-    (z_q * torch.cos(z_q)).sum().backward()
-    loss = float(loss[0].sum()) if loss else 0.0
-    return z_q.detach().numpy(), codes.numpy(), loss, x.grad.numpy()
+    loss = loss[0].sum() if loss else torch.zeros(())
+    ((z_q * torch.cos(z_q)).sum() + 100 * loss).backward()
+    return z_q.detach().numpy(), codes.numpy(), float(loss.detach()), x.grad.numpy()
 
 
 def assert_same(ours, theirs, atol=1e-5):
@@ -65,9 +66,19 @@ def test_vq_with_a_trained_codebook(z):
         D, K, rotation_trick=False, learnable_codebook=True, ema_update=False
     )
     codebook = module.codebook.detach().numpy().copy()
-    # Its one loss moves both sides; ours has a term for each.
-    ours = QUANTIZERS["vq"](num_codes=K, dim=D, beta=0.0, codebook="gradient")
-    assert_same(apply(ours, codebook, z), apply_peer(module, z))
+    ours = QUANTIZERS["vq"](num_codes=K, dim=D, beta=1.0, codebook="gradient")
+    z_q, codes, loss, gradient = apply(ours, codebook, z)
+    theirs = apply_peer(module, z)
+    # Their one term moves both sides; ours are two, each as large.
+    assert_same((z_q, codes, loss / 2, gradient), theirs)
+
+    def loss_of(codebook):
+        variables = {"params": {"book": {"codebook": codebook}}}
+        return ours.apply({**ours.init(jax.random.key(0), z), **variables}, z)[2]["loss"]
+
+    to_codebook = 100 * jax.grad(loss_of)(jnp.asarray(codebook))
+    expected = module._codebook.embed.grad.numpy().reshape(K, D)
+    chex.assert_trees_all_close(np.asarray(to_codebook), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -146,8 +157,16 @@ def test_residual(z):
     theirs = apply_peer(module, z)
     chex.assert_trees_all_equal(np.asarray(codes), theirs[1].astype(np.int32))
     chex.assert_trees_all_close(np.asarray(z_q), theirs[0], atol=1e-5)
-    # They report each level's loss; ours is the levels' mean.
-    assert float(aux["loss"]) == pytest.approx(theirs[2] / 3, rel=1e-4)
+    assert float(aux["loss"]) == pytest.approx(theirs[2], rel=1e-4)
+
+    # Each of their levels sends the latent all of its gradient; ours together send as much as one.
+    def total(z):
+        z_q, _, aux = ours.apply({**variables, "params": params}, z)
+        return jnp.sum(z_q * jnp.cos(z_q)) + 100 * aux["loss"]
+
+    chex.assert_trees_all_close(
+        3 * np.asarray(jax.grad(total)(jnp.asarray(z))), theirs[3], rtol=1e-3, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("levels", [(8, 5, 5), (7, 5, 5, 5), (8, 8, 8, 6, 5)])

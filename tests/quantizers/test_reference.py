@@ -116,7 +116,7 @@ def residual(q, params, stats, z):
         part, chosen, cost = vq(q.inner, params[f"stages_{i}"], None, z - total)
         total = total + part
         codes.append(chosen)
-        loss += cost / q.levels
+        loss += cost
     return total, np.stack(codes, -1), loss
 
 
@@ -130,7 +130,7 @@ def multiscale(q, params, stats, z):
         small = (z - total).reshape(-1, side, step, side, step, q.dim).mean((2, 4))
         chosen = nearest(small.reshape(-1, q.dim), entries)
         coarse = enlarge(enlarge(entries[chosen].reshape(small.shape), grid, 1), grid, 2)
-        kernel = params[f"blends_{round(i / 3 * 3)}"]
+        kernel = params[f"blends_{i}"]  # as many scales as convolutions
         total = total + 0.5 * coarse + 0.5 * convolve(coarse, kernel["kernel"], kernel["bias"])
         codes.append(chosen.reshape(len(z), -1))
         loss += (1 + q.beta) * square(z, total) / len(q.scales)

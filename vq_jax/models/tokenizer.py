@@ -37,6 +37,10 @@ class Tokenizer(nn.Module):
         """Quantized latents, codes and the quantizer's losses: see the quantizer's `__call__`."""
         return self.quantizer(z, key=key, now=now, axis_name=axis_name)
 
+    def pass_through(self, z: jax.Array) -> jax.Array:
+        """What the decoder gets of the latents while nothing is quantized: the quantizer's range."""
+        return self.quantizer.pass_through(z)
+
     def lookup(self, codes: jax.Array) -> jax.Array:
         """Quantized latents float32 [B, *grid, D] of codes int32 [B, *grid, *code_shape]."""
         return self.quantizer.lookup(codes)

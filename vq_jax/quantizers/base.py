@@ -66,8 +66,15 @@ class Quantizer(nn.Module):
         return self.assign(self.prepare(z), key=key, now=now or {}, axis_name=axis_name)
 
     def prepare(self, z: jax.Array) -> jax.Array:
-        """What is quantized of the latents, float32: bounded, normalised or projected ones."""
+        """What is quantized of the latents, float32: bounded, normalised or projected ones.
+
+        Of a quantizer that can be a residual level and has an `update`, the latents as they are.
+        """
         return z.astype(jnp.float32)
+
+    def pass_through(self, z: jax.Array) -> jax.Array:
+        """What a decoder is given of the latents while nothing is quantized yet, float32 [..., D]."""
+        return self.prepare(z)
 
     def assign(
         self, y: jax.Array, *, key: jax.Array | None, now: Now, axis_name: str | None
@@ -110,6 +117,11 @@ class Quantizer(nn.Module):
           what was set anew: bool masks under the names of the params they broadcast to.
         """
         return {}
+
+    @property
+    def takes_fewer_codes(self) -> bool:
+        """Whether `lookup` takes the first of a latent's codes alone."""
+        return False
 
     # For subclasses.
 
@@ -223,7 +235,7 @@ class Codebook(nn.Module):
                 key, rows_Md, self.num_codes, self.kmeans_iterations, self.unit, axis_name
             )
 
-        entries_CKd, size_CK = per_book(centroids, jax.random.split(key, self.books), rows_CMd)
+        entries_CKd, size_CK = per_book(centroids, self._keys(key), rows_CMd)
         size_CK = jnp.maximum(size_CK, 1.0) / batches
         self.put_variable("codebook", "cluster_size", size_CK)
         if self.rule == "ema":
@@ -240,39 +252,63 @@ class Codebook(nn.Module):
         def sums(rows_Md, codes_M):
             return functions.code_sums(rows_Md, codes_M, self.num_codes, axis_name)
 
-        def fresh(key, rows_Md):
-            return collectives.sample_rows(key, rows_Md, self.num_codes, axis_name)
-
         def follow(name, now):
             return self.decay * self.get_variable("codebook", name) + (1 - self.decay) * now
 
         counts_CK, sums_CKd = per_book(sums, rows_CMd, codes_CM)
         size_CK = follow("cluster_size", counts_CK)
-        mean_C1 = size_CK.mean(axis=1, keepdims=True)
-        dead_CK = size_CK < self.revive_below * mean_C1
-        dead_CK1 = dead_CK[..., None]
-        fresh_CKd = per_book(fresh, jax.random.split(key, self.books), rows_CMd)
-        entries_CKd = self._raw_entries()
-        # A revived entry starts with an average share, or its old emptiness kills it again.
-        revived_CK = jnp.where(dead_CK, mean_C1, size_CK)
-        self.put_variable("codebook", "cluster_size", revived_CK)
+        self.put_variable("codebook", "cluster_size", size_CK)
         if self.rule == "ema":
             embed_sum_CKd = follow("embed_sum", sums_CKd)
-            entries_CKd = per_book(functions.ema_codebook, size_CK, embed_sum_CKd)
-            embed_sum_CKd = jnp.where(dead_CK1, fresh_CKd * revived_CK[..., None], embed_sum_CKd)
             self.put_variable("codebook", "embed_sum", embed_sum_CKd)
-        elif self.rule == "mapped":
+            self.set_entries(per_book(functions.ema_codebook, size_CK, embed_sum_CKd))
+        return self._revive(rows_CMd, key, axis_name) if self.revive_below else {}
+
+    def _revive(
+        self, rows_CMd: jax.Array, key: jax.Array, axis_name: str | None
+    ) -> dict[str, jax.Array]:
+        """Moves dead entries onto latents, and their statistics with them."""
+
+        size_CK: jax.Array = self.get_variable("codebook", "cluster_size")
+        mean_C1 = size_CK.mean(axis=1, keepdims=True)
+        dead_CK = size_CK < self.revive_below * mean_C1
+        tokens = rows_CMd.shape[1] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+        if tokens < self.num_codes:
+            # No latent twice: of equal entries all but the first would stay dead. The rest wait.
+            dead_CK &= jnp.cumsum(dead_CK, axis=1) <= tokens
+
+        def fresh(key, rows_Md, dead_K):
+            drawn = min(tokens, self.num_codes)
+            rows = collectives.sample_rows(key, rows_Md, drawn, axis_name)
+            if drawn == self.num_codes:
+                return rows
+            return rows[jnp.clip(jnp.cumsum(dead_K) - 1, 0, drawn - 1)]
+
+        fresh_CKd = per_book(fresh, self._keys(key), rows_CMd, dead_CK)
+        dead_CK1 = dead_CK[..., None]
+        # A revived entry starts with an average share, or its old emptiness kills it again.
+        size_CK = jnp.where(dead_CK, mean_C1, size_CK)
+        self.put_variable("codebook", "cluster_size", size_CK)
+        if self.rule == "ema":
+            embed_sum_CKd: jax.Array = self.get_variable("codebook", "embed_sum")
+            embed_sum_CKd = jnp.where(dead_CK1, fresh_CKd * size_CK[..., None], embed_sum_CKd)
+            self.put_variable("codebook", "embed_sum", embed_sum_CKd)
+        entries_CKd = self._raw_entries()
+        if self.rule == "mapped":
             # The map takes the new frozen entry to the latent.
             codebook_map_dd: jax.Array = self.get_variable("params", "codebook_map")
             fresh_CKd = jax.lax.cond(
                 dead_CK.any(),
                 lambda: jnp.matmul(
-                    fresh_CKd, jnp.linalg.pinv(codebook_map_dd), precision="highest"
+                    fresh_CKd, jnp.linalg.pinv(codebook_map_dd, rtol=1e-3), precision="highest"
                 ),
                 lambda: entries_CKd,
             )
         self.set_entries(jnp.where(dead_CK1, fresh_CKd, entries_CKd))
         return {"codebook": dead_CK1 if self.books > 1 else dead_CK1[0]}
+
+    def _keys(self, key: jax.Array) -> jax.Array:
+        return key[None] if self.books == 1 else jax.random.split(key, self.books)
 
     def _raw_entries(self) -> jax.Array:
         """[C, K, d] as stored: before the map, before normalising."""

@@ -25,16 +25,27 @@ def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, precision="highest")
 
 
-def _row_blocks(rows: int, *arrays_N: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
-    """Arrays of N rows as [blocks, rows, ...], filled up with zeros, and which rows are real."""
+def _row_blocks(most: int, *arrays_N: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """Arrays of N rows as [blocks, rows, ...], at most `most` rows each, and which rows are real.
+
+    A block takes every n-th row, so that rows spread over devices stay where they are. Zeros fill up
+    what no number of blocks near the least divides.
+    """
     n = arrays_N[0].shape[0]
-    blocks = -(-n // rows)
+    least = -(-n // most)
+    blocks = next((b for b in range(least, 2 * least + 1) if n % b == 0), least)
+    rows = -(-n // blocks)
 
     def split(a):
         a = jnp.pad(a, ((0, blocks * rows - n), *((0, 0) for _ in a.shape[1:])))
-        return a.reshape(blocks, rows, *a.shape[1:])
+        return a.reshape(rows, blocks, *a.shape[1:]).swapaxes(0, 1)
 
-    return tuple(split(a) for a in arrays_N), (jnp.arange(blocks * rows) < n).reshape(blocks, rows)
+    return tuple(split(a) for a in arrays_N), split(jnp.ones((n,), bool))
+
+
+def _unblocked(blocks_SB: jax.Array, n: int) -> jax.Array:
+    """[blocks, rows, ...] back to the N rows that `_row_blocks` was given."""
+    return blocks_SB.swapaxes(0, 1).reshape(-1, *blocks_SB.shape[2:])[:n]
 
 
 # --- search ---------------------------------------------------------------------------------------
@@ -86,7 +97,7 @@ def _search(z_ND: jax.Array, codebook_KD: jax.Array, *, codes: int, scores: int)
         return _search_rows(z_ND, codebook_SCD, half_norm_SC)
     (z_SBD,), _ = _row_blocks(rows, z_ND)
     found_SB = jax.lax.map(lambda z_BD: _search_rows(z_BD, codebook_SCD, half_norm_SC), z_SBD)
-    return found_SB.reshape(-1)[:n]
+    return _unblocked(found_SB, n)
 
 
 def nearest_codes(z: jax.Array, codebook_KD: jax.Array) -> jax.Array:
@@ -127,7 +138,7 @@ def nearest_other(codebook_KD: jax.Array) -> jax.Array:
         squared = norm_B[:, None] + norm_K - 2 * _matmul(entry_BD, codebook_KD.T)
         return jnp.min(jnp.where(index_B[:, None] == jnp.arange(k), jnp.inf, squared), axis=1)
 
-    squared_K = jax.lax.map(nearest, (entry_SBD, norm_SB, index_SB)).reshape(-1)[:k]
+    squared_K = _unblocked(jax.lax.map(nearest, (entry_SBD, norm_SB, index_SB)), k)
     return jnp.sqrt(jnp.maximum(squared_K, 0.0))
 
 
@@ -236,7 +247,7 @@ def _assignments_backward(kept, cotangents):
 
     zero = (jnp.zeros_like(keys_KD), jnp.zeros_like(bias_K))
     (d_keys_KD, d_bias_K), d_z_SBD = jax.lax.scan(add, zero, (z_SBD, valid_SB.astype(jnp.float32)))
-    return d_z_SBD.reshape(-1, z_ND.shape[1])[:n], d_keys_KD, d_bias_K
+    return _unblocked(d_z_SBD, n), d_keys_KD, d_bias_K
 
 
 _assignments.defvjp(_assignments_forward, _assignments_backward)
@@ -276,7 +287,7 @@ def _noise_blocks(rows: int, row_keys_N: jax.Array | None) -> jax.Array | None:
     if row_keys_N is None:
         return None
     (data,), _ = _row_blocks(rows, jax.random.key_data(row_keys_N))
-    return jax.random.wrap_key_data(data)
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(row_keys_N))
 
 
 @jax.custom_vjp
@@ -289,7 +300,7 @@ def _soft_lookup(z_ND, keys_KD, bias_K, values_KE, row_keys_N, temperature):
         z_BD, noise_B = block
         return _first_of_best(_matmul(z_BD, keys_KD.T) + bias_K + _gumbel(noise_B, k))[1]
 
-    codes_N = jax.lax.map(choose, (z_SBD, _noise_blocks(rows, row_keys_N))).reshape(-1)[:n]
+    codes_N = _unblocked(jax.lax.map(choose, (z_SBD, _noise_blocks(rows, row_keys_N))), n)
     return values_KE[codes_N], codes_N
 
 
@@ -319,7 +330,7 @@ def _soft_lookup_backward(kept, cotangents):
     zero = (jnp.zeros_like(keys_KD), jnp.zeros_like(bias_K))
     blocks = (z_SBD, d_SBE, _noise_blocks(rows, row_keys_N))
     (d_keys_KD, d_bias_K), d_z_SBD = jax.lax.scan(add, zero, blocks)
-    d_z_ND = d_z_SBD.reshape(-1, z_ND.shape[1])[:n]
+    d_z_ND = _unblocked(d_z_SBD, n)
     # The value is the hard choice's, so the entries' own gradient is the choice's too.
     d_values_KE = jnp.zeros_like(values_KE).at[codes_N].add(d_values_NE)
     return d_z_ND, d_keys_KD, d_bias_K, d_values_KE, None, jnp.zeros_like(temperature)
@@ -388,8 +399,8 @@ def binary_entropies(
 
     A latent's own bits are independent, so its entropy is the sum of theirs (Yu et al. 2023, eq. 4).
     The average over latents is not a product any more; but the 2^D probabilities of a latent are the
-    outer product of those of its lower and its upper half, so their sum over latents is one matrix
-    product of [N, 2^(D/2)] with [N, 2^(D/2)], and no [N, 2^D] array exists.
+    outer product of those of its lower and its upper half, so their sum over latents is a matrix
+    product of [N, 2^(D/2)] with [N, 2^(D/2)], taken in blocks, and no [N, 2^D] array exists.
 
     Args:
       logits_ND: float32 [N, D], log-odds of each bit.
@@ -422,8 +433,13 @@ def binary_entropies(
         wide = 2 ** (logits_NG.shape[1] - logits_NG.shape[1] // 2)
         rows = min(n, max(1, 4 * _MAX_SCORES // wide))
         (logits_SBG,), valid_SB = _row_blocks(rows, logits_NG)
-        sums = jax.lax.map(block_sum, (logits_SBG, valid_SB.astype(jnp.float32)))
-        average += entropy(pmean(sums.sum(0) / n, axis_name).reshape(-1))
+        shape = jax.eval_shape(block_sum, (logits_SBG[0], valid_SB[0].astype(jnp.float32)))
+        total, _ = jax.lax.scan(
+            lambda total, block: (total + block_sum(block), None),
+            jnp.zeros(shape.shape),
+            (logits_SBG, valid_SB.astype(jnp.float32)),
+        )
+        average += entropy(pmean(total / n, axis_name).reshape(-1))
     return pmean(per_latent, axis_name), average
 
 

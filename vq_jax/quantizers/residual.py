@@ -16,9 +16,10 @@ class ResidualQuantizer(Quantizer):
     """A sum of codes, each for what those before it left (Lee et al. 2022, eq. 3-4; Zeghidour et al.
     2021, algorithm 1).
 
-    Level i quantizes the residual over `inner.residual_scale`^i. The losses are the levels' means.
-    Each level's gradient for the latent counts one part in `levels`, so that straight-through levels
-    together are straight through. `lookup` takes the first levels' codes too: fewer bits, coarser.
+    Level i quantizes the residual over `inner.residual_scale`^i. The losses are the levels' sums. Of
+    what a level's output and loss send back to the latent one part in `levels` counts, so that
+    straight-through levels together are straight through; a level's own entries get all of theirs.
+    `lookup` takes the first levels' codes too: fewer bits, coarser.
 
     Attributes:
       inner: the quantizer of one level, with one code a latent and no projection.
@@ -40,8 +41,8 @@ class ResidualQuantizer(Quantizer):
             raise ValueError(f"quantizer.levels is {self.levels}: use 1 or more")
         if inner.residual_scale is None:
             raise ValueError(
-                "quantizer.inner cannot be a level: it must give a latent one code, by its distance "
-                "(no heads, no code_dim, distance='l2')"
+                "quantizer.inner cannot be a level: that takes one code for a latent, compared as it "
+                "is (of vq: heads=1, code_dim=0, distance='l2')"
             )
         if self.shared:
             self.stages = [inner] * self.levels
@@ -64,6 +65,10 @@ class ResidualQuantizer(Quantizer):
     def residual_scale(self) -> Any:
         return None
 
+    @property
+    def takes_fewer_codes(self) -> bool:
+        return True
+
     def _scale(self, level: int):
         return self.inner.residual_scale**level
 
@@ -73,20 +78,21 @@ class ResidualQuantizer(Quantizer):
     def assign(self, y, *, key, now, axis_name):
         kept = self._kept(y, key, axis_name)
         total = kept_total = path = jnp.zeros_like(y)
+        part_of_y = functions.with_gradient_of(y, y / kept)
         all_codes, all_aux = [], []
         for i, stage in enumerate(self.stages):
             scale = self._scale(i)
             level_key = None if key is None else jax.random.fold_in(key, i)
-            residual = (y - total) / scale
+            residual = (part_of_y - total) / scale
             z_q, codes, aux = stage.assign(residual, key=level_key, now=now, axis_name=axis_name)
             part = scale * jax.lax.stop_gradient(z_q)
             total += part
             kept_total += jnp.where(i < kept, part, 0.0)
-            path += jnp.where(i < kept, scale * z_q / kept, 0.0)
+            path += jnp.where(i < kept, scale * z_q, 0.0)
             all_codes.append(codes)
             all_aux.append(aux)
         aux = jax.tree.map(lambda *a: jnp.stack(a), *all_aux)
-        aux = {name: a if name == "counts" else a.mean() for name, a in aux.items()}
+        aux = {name: a if name == "counts" else a.sum() for name, a in aux.items()}
         z_q = functions.with_gradient_of(kept_total, path)
         return z_q, jnp.stack(all_codes, axis=-1), aux
 
@@ -208,8 +214,10 @@ class MultiscaleQuantizer(Quantizer):
         """The enlarged map of scale i, partly through the convolution nearest to its place."""
         if not self.convolutions:
             return h_BHWD
-        place = i / max(1, len(self.scales) - 1)
-        blend = self.blends[round(place * (self.convolutions - 1))]
+        count = self.convolutions
+        edge = 1 / (3 if count == 4 else 2) / count  # as in the authors' code
+        places = np.linspace(edge, 1 - edge, count)
+        blend = self.blends[np.abs(places - i / max(1, len(self.scales) - 1)).argmin()]
         share = self.convolution_share
         return (1 - share) * h_BHWD + share * blend(h_BHWD)
 

@@ -48,7 +48,10 @@ class FSQ(Quantizer):
 
     @property
     def residual_scale(self) -> Any:
-        return 1.0 / jnp.asarray(self.levels, jnp.float32)  # the next level's steps tile this one's
+        # What is left lies within half a step. An odd number of the next level's steps tiles that; an
+        # even number, with no step in the middle, covers it.
+        levels = np.asarray(self.levels)
+        return jnp.asarray(1.0 / np.where(levels % 2, levels, levels - 1), jnp.float32)
 
     def prepare(self, z: jax.Array) -> jax.Array:
         levels = np.asarray(self.levels)

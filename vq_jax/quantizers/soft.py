@@ -91,16 +91,17 @@ class GumbelQuantizer(_SoftQuantizer):
         }
         return z_q_ND.reshape(y.shape), codes_N.reshape(y.shape[:-1]), aux
 
-    def _sharpness(self, rows_ND, axis_name):
-        """One over the mean squared distance of a latent to the entry nearest to it."""
+    def _spread(self, rows_ND):
+        """Mean squared distance of this device's latents to the entry nearest to each."""
         entries_KD = self.book.entries()[0]
         error = losses.l2(rows_ND, entries_KD[functions.nearest_codes(rows_ND, entries_KD)])
-        return 1.0 / (pmean(error.sum(1).mean(), axis_name) + 1e-6)
+        # As many entries as latents lie right on them; logits that sharp would have no gradient.
+        return jnp.maximum(error.sum(1).mean(), 0.01 * rows_ND.var(0).sum() + 1e-6)
 
     def initialise(self, z, key, batches=1, *, axis_name=None):
         super().initialise(z, key, batches, axis_name=axis_name)
-        sharpness = self._sharpness(self._rows(z), axis_name)
-        keys_KD, bias_K = functions.distance_logits(self.book.entries()[0], 1.0 / sharpness)
+        spread = pmean(self._spread(self._rows(z)), axis_name)
+        keys_KD, bias_K = functions.distance_logits(self.book.entries()[0], spread)
         self.put_variable("params", "codebook_keys", keys_KD)
         self.put_variable("params", "codebook_bias", bias_K)
 
@@ -109,6 +110,8 @@ class GumbelQuantizer(_SoftQuantizer):
         rows_ND = self._rows(z)
         _, codes_N = functions.soft_lookup(rows_ND, self.keys, self.bias, self.keys)
         new = super().update(z, codes_N, key, axis_name=axis_name)
+        if not new["book"]:
+            return new
         dead_K1 = new["book"]["codebook"]
         entries_KD = self.book.entries()[0]
 
@@ -117,10 +120,11 @@ class GumbelQuantizer(_SoftQuantizer):
             return jnp.mean(length_K1, where=~dead_K1)
 
         # A revived code's logit is as sharp as what the living have learned, or it wins nowhere.
-        learned = living_length(self.keys) / (2.0 * living_length(entries_KD))
-        sharpness = jnp.fmax(learned, self._sharpness(rows_ND, axis_name))
-        keys_KD, bias_K = functions.distance_logits(entries_KD, 1.0 / sharpness)
         dead_K = dead_K1[:, 0]
+        spread = jax.lax.cond(dead_K.any(), self._spread, lambda _: jnp.ones(()), rows_ND)
+        learned = living_length(self.keys) / (2.0 * living_length(entries_KD))
+        temperature = 1.0 / jnp.fmax(learned, 1.0 / pmean(spread, axis_name))
+        keys_KD, bias_K = functions.distance_logits(entries_KD, temperature)
         self.put_variable("params", "codebook_keys", jnp.where(dead_K1, keys_KD, self.keys))
         self.put_variable("params", "codebook_bias", jnp.where(dead_K, bias_K, self.bias))
         return new | {"codebook_keys": dead_K1, "codebook_bias": dead_K}

@@ -33,8 +33,9 @@ class VectorQuantizer(Quantizer):
       codebook: "ema", entries follow moving averages of their latents; "gradient", they are trained
         by the codebook loss; "mapped", see `SimVQ`.
       estimator: of the gradient through the lookup: "straight_through"; "rotation" (Fifty et al.
-        2024); "gumbel", Gumbel noise on -|z - e|^2 / temperature in training and the gradient of the
-        softmax (Jang et al. 2017).
+        2024); "gumbel", a code drawn in training from softmax_k(-|z - e_k|^2 / temperature) and the
+        gradient of that softmax with its noise (Jang et al. 2017's at their tau = 1); commitment and
+        codebook loss are then those of the code drawn.
       beta: weight of the commitment loss (1.0 on the codebook loss).
       temperature: of the soft assignment softmax_k(-|z - e_k|^2 / temperature), which the estimator
         "gumbel" and the entropy and usage terms are about.
@@ -92,8 +93,8 @@ class VectorQuantizer(Quantizer):
             revive_below=self.revive_below,
         )
         if self.code_dim:
-            self.project_in = nn.Dense(self.code_dim)
-            self.project_out = nn.Dense(self.dim)
+            self.project_in = nn.Dense(self.code_dim, precision="highest")
+            self.project_out = nn.Dense(self.dim, precision="highest")
 
     @property
     def code_shape(self) -> tuple[int, ...]:
@@ -110,6 +111,10 @@ class VectorQuantizer(Quantizer):
         if self.distance == "cosine":
             y = functions.normalise(y.reshape(*y.shape[:-1], self.heads, -1)).reshape(y.shape)
         return y
+
+    def pass_through(self, z: jax.Array) -> jax.Array:
+        y = self.prepare(z)
+        return self.project_out(y) if self.code_dim else y
 
     def _rows(self, y: jax.Array) -> jax.Array:
         """[..., heads * d] -> [C, M, d]: a head's rows for its codebook, or all for the one."""
@@ -227,7 +232,7 @@ class SimVQ(VectorQuantizer):
 
     All entries move when one is used, so none is left behind. `initialise` freezes latents, and W
     starts as the identity; without it the entries are normal. A dead entry is revived where W takes
-    it to a latent. The other attributes are `VectorQuantizer`'s; the loss is that of a codebook
+    it to a latent (or as near to one as a W without full rank can). The other attributes are `VectorQuantizer`'s; the loss is that of a codebook
     trained by gradient.
     """
 

@@ -154,7 +154,7 @@ class Checkpoints:
             more = f"; and {len(differences) - 6} more" if len(differences) > 6 else ""
             raise UserError(
                 f"checkpoint {step} in {self._folder} does not fit this config: {shown}{more}. "
-                "Use the config it was trained with, or another --workdir"
+                "Use the config (and version of vq_jax) it was trained with, or another --workdir"
             )
         wanted = {name: jax.tree.map(_abstract, tree) for name, tree in trees.items()}
         if iterator is not None:

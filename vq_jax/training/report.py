@@ -300,7 +300,7 @@ def plot_codebook(counts_QK: np.ndarray, distances_QK: np.ndarray | None, path: 
     axes = np.atleast_1d(axes)
     for q, counts_K in enumerate(counts_QK):
         label = f"{(counts_K > 0).sum()} of {size} codes in use"
-        label = f"level {q + 1}: {label}" if books > 1 else label
+        label = f"code {q + 1}: {label}" if books > 1 else label
         frequency_K = np.sort(counts_K)[::-1] / max(counts_K.sum(), 1)
         axes[0].plot(np.where(frequency_K > 0, frequency_K, np.nan), label=label, linewidth=1.2)
         if distances_QK is not None:

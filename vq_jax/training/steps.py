@@ -25,6 +25,7 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 _MUTABLE = ("params", "codebook")
+_NOISE = 2**32 - 2  # folded into a step's key for the quantizer's noise; no level or head has it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Phase:
       steps: its length.
       start: the step it begins at.
       trains: the generator's param groups it changes; the others do not move.
-      quantize: False lets the latents through to the decoder as they are.
+      quantize: False lets the latents through to the decoder without rounding them to codes.
       adversarial: whether there is a discriminator in it.
       perceptual: whether LPIPS counts in it.
     """
@@ -194,7 +195,7 @@ def train_step(
     generator = state.generator
     trained = {name: generator.params[name] for name in phase.trains if name in generator.params}
     now = {name: value(state.step) for name, value in recipe.anneal.items()}
-    noise_key = jax.random.fold_in(key, 1)
+    noise_key = jax.random.fold_in(key, _NOISE)
 
     def apply(params, *args, method):
         variables = {"params": {**generator.params, **params}, **generator.stats}
@@ -205,7 +206,8 @@ def train_step(
         if phase.quantize:
             z_q, codes, aux = apply(params, z, axis_name, noise_key, now, method="quantize")
         else:
-            z_q, codes, aux = z, None, {"loss": jnp.zeros((), jnp.float32)}
+            z_q, codes = apply(params, z, method="pass_through"), None
+            aux = {"loss": jnp.zeros((), jnp.float32)}
         return (apply(params, z_q, method="features"), aux["loss"]), (z, codes, aux)
 
     (h, quantizer_loss), body_vjp, (z, codes, aux) = jax.vjp(body, trained, has_aux=True)

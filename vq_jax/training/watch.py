@@ -21,7 +21,13 @@ def what_to_turn(config: ConfigDict) -> str:
         section, place = section.inner, "quantizer.inner"
 
     def now(*names: str) -> str:
-        found = [f"{place}.{name} (now {section[name]})" for name in names if name in section]
+        found = [
+            f"anneal.{name} (now {config.anneal[name]})"
+            if config.anneal.get(name)
+            else f"{place}.{name} (now {section[name]})"
+            for name in names
+            if name in section
+        ]
         if "revive_below" in names and "kmeans_iterations" in section:
             found.append(f"kmeans_batches (now {config.kmeans_batches})")
         return " or ".join(found)
