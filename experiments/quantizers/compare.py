@@ -33,7 +33,6 @@ from vq_jax.training.steps import init_state, train_step
 # squared error that is near .03.
 VARIANTS = {
     "vq": ("vq", {"num_codes": 512}),
-    "vq, gradient": ("vq", {"num_codes": 512, "codebook": "gradient"}),
     "vq, rotation": ("vq", {"num_codes": 512, "estimator": "rotation"}),
     "vq, cosine, 8 dims": ("vq", {"num_codes": 512, "distance": "cosine", "code_dim": 8}),
     "vq, 3 heads": ("vq", {"num_codes": 8, "heads": 3, "dim": 18}),
