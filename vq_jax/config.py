@@ -142,6 +142,7 @@ def base(
     config.keep = 2  # how many checkpoints are kept
     config.skip_limit = 10  # steps in a row, not finite, before going back to the last checkpoint
     config.eval_every = 0  # steps between evaluations; 0 evaluates at the end only
+    config.eval_lpips = True  # LPIPS in evaluations, which costs more than the rest of one
     config.tensorboard = True  # where tensorboardX is installed
     config.wandb = ""  # project to log to, with wandb installed
 

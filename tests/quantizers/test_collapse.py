@@ -16,7 +16,6 @@ from vq_jax.training.steps import Phase, init_state, train_step
 # below a tenth of the mean; IBQ chooses by products, and its entropy term takes longer.
 STEPS = {
     "vq": 60,
-    "vq gradient": 60,
     "gumbel": 60,
     "residual": 60,
     "ibq": 240,

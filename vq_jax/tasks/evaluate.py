@@ -58,13 +58,13 @@ def measure(
     Returns:
       the figures, by the names in evaluation.json.
     """
-    perceptual: Callable | None
-    try:
-        params = load_lpips()
-        perceptual = jax.jit(lambda a, b: lpips(params, a, b))
-    except UserError as e:
-        stderr(f"LPIPS is left out: {e}")
-        perceptual = None
+    perceptual: Callable | None = None
+    if tokenizer.config.eval_lpips:
+        try:
+            params = load_lpips()
+            perceptual = jax.jit(lambda a, b: lpips(params, a, b))
+        except UserError as e:
+            stderr(f"LPIPS is left out: {e}")
     figures, counts, shown = measure_split(tokenizer, source, perceptual)
 
     table = Table(title="held-out split", title_justify="left")
