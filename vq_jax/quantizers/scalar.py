@@ -49,7 +49,7 @@ class FSQ(Quantizer):
     @property
     def residual_scale(self) -> Any:
         # What is left lies within half a step. An odd number of the next level's steps tiles that; an
-        # even number, with no step in the middle, covers it.
+        # even number, lopsided about 0, covers it with one step to spare.
         levels = np.asarray(self.levels)
         return jnp.asarray(1.0 / np.where(levels % 2, levels, levels - 1), jnp.float32)
 
