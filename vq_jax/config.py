@@ -264,13 +264,12 @@ def _check_section(table: Mapping[str, Any], found: ConfigDict, place: str) -> N
                 f"{place}.name is {found.name!r}, and {place}.{field} is no field of it (known: {known}); "
                 f"a config file sets the name in base(), which brings the fields along"
             )
-    if "inner" in found:
-        _check_section(table, found.inner, f"{place}.inner")
 
 
 def _check_quantizer(quantizer: ConfigDict, place: str) -> None:
     for field, value in quantizer.items():
         if field == "inner":
+            _check_section(QUANTIZERS, value, f"{place}.inner")
             _check_quantizer(value, f"{place}.inner")
             continue
         _check_range(field, value, f"{place}.{field}")

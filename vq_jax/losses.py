@@ -123,6 +123,11 @@ def latent_variance(variance_D: jax.Array) -> jax.Array:
     return jax.nn.relu(1.0 - jnp.sqrt(variance_D.astype(jnp.float32) + 1e-4))
 
 
+def entropy(p: jax.Array) -> jax.Array:
+    """Entropy in nats over the last axis, of probabilities float [..., K]."""
+    return -jnp.sum(p * jnp.log(jnp.maximum(p, 1e-20)), axis=-1)
+
+
 def code_usage(probabilities_K: jax.Array) -> jax.Array:
     """One minus the normalised entropy of the average soft assignment: 0 when all codes share.
 
@@ -133,8 +138,7 @@ def code_usage(probabilities_K: jax.Array) -> jax.Array:
       float32 [] in [0, 1].
     """
     p = probabilities_K.astype(jnp.float32)
-    entropy = -jnp.sum(p * jnp.log(p + 1e-10))
-    return 1.0 - entropy / jnp.log(p.shape[0])
+    return 1.0 - entropy(p) / jnp.log(p.shape[0])
 
 
 def kernel_norm(tree) -> jax.Array:

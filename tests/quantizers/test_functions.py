@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vq_jax import losses
 from vq_jax.quantizers import QUANTIZERS, functions
 
 
@@ -106,7 +107,7 @@ def scored(rng):
 def test_assignments_equal_the_softmax_and_its_gradients(scored):
     def plain(z, keys, bias):
         p = jax.nn.softmax(z @ keys.T + bias)
-        return functions.entropy(p).mean(), p.mean(0)
+        return losses.entropy(p).mean(), p.mean(0)
 
     same_value_and_gradient(functions.assignments, plain, *scored, atol=2e-5)
 
@@ -153,8 +154,8 @@ def test_binary_entropies_equal_those_of_all_codes(rng, group):
             part = logits[:, start : start + (group or 5)]
             bits = (np.arange(2 ** part.shape[1])[:, None] >> np.arange(part.shape[1])) & 1
             p = jnp.prod(jax.nn.sigmoid(part[:, None] * (2 * bits - 1)), axis=-1)
-            each += functions.entropy(p).mean()
-            average += functions.entropy(p.mean(0))
+            each += losses.entropy(p).mean()
+            average += losses.entropy(p.mean(0))
         return each, average
 
     same_value_and_gradient(

@@ -133,6 +133,32 @@ class Quantizer(nn.Module):
         """Whether a loss's weight is not fixed at 0."""
         return name in now or bool(getattr(self, name))
 
+    def check_choices(self, **known: tuple[str, ...]) -> None:
+        """Raises ValueError, in one line, where a field's value is none of those known."""
+        for field, values in known.items():
+            if getattr(self, field) not in values:
+                raise ValueError(
+                    f"quantizer.{field} is {getattr(self, field)!r}: use "
+                    f"{', '.join(map(repr, values))}"
+                )
+
+    def entropy_loss(
+        self, now: Now, per_latent: jax.Array, average: jax.Array
+    ) -> tuple[jax.Array, Aux]:
+        """entropy_weight * (E[H(p)] - H(E[p])) of the two entropies, and these by their names."""
+        loss = self.value(now, "entropy_weight") * (per_latent - average)
+        return loss, {"code_entropy": per_latent, "batch_entropy": average}
+
+    def make_book(self, **fields: Any) -> "Codebook":
+        """A codebook with the quantizer's own fields for its upkeep."""
+        return Codebook(
+            num_codes=self.num_codes,
+            decay=self.decay,
+            kmeans_iterations=self.kmeans_iterations,
+            revive_below=self.revive_below,
+            **fields,
+        )
+
     def count(self, codes: jax.Array, axis_name: str | None) -> jax.Array:
         """Occurrences of each code, float32 [*code_shape, K], over all devices."""
         count = metrics.code_counts
@@ -143,20 +169,10 @@ class Quantizer(nn.Module):
         return collectives.psum(counts, axis_name)
 
 
-def commitment(y: jax.Array, entries: jax.Array) -> jax.Array:
-    """mean |y - stop_gradient(e)|^2 (van den Oord et al. 2017, eq. 3, third term): float32 []."""
-    return jnp.mean(losses.l2(y, jax.lax.stop_gradient(entries)))
-
-
-def check_choice(field: str, value: str, known: tuple[str, ...]) -> None:
-    """Raises ValueError, in one line, for a field's value that is none of `known`."""
-    if value not in known:
-        raise ValueError(f"quantizer.{field} is {value!r}: use {', '.join(map(repr, known))}")
-
-
-def entropy_terms(entropies: tuple[jax.Array, jax.Array]) -> Aux:
-    """The parts of an entropy loss by their names: of each latent's codes, and of their average."""
-    return {"code_entropy": entropies[0], "batch_entropy": entropies[1]}
+def pull(moved: jax.Array, target: jax.Array) -> jax.Array:
+    """mean |moved - stop_gradient(target)|^2, float32 []: the commitment loss of latents towards
+    entries, the codebook loss the other way (van den Oord et al. 2017, eq. 3)."""
+    return jnp.mean(losses.l2(moved, jax.lax.stop_gradient(target)))
 
 
 class Codebook(nn.Module):

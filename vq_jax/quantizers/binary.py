@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from vq_jax.quantizers import functions
-from vq_jax.quantizers.base import Quantizer, commitment, entropy_terms
+from vq_jax.quantizers.base import Quantizer, pull
 
 
 class _SignQuantizer(Quantizer):
@@ -45,14 +45,15 @@ class _SignQuantizer(Quantizer):
         on = jax.lax.stop_gradient(y) > 0
         entries = jnp.where(on, self._size(), -self._size()).astype(jnp.float32)
         codes = jnp.sum(on.astype(jnp.int32) << self._places(), axis=-1, dtype=jnp.int32)
-        aux = {"commitment": commitment(y, entries)}
+        aux = {"commitment": pull(y, entries)}
         loss = self.value(now, "beta") * aux["commitment"]
         if self.wants(now, "entropy_weight"):
             logits = 4.0 * self._size() * y / self.value(now, "temperature")
             logits_ND = logits.reshape(-1, self.bits)
-            terms = functions.binary_entropies(logits_ND, self.entropy_group, axis_name)
-            loss += self.value(now, "entropy_weight") * (terms[0] - terms[1])
-            aux |= entropy_terms(terms)
+            entropies = functions.binary_entropies(logits_ND, self.entropy_group, axis_name)
+            extra, terms = self.entropy_loss(now, *entropies)
+            loss += extra
+            aux |= terms
         aux |= {"loss": loss, "counts": self.count(codes, axis_name)}
         return functions.straight_through(y, entries), codes, aux
 

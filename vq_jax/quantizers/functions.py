@@ -11,6 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from vq_jax import losses
 from vq_jax.collectives import pmean, psum, sample_rows
 from vq_jax.metrics import code_counts
 
@@ -130,7 +131,7 @@ def nearest_other(codebook_KD: jax.Array) -> jax.Array:
     k = codebook_KD.shape[0]
     norm_K = jnp.sum(jnp.square(codebook_KD), axis=1)
     (entry_SBD, norm_SB, index_SB), _ = _row_blocks(
-        min(k, max(1, _MAX_SCORES // k)), codebook_KD, norm_K, jnp.arange(k)
+        max(1, _MAX_SCORES // k), codebook_KD, norm_K, jnp.arange(k)
     )
 
     def nearest(block):
@@ -202,13 +203,14 @@ def distance_logits(
     return 2.0 * codebook_KD / temperature, -norm_K / temperature
 
 
-def _soft_rows(n: int, k: int) -> int:
-    return min(n, max(1, 4 * _MAX_SCORES // k))
+def _soft_rows(k: int) -> int:
+    """How many rows' logits of k codes are held at a time."""
+    return max(1, 4 * _MAX_SCORES // k)
 
 
 @jax.custom_vjp
 def _assignments(z_ND, keys_KD, bias_K):
-    (z_SBD,), valid_SB = _row_blocks(_soft_rows(z_ND.shape[0], bias_K.shape[0]), z_ND)
+    (z_SBD,), valid_SB = _row_blocks(_soft_rows(bias_K.shape[0]), z_ND)
 
     def add(carry, block):
         entropy, total_K = carry
@@ -231,7 +233,7 @@ def _assignments_backward(kept, cotangents):
     z_ND, keys_KD, bias_K = kept
     n = z_ND.shape[0]
     d_entropy, d_mean_K = cotangents
-    (z_SBD,), valid_SB = _row_blocks(_soft_rows(n, bias_K.shape[0]), z_ND)
+    (z_SBD,), valid_SB = _row_blocks(_soft_rows(bias_K.shape[0]), z_ND)
 
     def add(carry, block):
         d_keys_KD, d_bias_K = carry
@@ -272,11 +274,6 @@ def assignments(
     return pmean(_assignments(z_ND, keys_KD, bias_K), axis_name)
 
 
-def entropy(p: jax.Array) -> jax.Array:
-    """Entropy in nats over the last axis, of probabilities float [..., K]."""
-    return -jnp.sum(p * jnp.log(jnp.maximum(p, 1e-20)), axis=-1)
-
-
 def _gumbel(keys_B: jax.Array | None, k: int) -> jax.Array | float:
     if keys_B is None:
         return 0.0
@@ -293,7 +290,7 @@ def _noise_blocks(rows: int, row_keys_N: jax.Array | None) -> jax.Array | None:
 @jax.custom_vjp
 def _soft_lookup(z_ND, keys_KD, bias_K, values_KE, row_keys_N, temperature):
     n, k = z_ND.shape[0], bias_K.shape[0]
-    rows = _soft_rows(n, k)
+    rows = _soft_rows(k)
     (z_SBD,), _ = _row_blocks(rows, z_ND)
 
     def choose(block):
@@ -313,7 +310,7 @@ def _soft_lookup_backward(kept, cotangents):
     z_ND, keys_KD, bias_K, values_KE, row_keys_N, temperature, codes_N = kept
     d_values_NE, _ = cotangents
     n, k = z_ND.shape[0], bias_K.shape[0]
-    rows = _soft_rows(n, k)
+    rows = _soft_rows(k)
     (z_SBD, d_SBE), _ = _row_blocks(rows, z_ND, d_values_NE)  # rows filled in have no cotangent
 
     def add(carry, block):
@@ -418,7 +415,7 @@ def binary_entropies(
 
     if group == 1:
         mean_D2 = pmean(jnp.stack([p_ND, 1 - p_ND], axis=-1).mean(0), axis_name)
-        return pmean(per_latent, axis_name), entropy(mean_D2).sum()
+        return pmean(per_latent, axis_name), losses.entropy(mean_D2).sum()
 
     @jax.checkpoint
     def block_sum(block):
@@ -431,15 +428,14 @@ def binary_entropies(
     for start in range(0, bits, group):
         logits_NG = logits_ND[:, start : start + group]
         wide = 2 ** (logits_NG.shape[1] - logits_NG.shape[1] // 2)
-        rows = min(n, max(1, 4 * _MAX_SCORES // wide))
-        (logits_SBG,), valid_SB = _row_blocks(rows, logits_NG)
+        (logits_SBG,), valid_SB = _row_blocks(_soft_rows(wide), logits_NG)
         shape = jax.eval_shape(block_sum, (logits_SBG[0], valid_SB[0].astype(jnp.float32)))
         total, _ = jax.lax.scan(
             lambda total, block: (total + block_sum(block), None),
             jnp.zeros(shape.shape),
             (logits_SBG, valid_SB.astype(jnp.float32)),
         )
-        average += entropy(pmean(total / n, axis_name).reshape(-1))
+        average += losses.entropy(pmean(total / n, axis_name).reshape(-1))
     return pmean(per_latent, axis_name), average
 
 

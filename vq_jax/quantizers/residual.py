@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vq_jax import losses
 from vq_jax.quantizers import functions
-from vq_jax.quantizers.base import Codebook, Quantizer, check_choice, commitment
+from vq_jax.quantizers.base import Quantizer, pull
 
 
 class ResidualQuantizer(Quantizer):
@@ -191,20 +190,12 @@ class MultiscaleQuantizer(Quantizer):
         sides = tuple(self.scales)
         if not sides or sides[0] < 1 or sides != tuple(sorted(set(sides))):
             raise ValueError(f"quantizer.scales is {sides}: sides of 1 or more that grow")
-        for field, known in (
-            ("codebook", ("ema", "gradient")),
-            ("distance", ("l2", "cosine")),
-            ("estimator", tuple(functions.ESTIMATORS)),
-        ):
-            check_choice(field, getattr(self, field), known)
-        self.book = Codebook(
-            num_codes=self.num_codes,
-            dim=self.dim,
-            rule=self.codebook,
-            decay=self.decay,
-            kmeans_iterations=self.kmeans_iterations,
-            revive_below=self.revive_below,
+        self.check_choices(
+            codebook=("ema", "gradient"),
+            distance=("l2", "cosine"),
+            estimator=tuple(functions.ESTIMATORS),
         )
+        self.book = self.make_book(dim=self.dim, rule=self.codebook)
         self.blends = [
             nn.Conv(self.dim, (3, 3), kernel_init=_identity_kernel, precision="highest")
             for _ in range(self.convolutions)
@@ -259,8 +250,8 @@ class MultiscaleQuantizer(Quantizer):
         all_codes, to_entries, to_latents = [], [], []
         for _, codes_Bl, total in self._walk(y.shape[0], y):
             all_codes.append(codes_Bl)
-            to_entries.append(commitment(y, total))
-            to_latents.append(jnp.mean(losses.l2(total, jax.lax.stop_gradient(y))))
+            to_entries.append(pull(y, total))
+            to_latents.append(pull(total, y))
         codes = jnp.concatenate(all_codes, axis=1)
         aux = {
             "commitment": jnp.stack(to_entries).mean(),

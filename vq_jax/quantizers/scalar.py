@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vq_jax.quantizers import functions
-from vq_jax.quantizers.base import Quantizer, check_choice
+from vq_jax.quantizers.base import Quantizer
 
 
 class FSQ(Quantizer):
@@ -34,7 +34,7 @@ class FSQ(Quantizer):
             raise ValueError(
                 f"quantizer.levels is {tuple(self.levels)}: 3 or more of each dimension"
             )
-        check_choice("bound", self.bound, ("atanh", "tan"))
+        self.check_choices(bound=("atanh", "tan"))
         if self.num_codes > 2**24:
             raise ValueError(f"quantizer.levels make {self.num_codes:,} codes: no more than 2^24")
 

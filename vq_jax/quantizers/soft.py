@@ -8,21 +8,11 @@ import jax.numpy as jnp
 from vq_jax import losses
 from vq_jax.collectives import pmean
 from vq_jax.quantizers import functions
-from vq_jax.quantizers.base import Codebook, Quantizer, commitment, entropy_terms
+from vq_jax.quantizers.base import Quantizer, pull
 
 
 class _SoftQuantizer(Quantizer):
     """What the two share: a codebook trained through the soft choice, revived where it is dead."""
-
-    def _make_book(self) -> Codebook:
-        return Codebook(
-            num_codes=self.num_codes,
-            dim=self.dim,
-            rule="gradient",
-            decay=self.decay,
-            kmeans_iterations=self.kmeans_iterations,
-            revive_below=self.revive_below,
-        )
 
     def lookup(self, codes: jax.Array) -> jax.Array:
         return self.book.entries()[0][codes]
@@ -67,7 +57,7 @@ class GumbelQuantizer(_SoftQuantizer):
     revive_below: float = 0.01
 
     def setup(self):
-        self.book = self._make_book()
+        self.book = self.make_book(dim=self.dim, rule="gradient")
         normal = jax.nn.initializers.lecun_normal(in_axis=1, out_axis=0)
         self.keys = self.param("codebook_keys", normal, (self.num_codes, self.dim))
         self.bias = self.param("codebook_bias", jax.nn.initializers.zeros, (self.num_codes,))
@@ -157,7 +147,7 @@ class IBQ(_SoftQuantizer):
     revive_below: float = 0.01
 
     def setup(self):
-        self.book = self._make_book()
+        self.book = self.make_book(dim=self.dim, rule="gradient")
 
     def assign(self, y, *, key, now, axis_name):
         del key
@@ -166,17 +156,16 @@ class IBQ(_SoftQuantizer):
         no_bias_K = jnp.zeros((self.num_codes,))
         z_q_ND, codes_N = functions.soft_lookup(y_ND, entries_KD, no_bias_K, entries_KD)
         chosen_ND = entries_KD[codes_N]
-        to_entries = commitment(y_ND, chosen_ND)
-        to_latents = jnp.mean(losses.l2(chosen_ND, jax.lax.stop_gradient(y_ND)))
+        to_entries, to_latents = pull(y_ND, chosen_ND), pull(chosen_ND, y_ND)
         loss = jnp.mean(losses.l2(z_q_ND, y_ND)) + to_entries
         loss += self.value(now, "beta") * to_latents
         aux = {"commitment": to_entries, "codebook": to_latents}
         if self.wants(now, "entropy_weight"):
             keys_KD = entries_KD / self.value(now, "temperature")
             per_latent, mean_K = functions.assignments(y_ND, keys_KD, no_bias_K, axis_name)
-            terms = (per_latent, functions.entropy(mean_K))
-            loss += self.value(now, "entropy_weight") * (terms[0] - terms[1])
-            aux |= entropy_terms(terms)
+            extra, terms = self.entropy_loss(now, per_latent, losses.entropy(mean_K))
+            loss += extra
+            aux |= terms
         aux |= {"loss": loss, "counts": self.count(codes_N, axis_name)}
         return z_q_ND.reshape(y.shape), codes_N.reshape(y.shape[:-1]), aux
 

@@ -8,14 +8,7 @@ import jax.numpy as jnp
 
 from vq_jax import losses
 from vq_jax.quantizers import functions
-from vq_jax.quantizers.base import (
-    Codebook,
-    Quantizer,
-    check_choice,
-    commitment,
-    entropy_terms,
-    per_book,
-)
+from vq_jax.quantizers.base import Quantizer, per_book, pull
 
 
 class VectorQuantizer(Quantizer):
@@ -66,12 +59,11 @@ class VectorQuantizer(Quantizer):
     revive_below: float = 0.01
 
     def setup(self):
-        for field, known in (
-            ("codebook", ("ema", "gradient", "mapped")),
-            ("distance", ("l2", "cosine")),
-            ("estimator", (*functions.ESTIMATORS, "gumbel")),
-        ):
-            check_choice(field, getattr(self, field), known)
+        self.check_choices(
+            codebook=("ema", "gradient", "mapped"),
+            distance=("l2", "cosine"),
+            estimator=(*functions.ESTIMATORS, "gumbel"),
+        )
         size = self.code_dim or self.dim
         if self.heads < 1 or size % self.heads:
             raise ValueError(
@@ -82,15 +74,11 @@ class VectorQuantizer(Quantizer):
                 "quantizer.orthogonal_weight needs quantizer.codebook='gradient': moving averages "
                 "do not follow it"
             )
-        self.book = Codebook(
-            num_codes=self.num_codes,
+        self.book = self.make_book(
             dim=size // self.heads,
             books=1 if self.shared_heads else self.heads,
             rule=self.codebook,
             unit=self.distance == "cosine",
-            decay=self.decay,
-            kmeans_iterations=self.kmeans_iterations,
-            revive_below=self.revive_below,
         )
         if self.code_dim:
             self.project_in = nn.Dense(self.code_dim, precision="highest")
@@ -158,8 +146,7 @@ class VectorQuantizer(Quantizer):
             entries_CMd = self.book.lookup(codes_CM)
             z_q_CMd = functions.ESTIMATORS[self.estimator](rows_CMd, entries_CMd)
 
-        to_entries = commitment(rows_CMd, entries_CMd)
-        to_latents = jnp.mean(losses.l2(entries_CMd, jax.lax.stop_gradient(rows_CMd)))
+        to_entries, to_latents = pull(rows_CMd, entries_CMd), pull(entries_CMd, rows_CMd)
         loss = self.value(now, "beta") * to_entries
         if self.codebook != "ema":
             loss += to_latents
@@ -188,12 +175,12 @@ class VectorQuantizer(Quantizer):
 
     def _sample(self, rows_CMd, key, now, axis_name):
         books, rows, _ = rows_CMd.shape
-        temperature = self.value(now, "temperature")
+        temperature, all_CKd = self.value(now, "temperature"), self._entries()
         # The noise of a token is the token's own, however many devices share the batch.
         keys = functions.row_keys(key, books * rows, axis_name)
 
         def choose(c):
-            entries_Kd = self._entries()[c]
+            entries_Kd = all_CKd[c]
             logits = functions.distance_logits(entries_Kd, temperature)
             mine = None if keys is None else keys.reshape(rows, books)[:, c]
             return functions.soft_lookup(rows_CMd[c], *logits, entries_Kd, mine)
@@ -207,14 +194,13 @@ class VectorQuantizer(Quantizer):
         def measure(rows_Md, entries_Kd):
             logits = functions.distance_logits(entries_Kd, temperature)
             per_latent, mean_K = functions.assignments(rows_Md, *logits, axis_name)
-            return per_latent, functions.entropy(mean_K), losses.code_usage(mean_K)
+            return per_latent, losses.entropy(mean_K), losses.code_usage(mean_K)
 
         per_latent, average, usage = (
             term.mean() for term in per_book(measure, rows_CMd, self._entries())
         )
-        extra = self.value(now, "entropy_weight") * (per_latent - average)
-        extra += self.value(now, "usage_weight") * usage
-        return extra, entropy_terms((per_latent, average))
+        extra, terms = self.entropy_loss(now, per_latent, average)
+        return extra + self.value(now, "usage_weight") * usage, terms
 
     def initialise(self, z, key, batches=1, *, axis_name=None):
         self.book.initialise(self._rows(self.prepare(z)), key, batches, axis_name)
@@ -232,8 +218,8 @@ class SimVQ(VectorQuantizer):
 
     All entries move when one is used, so none is left behind. `initialise` freezes latents, and W
     starts as the identity; without it the entries are normal. A dead entry is revived where W takes
-    it to a latent (or as near to one as a W without full rank can). The other attributes are `VectorQuantizer`'s; the loss is that of a codebook
-    trained by gradient.
+    it to a latent (or as near to one as a W without full rank can). The other attributes are
+    `VectorQuantizer`'s; the loss is that of a codebook trained by gradient.
     """
 
     codebook: str = "mapped"
