@@ -10,7 +10,7 @@ from vq_jax import config as configs
 from vq_jax.errors import UserError
 from vq_jax.models import MODELS
 from vq_jax.quantizers import QUANTIZERS
-from vq_jax.tasks.train import make_phases, make_recipe
+from vq_jax.tasks.train_tokenizer import make_phases, make_recipe
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 

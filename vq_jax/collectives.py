@@ -23,6 +23,12 @@ def psum(tree: Tree, axis_name: str | None) -> Tree:
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
+def first_row(n_local: int, axis_name: str | None) -> jax.Array | int:
+    """The place of this device's first row among the rows of all devices, each of which has
+    `n_local`."""
+    return 0 if axis_name is None else jax.lax.axis_index(axis_name) * n_local
+
+
 def sample_rows(key: jax.Array, rows_ND: jax.Array, count: int, axis_name: str | None) -> jax.Array:
     """Draws `count` rows, uniformly, from the rows of all devices together.
 
@@ -47,7 +53,7 @@ def sample_rows(key: jax.Array, rows_ND: jax.Array, count: int, axis_name: str |
         index = jax.random.randint(key, (count,), 0, total)
     if axis_name is None:
         return rows_ND[index]
-    local = index - jax.lax.axis_index(axis_name) * n_local
+    local = index - first_row(n_local, axis_name)
     mine = (local >= 0) & (local < n_local)
     rows = jnp.where(mine[:, None], rows_ND[jnp.clip(local, 0, n_local - 1)], 0)
     return jax.lax.psum(rows, axis_name)

@@ -14,11 +14,13 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict, config_dict
 
+from vq_jax.data.degrade import CONDITIONS
 from vq_jax.data.sources import SOURCES
 from vq_jax.errors import UserError, first_line
 from vq_jax.losses import ADVERSARIAL, RECONSTRUCTION
-from vq_jax.models import DISCRIMINATORS, MODELS, Tokenizer
+from vq_jax.models import DISCRIMINATORS, MODELS, PRIORS, Tokenizer, Transformer
 from vq_jax.quantizers import QUANTIZERS, SCHEDULED, Quantizer
+from vq_jax.sampling import Draw
 
 # The least that a number may be.
 _LEAST = {
@@ -32,6 +34,13 @@ _LEAST = {
     "data.resolution": 1,
     "data.workers": 0,
     "loss.perceptual_stride": 1,
+    "prior.layers": 1,
+    "prior.width": 4,
+    "prior.heads": 1,
+    "prior.hidden": 0,
+    "sampling.steps": 1,
+    "sampling.choice_temperature": 0.0,
+    "eval_samples": 0,
     "adversarial.r1_every": 1,
 }
 # The least and the most of a quantizer's fields, where it has them.
@@ -59,7 +68,7 @@ _QUANTIZER_MOST = {
 }
 PHASES = ("autoencoder", "quantizer", "joint", "adversarial")
 # What a model's or a module's maker is given by the program rather than by its config section.
-_GIVEN = {"resolution", "channels", "dtype", "parent", "name"}
+_GIVEN = {"resolution", "channels", "dtype", "parent", "name", "causal", "target_aware"}
 
 
 def fields_of(maker: Any) -> dict[str, Any]:
@@ -119,20 +128,8 @@ def _optim(**changes: Any) -> ConfigDict:
     return config
 
 
-def base(
-    model: str = "vqgan", quantizer: str = "vq", discriminator: str = "patchgan"
-) -> ConfigDict:
-    """Every field a config has, with its default; a config file changes what it means to.
-
-    Args:
-      model: name in `MODELS`; its fields become `config.model`.
-      quantizer: name in `QUANTIZERS`; its fields become `config.quantizer`. "residual/fsq" is a
-        residual quantizer of FSQs, whose fields are `config.quantizer.inner`.
-      discriminator: name in `DISCRIMINATORS`; its fields become `config.discriminator`.
-
-    Returns:
-      a locked ConfigDict: a field that is not there cannot be set.
-    """
+def _common() -> ConfigDict:
+    """The fields that every training has."""
     config = ConfigDict()
     config.seed = 0
     config.parallel = "pmap"  # one host; "jit" for many
@@ -142,7 +139,6 @@ def base(
     config.keep = 2  # how many checkpoints are kept
     config.skip_limit = 10  # steps in a row, not finite, before going back to the last checkpoint
     config.eval_every = 0  # steps between evaluations; 0 evaluates at the end only
-    config.eval_lpips = True  # LPIPS in evaluations, which costs more than the rest of one
     config.tensorboard = True  # where tensorboardX is installed
     config.wandb = ""  # project to log to, with wandb installed
 
@@ -158,6 +154,25 @@ def base(
     data.flip = True  # mirror half of the training images
     data.batch_size = 64  # over all devices
     data.workers = 0  # processes that decode; 0 decodes in threads
+    return config
+
+
+def base(
+    model: str = "vqgan", quantizer: str = "vq", discriminator: str = "patchgan"
+) -> ConfigDict:
+    """Every field a config has, with its default; a config file changes what it means to.
+
+    Args:
+      model: name in `MODELS`; its fields become `config.model`.
+      quantizer: name in `QUANTIZERS`; its fields become `config.quantizer`. "residual/fsq" is a
+        residual quantizer of FSQs, whose fields are `config.quantizer.inner`.
+      discriminator: name in `DISCRIMINATORS`; its fields become `config.discriminator`.
+
+    Returns:
+      a locked ConfigDict: a field that is not there cannot be set.
+    """
+    config = _common()
+    config.eval_lpips = True  # LPIPS in evaluations, which costs more than the rest of one
 
     config.model = section(MODELS, model)
     config.quantizer = section(QUANTIZERS, quantizer)
@@ -196,6 +211,56 @@ def base(
     return config.lock()
 
 
+def base_prior(prior: str = "causal", condition: str = "none") -> ConfigDict:
+    """Every field of a prior's config, with its default.
+
+    Args:
+      prior: name in `PRIORS`; its fields become `config.prior`.
+      condition: name in `CONDITIONS`: what it is given beside a label.
+
+    Returns:
+      a locked ConfigDict.
+    """
+    config = _common()
+    config.tokenizer = "runs/default"  # the run whose codes are learned
+    config.fsdp = False  # spread params and optimizer over the devices (parallel="jit")
+    config.data.source = "emoji"  # also "codes", with data.folder a folder that tokenize wrote
+    config.condition = section(CONDITIONS, condition)
+    config.prior = section(PRIORS, prior)
+    config.phases = ConfigDict({"prior": 0})  # steps
+
+    config.loss = loss = ConfigDict()
+    loss.label_smoothing = 0.0
+    loss.label_dropout = 0.1  # share of images without their label, for guidance
+    loss.least_masked = 0.0  # masked: no image has a smaller share of its codes masked
+    # random_order: every image in an order of its own up to the first step, row by row from the
+    # second on, fewer and fewer between; () leaves every order as it is drawn, to the end.
+    loss.permute = ()
+
+    # What --mode=sample and the edits do where they are not told otherwise.
+    config.sampling = ConfigDict(
+        {
+            **{f.name: f.default for f in dataclasses.fields(Draw)},
+            "steps": 12,  # masked
+            "choice_temperature": 4.5,  # masked: chance in which codes are settled first
+            "order": "confidence",  # masked, or "halton"
+        }
+    )
+    config.eval_samples = 256  # how many are drawn to be judged; 0 judges none
+    config.optim = _optim(b2=0.95, weight_decay=0.05, clip_norm=1.0)
+    config.ema_decay = 0.999
+
+    # Written down when training starts: what the tokenizer and the data say.
+    config.codes = codes = ConfigDict()
+    codes.num_codes = 0
+    codes.books = 1  # codes a position
+    codes.grid = ()
+    codes.condition = ()  # grid of the condition's codes
+    codes.image = ()  # (H, W, C)
+    codes.classes = ()  # names
+    return config.lock()
+
+
 def _at(config: ConfigDict, place: str) -> Any:
     """The value at a place such as "optim.lr", or None where there is no such field."""
     value: Any = config
@@ -218,6 +283,68 @@ def _name(quantizer: Mapping[str, Any]) -> str:
 
 def check(config: ConfigDict) -> None:
     """Raises UserError, in one line, for a value that no run could use."""
+    _check_common(config)
+    if is_prior(config):
+        _check_prior(config)
+    else:
+        _check_tokenizer(config)
+
+
+def is_prior(config: ConfigDict) -> bool:
+    """Whether a config is of a prior over codes, and not of a tokenizer."""
+    return "prior" in config
+
+
+def _check_common(config: ConfigDict) -> None:
+    _one_of(dict.fromkeys(("float32", "bfloat16")), config.dtype, "dtype")
+    if min(config.phases.values()) < 0 or not sum(config.phases.values()):
+        raise UserError("phases: lengths in steps, none below 0 and not all 0")
+    for place, least in _LEAST.items():
+        value = _at(config, place)
+        if value is not None and value < least:
+            raise UserError(f"{place} is {value}: use {least} or more")
+    if config.wandb and not importlib.util.find_spec("wandb"):
+        raise UserError("wandb is not installed: pip install 'vq_jax[wandb]', or --config.wandb=''")
+    if config.data.channels not in (1, 3):
+        raise UserError(f"data.channels is {config.data.channels}: use 1 or 3")
+
+
+def _check_source(config: ConfigDict, *others: str) -> None:
+    if not config.data.source.startswith("tfds:"):
+        names = [*SOURCES, *others, "tfds:NAME"]
+        _one_of(dict.fromkeys(names), config.data.source, "data.source")
+
+
+def _check_prior(config: ConfigDict) -> None:
+    for table, place in ((PRIORS, "prior"), (CONDITIONS, "condition")):
+        _check_section(table, config[place], place)
+    _check_source(config, "codes")
+    if config.data.source == "codes" and config.condition.name != "none":
+        raise UserError(
+            f"condition.name is {config.condition.name!r}, which is made from images: "
+            "use a data.source of images, not 'codes'"
+        )
+    if config.fsdp and config.parallel != "jit":
+        raise UserError("fsdp spreads the params: it needs --config.parallel=jit")
+    for place, most in (
+        ("loss.label_smoothing", 1.0),
+        ("loss.label_dropout", 1.0),
+        ("loss.least_masked", 1.0),
+        ("prior.dropout", 0.99),
+    ):
+        if not 0 <= _at(config, place) <= most:
+            raise UserError(f"{place} is {_at(config, place)}: use 0 to {most:g}")
+    permute = config.loss.permute
+    if permute and not (len(permute) == 2 and 0 <= permute[0] < permute[1]):
+        raise UserError(f"loss.permute is {tuple(permute)}: use (first step, last step), or ()")
+    _one_of(dict.fromkeys(("confidence", "halton")), config.sampling.order, "sampling.order")
+    make_draw(config)
+    make_condition(config)
+    facts = {"num_codes": 2, "grid": (4, 4), "books": 1, "classes": 1, "condition": ()}
+    _make_prior(config, **facts)
+
+
+def _check_tokenizer(config: ConfigDict) -> None:
     for table, place in (
         (MODELS, "model"),
         (QUANTIZERS, "quantizer"),
@@ -232,26 +359,14 @@ def check(config: ConfigDict) -> None:
         for value in ramp[:2]:
             _check_range(field, value, f"anneal.{field}")
     _check_quantizer(config.quantizer, "quantizer")
-    if not config.data.source.startswith("tfds:"):
-        _one_of({**SOURCES, "tfds:NAME": None}, config.data.source, "data.source")
+    _check_source(config)
     _one_of(RECONSTRUCTION, config.loss.reconstruction, "loss.reconstruction")
     _one_of(ADVERSARIAL, config.adversarial.loss, "adversarial.loss")
     _one_of(dict.fromkeys(PHASES), config.loss.perceptual_from, "loss.perceptual_from")
-    _one_of(dict.fromkeys(("float32", "bfloat16")), config.dtype, "dtype")
-    if min(config.phases.values()) < 0 or not sum(config.phases.values()):
-        raise UserError("phases: lengths in steps, none below 0 and not all 0")
-    if config.data.channels not in (1, 3):
-        raise UserError(f"data.channels is {config.data.channels}: use 1 or 3")
-    for place, least in _LEAST.items():
-        value = _at(config, place)
-        if value is not None and value < least:
-            raise UserError(f"{place} is {value}: use {least} or more")
     if config.loss.data_variance <= 0:
         raise UserError(f"loss.data_variance is {config.loss.data_variance}: use more than 0")
     if config.loss.perceptual_weight and config.data.resolution < 16:
         raise UserError("LPIPS needs data.resolution of 16 or more; or loss.perceptual_weight=0")
-    if config.wandb and not importlib.util.find_spec("wandb"):
-        raise UserError("wandb is not installed: pip install 'vq_jax[wandb]', or --config.wandb=''")
     _check_shapes(config)
 
 
@@ -336,6 +451,44 @@ def make_quantizer(quantizer: ConfigDict) -> Quantizer:
     return QUANTIZERS[quantizer.name](**kwargs)
 
 
+def make_prior(config: ConfigDict) -> Transformer:
+    """The Flax module that `config.prior` describes, for the codes of `config.codes`."""
+    codes = config.codes
+    return _make_prior(
+        config,
+        num_codes=codes.num_codes,
+        grid=tuple(codes.grid),
+        books=codes.books,
+        classes=len(codes.classes),
+        condition=tuple(codes.condition),
+    )
+
+
+def _make_prior(config: ConfigDict, **facts: Any) -> Transformer:
+    dtype = jnp.dtype(config.dtype)
+    try:
+        return PRIORS[config.prior.name](dtype=dtype, **facts, **_kwargs(config.prior))
+    except ValueError as e:
+        raise UserError(str(e)) from e
+
+
+def make_draw(config: ConfigDict, **changes: Any) -> Draw:
+    """How a prior's codes are drawn: `config.sampling`, some fields changed."""
+    fields = {f.name: config.sampling[f.name] for f in dataclasses.fields(Draw)}
+    try:
+        return Draw(**fields | changes)
+    except ValueError as e:
+        raise UserError(f"sampling: {e}") from e
+
+
+def make_condition(config: ConfigDict) -> Any:
+    """The function that makes a condition's image of an image, or None."""
+    try:
+        return CONDITIONS[config.condition.name](**_kwargs(config.condition))
+    except ValueError as e:
+        raise UserError(f"condition: {e}") from e
+
+
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
     """(H, W, C) of the training images."""
     return (config.data.resolution, config.data.resolution, config.data.channels)
@@ -384,9 +537,11 @@ def load(path: Path) -> ConfigDict:
     """
     try:
         saved = _tuples(json.loads(path.read_text()))
-        quantizer = _name(saved["quantizer"])
-        names = saved["model"]["name"], quantizer, saved["discriminator"]["name"]
-        config = base(*names)  # fields that came after the run get their defaults
+        if "prior" in saved:  # fields that came after the run get their defaults
+            config = base_prior(saved["prior"]["name"], saved["condition"]["name"])
+        else:
+            quantizer = _name(saved["quantizer"])
+            config = base(saved["model"]["name"], quantizer, saved["discriminator"]["name"])
         config.update(saved)
     except FileNotFoundError as e:
         raise UserError(

@@ -5,6 +5,7 @@ import math
 import dm_pix
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def psnr(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -49,3 +50,53 @@ def usage(counts: jax.Array) -> jax.Array:
 def bits_per_pixel(num_codes: int, codes_per_image: int, pixels: int) -> float:
     """Bits of an image's codes at fixed width, log2(num_codes) each, over its pixels."""
     return codes_per_image * math.log2(num_codes) / pixels
+
+
+# --- sets of images, by their features, in float64 ------------------------------------------------
+
+
+def frechet_distance(a_NF: np.ndarray, b_MF: np.ndarray) -> float:
+    """Frechet distance of two sets of features, each taken for a Gaussian (Heusel et al. 2017, eq. 6).
+
+    The trace of the root of the covariances' product is the nuclear norm of the centred sets'
+    product, so that few samples of many features need no covariance and no root of a singular one.
+
+    Args:
+      a_NF, b_MF: float [N, F] and [M, F], at least two rows each.
+
+    Returns:
+      |mean_a - mean_b|^2 + tr(C_a) + tr(C_b) - 2 tr((C_a C_b)^(1/2)).
+    """
+    a, b = np.asarray(a_NF, np.float64), np.asarray(b_MF, np.float64)
+    mean_a, mean_b = a.mean(0), b.mean(0)
+    a = (a - mean_a) / math.sqrt(len(a) - 1)
+    b = (b - mean_b) / math.sqrt(len(b) - 1)
+    shared = np.linalg.svd(a @ b.T, compute_uv=False).sum()
+    spread = np.square(a).sum() + np.square(b).sum() - 2.0 * shared
+    return float(np.square(mean_a - mean_b).sum() + spread)
+
+
+def distances(a_NF: np.ndarray, b_MF: np.ndarray) -> np.ndarray:
+    """Euclidean distances float64 [N, M] of features [N, F] and [M, F]."""
+    a, b = np.asarray(a_NF, np.float64), np.asarray(b_MF, np.float64)
+    squares = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2.0 * a @ b.T
+    return np.sqrt(np.maximum(squares, 0.0))
+
+
+def precision_recall(
+    real_NF: np.ndarray, fake_MF: np.ndarray, neighbours: int = 3
+) -> tuple[float, float]:
+    """Share of fakes among the reals, and of reals among the fakes (Kynkaanniemi et al. 2019, eq. 2-3).
+
+    A set's manifold is the balls around its points that reach their k-th nearest neighbour.
+
+    Args:
+      real_NF, fake_MF: features, more than `neighbours` rows each.
+      neighbours: k.
+    """
+
+    def covered(points, by):
+        reach = np.sort(distances(by, by), axis=1)[:, neighbours]  # the nearest is itself
+        return float((distances(points, by) <= reach).any(axis=1).mean())
+
+    return covered(fake_MF, real_NF), covered(real_NF, fake_MF)

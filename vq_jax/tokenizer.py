@@ -1,5 +1,8 @@
 """A trained tokenizer, ready to use: `tok = vq_jax.load(workdir)`."""
 
+import functools
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ class TrainedTokenizer:
       grid: the codes' shape for an image of the training resolution, such as (8, 8) or (8, 8, Q).
       factor: how many pixels a code spans along a side, or None where the model takes images of
         the training resolution only.
+      module, variables: the Flax module and its variables.
     """
 
     def __init__(self, config: ConfigDict, module: Tokenizer, variables: dict[str, Any], step: int):
@@ -35,7 +39,7 @@ class TrainedTokenizer:
         self.step = step
         self.num_codes: int = module.quantizer.num_codes
         self.code_shape: tuple[int, ...] = module.quantizer.code_shape
-        self._module, self._variables = module, variables
+        self.module, self.variables = module, variables
         side = config.data.resolution
         latents, self.grid = configs.grids(config, module)
         any_size = len(latents) == 2 and self.grid == (*latents, *self.code_shape)
@@ -79,9 +83,21 @@ class TrainedTokenizer:
             )
         return jnp.asarray(images, jnp.float32)
 
+    @functools.cached_property
+    def fingerprint(self) -> bytes:
+        """32 bytes that two tokenizers share only if their codes mean the same: SHA-256 of the
+        sections that shape the model, and of all arrays."""
+        shape = {k: self.config[k].to_dict() for k in ("model", "quantizer")}
+        shape["image"] = list(configs.image_shape(self.config))
+        digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.ascontiguousarray(leaf).tobytes())
+        return digest.digest()
+
     def codebooks(self) -> np.ndarray | None:
         """Learned entries, float32 [*code_shape, num_codes, d], or None where codes mean fixed points."""
-        entries = self._module.apply(self._variables, method=lambda m: m.quantizer.codebooks())
+        entries = self.module.apply(self.variables, method=lambda m: m.quantizer.codebooks())
         return None if entries is None else np.asarray(entries)
 
     def encode(self, images: Any) -> jax.Array:
@@ -90,7 +106,11 @@ class TrainedTokenizer:
         Raises:
           ValueError: the images have another shape or type than the model takes.
         """
-        return self._encode(self._variables, self._checked(images))
+        return self.encode_unchecked(self._checked(images))
+
+    def encode_unchecked(self, images: jax.Array) -> jax.Array:
+        """`encode` of what is known to be right, or of shapes."""
+        return self._encode(self.variables, images)
 
     def decode(self, codes: Any) -> jax.Array:
         """Images float32 [B, H, W, C], about in [-1, 1], of codes int [B, *grid].
@@ -108,7 +128,7 @@ class TrainedTokenizer:
             )
         if self.code_shape:
             (books,), given = self.code_shape, codes.shape[-1]
-            fewer = 0 < given < books and self._module.quantizer.takes_fewer_codes
+            fewer = 0 < given < books and self.module.quantizer.takes_fewer_codes
             if given != books and not fewer:
                 raise ValueError(f"codes have {given} a position, not {books}")
         if self.factor is None and codes.shape[1:] != self.grid:
@@ -117,7 +137,7 @@ class TrainedTokenizer:
             )
         if codes.size and (codes.min() < 0 or codes.max() >= self.num_codes):
             raise ValueError(f"codes lie outside [0, {self.num_codes})")
-        return self._decode(self._variables, jnp.asarray(codes, jnp.int32))
+        return self._decode(self.variables, jnp.asarray(codes, jnp.int32))
 
     def reconstruct(self, images: Any) -> jax.Array:
         """`decode(encode(images))` in one compiled call, without codes in between."""
@@ -125,7 +145,7 @@ class TrainedTokenizer:
 
     def reconstruct_with_codes(self, images: Any) -> tuple[jax.Array, jax.Array]:
         """Reconstructions and the codes they were made from, for evaluation."""
-        return self._reconstruct(self._variables, self._checked(images))
+        return self._reconstruct(self.variables, self._checked(images))
 
 
 def load(workdir: str | Path) -> TrainedTokenizer:
@@ -143,6 +163,10 @@ def load(workdir: str | Path) -> TrainedTokenizer:
             f"there is no folder {folder}: train there first, or name another --workdir"
         )
     config = configs.load(folder / "config.json")
+    if configs.is_prior(config):
+        raise UserError(
+            f"{folder} holds a prior, not a tokenizer; the one it is for is {config.tokenizer}"
+        )
     module = configs.make_tokenizer(config)
     side = config.data.resolution
     shapes = jax.eval_shape(

@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn import functional
 
 from vq_jax import config as configs
-from vq_jax.tasks.train import make_phases, make_recipe
+from vq_jax.tasks.train_tokenizer import make_phases, make_recipe
 from vq_jax.training import parallel
 from vq_jax.training.steps import init_state, train_step
 

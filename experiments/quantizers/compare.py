@@ -25,7 +25,8 @@ import numpy as np
 from vq_jax import config as configs
 from vq_jax.data.pipeline import train_batches
 from vq_jax.data.sources import open_source
-from vq_jax.tasks.train import make_phases, make_recipe, train
+from vq_jax.tasks.train import train
+from vq_jax.tasks.train_tokenizer import make_phases, make_recipe
 from vq_jax.training.steps import init_state, train_step
 
 # name -> (the table's name, fields). Nine bits a position, then fourteen, where there are that many.

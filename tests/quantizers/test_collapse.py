@@ -9,7 +9,7 @@ import pytest
 
 from vq_jax.config import base, make_tokenizer
 from vq_jax.data.pipeline import eval_batches, train_batches
-from vq_jax.tasks.train import make_recipe
+from vq_jax.tasks.train_tokenizer import make_recipe
 from vq_jax.training.steps import Phase, init_state, train_step
 
 # Steps of 16 images to above 80% of 64 codes, with statistics that follow fast (decay .9) and revival

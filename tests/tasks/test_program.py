@@ -20,7 +20,7 @@ from PIL import Image
 import vq_jax
 from vq_jax import config as configs
 from vq_jax.data.images import decode, to_float
-from vq_jax.tasks.train import make_recipe
+from vq_jax.tasks.train_tokenizer import make_recipe
 from vq_jax.training.checkpoint import Checkpoints
 from vq_jax.training.state import split
 from vq_jax.training.steps import init_state

@@ -13,7 +13,7 @@ import pytest
 from vq_jax.collectives import pmean
 from vq_jax.config import base
 from vq_jax.errors import UserError
-from vq_jax.tasks.train import make_phases, make_recipe
+from vq_jax.tasks.train_tokenizer import make_phases, make_recipe
 from vq_jax.training import parallel
 from vq_jax.training.steps import init_state, initialise_codebook, train_step
 

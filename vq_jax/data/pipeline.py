@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 from absl import flags
 
+from vq_jax.data.degrade import Degrade
 from vq_jax.data.images import fit, to_float, with_channels
 from vq_jax.data.sources import Source
 from vq_jax.errors import UserError
@@ -18,23 +19,42 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Prepare:
-    """Turns an example into a training image: channels, size, crop, flip, float in [-1, 1]."""
+    """Turns an example into a training image: channels, size, crop, flip, float in [-1, 1].
+
+    With `degrade` it comes with a `condition`, a worse version of itself.
+    """
 
     resolution: int
     channels: int
     resize: int
     random_crop: bool = False
     flip: bool = False
+    degrade: Degrade | None = None
 
     def __call__(
         self, example: dict[str, Any], rng: np.random.Generator | None = None
     ) -> dict[str, Any]:
         image = with_channels(example["image"], self.channels)
         image = fit(image, self.resolution, self.resize, rng, self.random_crop, self.flip)
-        return {"image": to_float(image), "label": np.int32(example["label"])}
+        made = {"image": to_float(image), "label": np.int32(example["label"])}
+        if self.degrade is not None:
+            made["condition"] = to_float(self.degrade(image, rng))
+        return made
 
 
-def _prepare(config: ml_collections.ConfigDict, train: bool) -> Prepare:
+def _as_codes(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    """An example of a set of codes: int32 codes, flat, and label."""
+    del rng  # flips and crops were made when the codes were
+    codes = np.asarray(example["codes"], np.int32).reshape(-1)
+    return {"codes": codes, "label": np.int32(example["label"])}
+
+
+def make_prepare(
+    config: ml_collections.ConfigDict, train: bool, degrade: Degrade | None = None
+) -> Callable[..., dict[str, Any]]:
+    """The function from an example, and a generator, to a member of a batch."""
+    if config.source == "codes":
+        return _as_codes
     if config.crop not in ("center", "random"):
         raise UserError(f"data.crop is {config.crop!r}: use 'center' or 'random'")
     return Prepare(
@@ -43,6 +63,7 @@ def _prepare(config: ml_collections.ConfigDict, train: bool) -> Prepare:
         resize=config.resolution if config.resize is None else config.resize,
         random_crop=train and config.crop == "random",
         flip=train and config.flip,
+        degrade=degrade,
     )
 
 
@@ -69,6 +90,7 @@ def train_batches(
     process_count: int = 1,
     *,
     together: int = 1,
+    degrade: Degrade | None = None,
     place: Callable[[Batch], Any] | None = None,
 ) -> grain.DatasetIterator:
     """Endless batches, shuffled anew each epoch; the same for the same seed.
@@ -86,10 +108,12 @@ def train_batches(
       process_index, process_count: which share of each batch is this process's.
       together: how many batches to join into one; those of more than one are decoded in threads,
         when they are asked for.
+      degrade: makes each image's `condition`, as large as it likes.
       place: puts a finished batch where it is wanted, on devices say.
 
     Yields:
-      `image` float32 [batch_size / process_count, H, W, C] in [-1, 1], `label` int32 [...].
+      `image` float32 [batch_size / process_count, H, W, C] in [-1, 1], `label` int32 [...]; from
+      a set of codes, `codes` int32 [..., N] in place of the image.
 
     Raises:
       UserError: the source is smaller than a batch.
@@ -107,7 +131,7 @@ def train_batches(
         .seed(seed)
         .shuffle()
         .repeat(None)
-        .random_map(_prepare(config, train=True))
+        .random_map(make_prepare(config, True, degrade))
     )
     if process_count > 1:
         dataset = _Share(dataset, batch_size, process_index, process_count)
@@ -127,7 +151,9 @@ def train_batches(
     return iter(grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=ahead))
 
 
-def eval_batches(source: Source, config: ml_collections.ConfigDict) -> Iterator[Batch]:
+def eval_batches(
+    source: Source, config: ml_collections.ConfigDict, degrade: Degrade | None = None
+) -> Iterator[Batch]:
     """Every example once, in order, centre-cropped; all batches have the same shape.
 
     Yields:
@@ -135,7 +161,8 @@ def eval_batches(source: Source, config: ml_collections.ConfigDict) -> Iterator[
     """
     dataset = (
         grain.MapDataset.source(source)
-        .map(_prepare(config, train=False))
+        .seed(0)  # of how conditions are made
+        .random_map(make_prepare(config, False, degrade))
         .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=64))
         .batch(config.batch_size)
     )

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import ml_collections
 
+from vq_jax.data.codes import read_codes
 from vq_jax.data.images import EXTENSIONS, decode
 from vq_jax.errors import UserError, first_line
 
@@ -176,17 +177,17 @@ def _folder(config: ml_collections.ConfigDict, seed: int) -> Splits:
 
 
 class _TfdsSource:
-    """A TFDS data source with only what the pipeline uses."""
+    """A TFDS data source with only what the pipeline uses: `image`, or `codes`, and `label`."""
 
-    def __init__(self, source: Any):
-        self.source = source
+    def __init__(self, source: Any, field: str = "image"):
+        self.source, self.field = source, field
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self.source[index]
-        return {"image": example["image"], "label": int(example.get("label", 0))}
+        return {self.field: example[self.field], "label": int(example.get("label", 0))}
 
 
 def _prepared(
@@ -253,6 +254,15 @@ def _tfds(name: str, config: ml_collections.ConfigDict, seed: int) -> Splits:
     return _prepared(builder, val, config, seed)
 
 
+def _codes(config: ml_collections.ConfigDict, seed: int) -> Splits:
+    """What `--mode=tokenize` wrote: examples have `codes` instead of an image."""
+    if not config.folder:
+        raise UserError("data.source=codes needs --config.data.folder=DIR, which tokenize wrote")
+    about, train, val = read_codes(Path(config.folder))
+    train, val = (_TfdsSource(part, "codes") for part in (train, val))
+    return Splits(train, val, tuple(about["classes"]))
+
+
 # name -> function of (config.data, seed) to Splits; any other source is "tfds:NAME"
 SOURCES: dict[str, Callable[[ml_collections.ConfigDict, int], Splits]] = {
     "emoji": _embedded("emoji"),
@@ -273,4 +283,6 @@ def open_source(config: ml_collections.ConfigDict, seed: int = 0) -> Splits:
     """
     if config.source.startswith("tfds:"):
         return _tfds(config.source.removeprefix("tfds:"), config, seed)
+    if config.source == "codes":  # of priors alone
+        return _codes(config, seed)
     return SOURCES[config.source](config, seed)

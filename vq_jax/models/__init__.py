@@ -7,6 +7,7 @@ import flax.linen as nn
 from vq_jax.models.discriminator import MLPDiscriminator, PatchGAN
 from vq_jax.models.mlp import mlp
 from vq_jax.models.tokenizer import Tokenizer
+from vq_jax.models.transformer import PRIORS, Transformer
 from vq_jax.models.vqgan import vqgan
 from vq_jax.models.vqvae import vqvae
 
@@ -18,4 +19,12 @@ MODELS: dict[str, Callable[..., tuple[nn.Module, nn.Module]]] = {
 }
 DISCRIMINATORS: dict[str, type[nn.Module]] = {"patchgan": PatchGAN, "mlp": MLPDiscriminator}
 
-__all__ = ["DISCRIMINATORS", "MODELS", "MLPDiscriminator", "PatchGAN", "Tokenizer"]
+__all__ = [
+    "DISCRIMINATORS",
+    "MODELS",
+    "PRIORS",
+    "MLPDiscriminator",
+    "PatchGAN",
+    "Tokenizer",
+    "Transformer",
+]

@@ -14,7 +14,7 @@ from vq_jax import config as configs
 from vq_jax import metrics
 from vq_jax.errors import UserError
 from vq_jax.models import convolution
-from vq_jax.tasks.train import make_phases, make_recipe
+from vq_jax.tasks.train_tokenizer import make_phases, make_recipe, networks
 from vq_jax.training import parallel
 from vq_jax.training.report import print_parameters
 from vq_jax.training.state import GanState
@@ -130,7 +130,7 @@ def plan(config: ConfigDict, *, devices: int = 1, share: float = 0.4, device: st
     console = Console(highlight=False, soft_wrap=True)
     recipe = make_recipe(config)
     state = _state_shapes(config, recipe)
-    print_parameters(console, state)
+    print_parameters(console, networks(state))
 
     _, grid = configs.grids(config, recipe.tokenizer)
     codes, num_codes = math.prod(grid), recipe.tokenizer.quantizer.num_codes

@@ -1,11 +1,9 @@
-"""Trains a tokenizer, phase by phase, and measures it."""
+"""Trains a tokenizer or a prior, from its newest checkpoint or from the start, and measures it."""
 
 import dataclasses
 import importlib.util
 import json
-import math
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +12,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vq_jax import config as configs
-from vq_jax.config import PHASES
-from vq_jax.data.pipeline import eval_batches, train_batches
-from vq_jax.data.sources import Source, Splits, open_source
 from vq_jax.errors import UserError
-from vq_jax.losses import ADVERSARIAL, RECONSTRUCTION
-from vq_jax.models.perceptual import load_lpips, lpips
-from vq_jax.tasks.evaluate import measure
-from vq_jax.tokenizer import TrainedTokenizer
+from vq_jax.tasks.job import Job
+from vq_jax.tasks.train_prior import prior_job
+from vq_jax.tasks.train_tokenizer import tokenizer_job
 from vq_jax.training import parallel
 from vq_jax.training.checkpoint import Checkpoints
-from vq_jax.training.optim import make_optimizer, make_ramp
 from vq_jax.training.report import (
     Report,
     make_console,
@@ -32,85 +25,21 @@ from vq_jax.training.report import (
     print_parameters,
     read_lines,
 )
-from vq_jax.training.state import GanState, join, split
-from vq_jax.training.steps import Phase, Recipe, init_state, initialise_codebook, train_step
-from vq_jax.training.watch import Watch
+from vq_jax.training.state import join, split
+from vq_jax.training.steps import Phase
 
 _INIT = 2**32 - 1  # folded into the key for the first params; no step ever has this number
-
-
-def make_phases(config: ConfigDict) -> list[Phase]:
-    """The schedule: the phases of the config that are not empty, in order."""
-    phases, start = [], 0
-    lpips_from = PHASES.index(config.loss.perceptual_from)
-    for i, name in enumerate(PHASES):
-        steps = config.phases[name]
-        phase = Phase(name, steps, start, perceptual=i >= lpips_from)
-        if name == "autoencoder":
-            phase = dataclasses.replace(phase, trains=("encoder", "decoder"), quantize=False)
-        elif name == "quantizer":
-            phase = dataclasses.replace(phase, trains=("quantizer",), perceptual=False)
-        elif name == "adversarial":
-            phase = dataclasses.replace(phase, adversarial=True)
-        if steps:
-            phases.append(phase)
-        start += steps
-    return phases
-
-
-def make_recipe(config: ConfigDict) -> Recipe:
-    """Modules, optimizers, losses and weights of a config."""
-    loss, adversarial = config.loss, config.adversarial
-    perceptual = None
-    if loss.perceptual_weight:
-        lpips_params = load_lpips()
-
-        def perceptual(a, b):
-            return lpips(lpips_params, a, b)
-
-    pixel_loss, variance = RECONSTRUCTION[loss.reconstruction], loss.data_variance
-    return Recipe(
-        tokenizer=configs.make_tokenizer(config),
-        discriminator=configs.make_discriminator(config),
-        optimizer=make_optimizer(config.optim, sum(config.phases.values())),
-        disc_optimizer=make_optimizer(config.disc_optim, max(1, config.phases.adversarial)),
-        reconstruction=lambda prediction, target: pixel_loss(prediction, target) / variance,
-        reconstruction_weight=loss.reconstruction_weight,
-        codebook_weight=loss.codebook_weight,
-        perceptual_weight=loss.perceptual_weight,
-        perceptual=perceptual,
-        perceptual_stride=loss.perceptual_stride,
-        adversarial=ADVERSARIAL[adversarial.loss],
-        adversarial_weight=adversarial.weight,
-        adaptive_limit=adversarial.adaptive_limit,
-        disc_warmup=adversarial.warmup_steps,
-        disc_ramp=adversarial.ramp_steps,
-        r1_weight=adversarial.r1_weight,
-        r1_every=adversarial.r1_every,
-        lecam_weight=adversarial.lecam_weight,
-        lecam_decay=adversarial.lecam_decay,
-        ema_decay=config.ema_decay,
-        anneal={name: make_ramp(*ramp) for name, ramp in config.anneal.items() if ramp},
-    )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
     """What the parts of one training share."""
 
-    config: ConfigDict
-    workdir: Path
-    splits: Splits
-    phases: list[Phase]
-    recipe: Recipe
+    job: Job
     key: jax.Array
     iterator: Any
     checkpoints: Checkpoints
     report: Report
-
-    @property
-    def total(self) -> int:
-        return sum(self.config.phases.values())
 
 
 def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
@@ -125,17 +54,10 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file: name a folder")
-    parallel.check(config.parallel, config.data.batch_size, config.loss.perceptual_stride)
-    splits = open_source(config.data, config.seed)
-    if next(eval_batches(splits.val, config.data), None) is None:  # rather now than at the end
-        raise UserError("no held-out image could be read: see data.val_fraction and the log")
-    iterator = _batches(config, splits.train)
-    phases, recipe = make_phases(config), make_recipe(config)
-    total = sum(config.phases.values())
-
     key = jax.random.key(config.seed)
-    init = partial(init_state, recipe, image_shape=configs.image_shape(config))
-    state = parallel.replicate(parallel.run_once(init, jax.random.fold_in(key, _INIT)))
+    make_job = prior_job if configs.is_prior(config) else tokenizer_job
+    job = make_job(config, workdir, jax.random.fold_in(key, _INIT))
+    total, iterator, state = job.total, job.batches(), job.init()
 
     say = make_console().print
     try:
@@ -150,7 +72,8 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
         if checkpoints.latest_step():
             changes = _check_resume(config, workdir)
             start, parts = checkpoints.restore(split(state), iterator)
-            state = join(parts)
+            state = join(parts, state)
+            job.check(state)
             say(f"{workdir} is at step {start} of {total}")
             if changes:
                 say("the config has changed since: " + ", ".join(changes))
@@ -170,34 +93,19 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
             wandb=config.wandb,
             wandb_config=config.to_dict(),
         )
-        run = _Run(
-            config, workdir, splits, phases, recipe, key, iterator, checkpoints, report
-        )  # fmt: skip
+        run = _Run(job, key, iterator, checkpoints, report)
         try:
             if report.active:
                 configs.save(config, workdir / "config.json")
             if not start:
-                counts = f"{len(splits.train):,} images to train on, {len(splits.val):,} held out"
-                report.console.print(counts)
-                print_parameters(report.console, state)
+                sizes = len(job.splits.train), len(job.splits.val)
+                report.console.print("{:,} images to train on, {:,} held out".format(*sizes))
+                print_parameters(report.console, job.networks(state))
             state, stopped = _loop(run, state, preemption, profile)
         finally:
             report.close()
     if not stopped:
         _finish(run, state)
-
-
-def _batches(config: ConfigDict, source: Source, together: int = 1) -> Any:
-    """This process's share of the training batches, on its devices."""
-    return train_batches(
-        source,
-        config.data,
-        config.seed,
-        jax.process_index(),
-        jax.process_count(),
-        together=together,
-        place=partial(parallel.shard_batch, parallel=config.parallel),
-    )
 
 
 def _check_resume(config: ConfigDict, workdir: Path) -> list[str]:
@@ -222,19 +130,19 @@ def _evaluated_step(workdir: Path) -> int:
 
 
 def _loop(
-    run: _Run, state: GanState, preemption: parallel.Preemption, profile: bool
-) -> tuple[GanState, bool]:
+    run: _Run, state: Any, preemption: parallel.Preemption, profile: bool
+) -> tuple[Any, bool]:
     """Save, next batch, step; each step's metrics are read while the next one runs.
 
     Returns:
       the state at the end, or where SIGTERM stopped it; whether it did. Either is saved, unless the
       last steps were not finite.
     """
-    config, report, checkpoints, total = run.config, run.report, run.checkpoints, run.total
+    job, report, checkpoints = run.job, run.report, run.checkpoints
+    config, total = job.config, job.total
     step = saved = int(state.step)
     profiled = range(step + 10, min(step + 20, total)) if profile else range(0)
-    quantized_from = next((phase.start for phase in run.phases if phase.quantize), -1)
-    watch = _watch(run, state)
+    watch = job.watch(state, report.warn)
     compiled: dict[str, Any] = {}
     wait = 0.0
     tracing = False
@@ -260,12 +168,11 @@ def _loop(
         saved = step
 
     while step < total:
-        phase = next(p for p in run.phases if step < p.start + p.steps)
+        phase = next(p for p in job.phases if step < p.start + p.steps)
         if phase.name not in compiled:
-            body = partial(train_step, recipe=run.recipe, phase=phase)
-            compiled[phase.name] = parallel.compile_step(body, config.parallel)
-        if step == quantized_from:
-            state = _initialise(run, state)
+            body = job.step(phase)
+            compiled[phase.name] = parallel.compile_step(body, config.parallel, state)
+        state = job.prepare(state, step, run.key)
         stop = preemption.asked(step)
         if step > saved and (stop or step % config.save_every == 0):
             settle()  # a line that is not written before the checkpoint would never be
@@ -279,7 +186,7 @@ def _loop(
             )
             return state, True
         if step in profiled and step == profiled[0] and not tracing:
-            jax.profiler.start_trace(str(run.workdir / "profile"))
+            jax.profiler.start_trace(str(job.workdir / "profile"))
             tracing = True
         asked = time.perf_counter()
         batch = next(run.iterator)
@@ -291,7 +198,7 @@ def _loop(
             before = saved if went_back == saved else None
             state = _go_back(run, state, step, before)
             step = saved = went_back = int(state.step)
-            watch = _watch(run, state)
+            watch = job.watch(state, report.warn)
             report.rewind(step)
             continue
         step += 1
@@ -300,12 +207,13 @@ def _loop(
             jax.block_until_ready(state)
             jax.profiler.stop_trace()
             tracing = False
-            trace = run.workdir / "profile"
+            trace = job.workdir / "profile"
             report.console.print(f"a trace of {len(profiled)} steps is in {trace}")
         if config.eval_every and step % config.eval_every == 0 and step < total:
             settle()
-            figures = _measure(run, state)
-            report.write(step, {f"val_{k}": float(v) for k, v in figures.items()})
+            figures = job.measure(state, report.console)
+            numbers = {k: v for k, v in figures.items() if isinstance(v, int | float)}
+            report.write(step, {f"val_{k}": float(v) for k, v in numbers.items()})
             report.restart_clock(step)
     settle()
     if step > saved:
@@ -313,20 +221,12 @@ def _loop(
     return state, False
 
 
-def _watch(run: _Run, state: GanState) -> Watch:
-    config, tokenizer = run.config, run.recipe.tokenizer
-    _, grid = configs.grids(config, tokenizer)
-    num_codes, books = tokenizer.quantizer.num_codes, math.prod(tokenizer.quantizer.code_shape)
-    codes = config.data.batch_size * math.prod(grid) // books
-    return Watch(config, codes, num_codes, int(state.skipped), run.report.warn)
-
-
-def _go_back(run: _Run, state: GanState, step: int, before: int | None) -> GanState:
+def _go_back(run: _Run, state: Any, step: int, before: int | None) -> Any:
     """The last checkpoint's state (before step `before`), after too many steps not finite.
 
     The data goes on where it is: the same batches would end the same way.
     """
-    config, checkpoints = run.config, run.checkpoints
+    config, checkpoints = run.job.config, run.checkpoints
     what = f"{config.skip_limit} steps in a row up to step {step} were not finite"
     turn = (
         f"lower optim.lr (now {config.optim.lr}) or set optim.clip_norm (now "
@@ -336,38 +236,18 @@ def _go_back(run: _Run, state: GanState, step: int, before: int | None) -> GanSt
         raise UserError(f"training has diverged: {what}, and no checkpoint is left; {turn}")
     step, parts = checkpoints.restore(split(state), before=before)
     run.report.warn(f"{what}: back to step {step}, with other batches; if it comes again, {turn}")
-    return join(parts)
+    return join(parts, state)
 
 
-def _initialise(run: _Run, state: GanState) -> GanState:
-    """Starts the codebook from the first batches, drawn anew so that training's place stays."""
-    config = run.config
-    count = config.kmeans_batches
-    if not count:
-        return state
-    batch = next(_batches(config, run.splits.train, together=count))
-    step = parallel.compile_step(
-        partial(initialise_codebook, recipe=run.recipe, batches=count), config.parallel
-    )
-    return step(state, batch, run.key)[0]
-
-
-def _measure(run: _Run, state: GanState) -> dict[str, Any]:
-    if not run.report.active:
-        return {}
-    variables = {"params": state.generator.ema_params, **state.generator.stats}
-    variables = jax.device_put(jax.device_get(variables), jax.local_devices()[0])
-    tokenizer = TrainedTokenizer(run.config, run.recipe.tokenizer, variables, int(state.step))
-    return measure(tokenizer, run.splits.val, run.workdir, run.report.console)
-
-
-def _finish(run: _Run, state: GanState) -> None:
+def _finish(run: _Run, state: Any) -> None:
     """Figures, pictures, and where everything lies."""
-    config, report, workdir = run.config, run.report, run.workdir
+    job, report = run.job, run.report
+    workdir = job.workdir
+    if report.active:
+        plot_curves(workdir / "metrics.jsonl", workdir / "curves.png")
+    job.measure(state, report.console)
     if not report.active:
         return
-    plot_curves(workdir / "metrics.jsonl", workdir / "curves.png")
-    _measure(run, state)
     lines = [line for line in read_lines(workdir / "metrics.jsonl") if "data_wait" in line]
     if lines:
         waits = float(np.median([line["data_wait"] for line in lines]))
@@ -377,11 +257,10 @@ def _finish(run: _Run, state: GanState) -> None:
         "config": "config.json",
         "metrics of each logged step": "metrics.jsonl",
         "held-out figures": "evaluation.json",
-        "originals over reconstructions": "reconstructions.png",
-        "loss curves": "curves.png",
-        "codebook: use and spread": "codebook.png",
+        "curves": "curves.png",
+        **job.places,
     }
-    if config.tensorboard and importlib.util.find_spec("tensorboardX"):
+    if job.config.tensorboard and importlib.util.find_spec("tensorboardX"):
         places["TensorBoard"] = "tensorboard/"
     for what, name in places.items():
         report.console.print(f"{what:<32}{workdir / name}")

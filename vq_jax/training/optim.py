@@ -36,7 +36,7 @@ def make_ramp(start: float, end: float, first_step: int, last_step: int) -> opta
 def _decayed(params):
     """Weight decay is for kernels: not for biases and norms, nor for the codebook."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf.ndim > 1 and "codebook" not in jax.tree_util.keystr(path), params
+        lambda path, _: getattr(path[-1], "key", None) == "kernel", params
     )
 
 

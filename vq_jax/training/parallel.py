@@ -1,6 +1,7 @@
 """One step on many devices and processes: the only file that names pmap, meshes and shardings."""
 
 import importlib.util
+import math
 import os
 import signal
 import threading
@@ -110,17 +111,46 @@ def check(parallel: str, batch_size: int, stride: int = 1) -> None:
         raise UserError("parallel='pmap' is for one host; use --config.parallel=jit on many")
 
 
-def replicate(tree: Any) -> Any:
-    """Puts a copy of every array on every device."""
-    return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))
+def make_state(init: Callable[..., Any], *args: Any, fsdp: bool = False) -> Any:
+    """Runs `init(*args)`, compiled, and lays what it makes out over all devices.
 
-
-def run_once(function: Callable, *args: Any) -> Any:
-    """Runs a function compiled in a hurry, for what is run a single time.
-
-    Drawing params at full optimization takes XLA longer to compile than a small run's first epoch.
+    Args:
+      init: draws a state from its arguments.
+      args: arrays.
+      fsdp: spread the large arrays instead of having a copy on every device (`_spread`).
     """
-    return jax.jit(function, compiler_options=_in_a_hurry())(*args)
+    mesh = _mesh()
+    shapes = jax.eval_shape(init, *args)
+    layout = jax.tree.map(
+        lambda s: NamedSharding(mesh, _spread(s.shape) if fsdp else PartitionSpec()), shapes
+    )
+    # Drawing params at full optimization takes XLA longer to compile than a small run's first
+    # epoch.
+    return jax.jit(init, out_shardings=layout, compiler_options=_in_a_hurry())(*args)
+
+
+# Arrays of fewer elements are copied to every device: spreading them would cost more than it saves.
+_SMALL = 2**14
+
+
+def _spread(shape: tuple[int, ...]) -> PartitionSpec:
+    """The one rule of fully sharded training (Rajbhandari et al. 2020, ZeRO-3): a large array is cut
+    along its longest axis that the devices divide. Params, gradients, moments and averages, being of
+    the same shapes, are cut alike."""
+    devices = jax.device_count()
+    cut = [i for i, side in enumerate(shape) if side % devices == 0]
+    if math.prod(shape) < _SMALL or not cut:
+        return PartitionSpec()
+    longest = max(cut, key=lambda i: shape[i])
+    return PartitionSpec(*(AXIS if i == longest else None for i in range(len(shape))))
+
+
+def fetch(tree: Any) -> Any:
+    """NumPy arrays of a tree, on every process; all of them must ask."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    everywhere = NamedSharding(_mesh(), PartitionSpec())
+    return jax.device_get(jax.jit(lambda x: x, out_shardings=everywhere)(tree))
 
 
 def _in_a_hurry() -> dict[str, Any]:
@@ -146,11 +176,11 @@ def shard_batch(batch: dict[str, np.ndarray], parallel: str) -> dict[str, Any]:
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
-def compile_step(step: Callable, parallel: str) -> Callable:
+def compile_step(step: Callable, parallel: str, state: Any) -> Callable:
     """Compiles `step(state, batch, key, *, axis_name)` over all devices.
 
-    The state and the key are the same everywhere, the batch (from `shard_batch`) is spread, and the
-    state given in is used up.
+    The state stays laid out as `state` is, the batch (from `shard_batch`) is spread, the key is the
+    same everywhere, and the state given in is used up.
     """
     if parallel == "pmap":
         return jax.pmap(
@@ -160,8 +190,9 @@ def compile_step(step: Callable, parallel: str) -> Callable:
             out_axes=None,
             donate_argnums=(0,),
         )
+    layout = jax.tree.map(lambda x: x.sharding, state)
     everywhere = NamedSharding(_mesh(), PartitionSpec())
-    return jax.jit(step, donate_argnums=(0,), out_shardings=everywhere)
+    return jax.jit(step, donate_argnums=(0,), out_shardings=(layout, everywhere))
 
 
 def compile_for(step: Callable, *args: Any, tpu: str | None = None) -> tuple[Any, Any]:

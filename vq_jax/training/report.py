@@ -22,14 +22,13 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from vq_jax.training.state import GanState
-
 # Shown beside the bar, where a step has them.
 _SHOWN = {
     "loss_reconstruction": "rec",
     "loss_perceptual": "lpips",
     "loss_discriminator": "disc",
     "perplexity": "perplexity",
+    "bits_per_code": "bits/code",
 }
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -193,11 +192,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def print_parameters(console: Console, state: GanState) -> None:
-    """Prints how many parameters each group of either network has."""
-    _print_parameters(console, "generator", state.generator.params)
-    if state.discriminator.params:
-        _print_parameters(console, "discriminator", {"all": state.discriminator.params})
+def print_parameters(console: Console, networks: dict[str, dict[str, Any]]) -> None:
+    """Prints how many parameters each group of each network has."""
+    for title, params in networks.items():
+        _print_parameters(console, title, params)
 
 
 def _print_parameters(console: Console, title: str, params: dict[str, Any]) -> None:
@@ -237,13 +235,15 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def plot_curves(metrics_file: Path, path: Path) -> None:
-    """Draws the losses and the codebook's perplexity over the steps of a metrics.jsonl."""
+    """Draws the losses, and what else tells how it went, over the steps of a metrics.jsonl."""
     lines = [line for line in read_lines(metrics_file) if "phase" in line]
     panels = [
         [("loss_reconstruction", "reconstruction")],
         [("loss_perceptual", "LPIPS")],
         [("loss_commitment", "commitment")],
         [("perplexity", "perplexity of a batch")],
+        [("bits_per_code", "bits per code")],
+        [("accuracy", "likeliest code is right")],
         [("loss_generator", "generator"), ("loss_discriminator", "discriminator")],
         [("logits_real", "logits of real"), ("logits_fake", "logits of fake")],
     ]

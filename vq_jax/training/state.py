@@ -44,18 +44,49 @@ class GanState:
     lecam: dict[str, jax.Array]
 
 
-def split(state: GanState) -> dict[str, Any]:
-    """The state in two parts for a checkpoint: `tokenizer`, all that using it takes, and the rest.
+@struct.dataclass
+class PriorState:
+    """A prior under training.
 
-    The first is {"params": averaged params, "stats": statistics}; `join` puts the two together.
+    Attributes:
+      step, skipped: as a tokenizer's.
+      prior: the transformer.
+      fingerprint: uint8 [32], of the tokenizer whose codes it learns.
+      tokenizer: that tokenizer's variables, fixed, where codes are made in the step; else empty.
+        It is no part of a checkpoint.
     """
+
+    step: jax.Array
+    skipped: jax.Array
+    prior: TrainState
+    fingerprint: jax.Array
+    tokenizer: Tree
+
+
+def split(state: GanState | PriorState) -> dict[str, Any]:
+    """The state in two parts for a checkpoint: all that using the network takes, and the rest.
+
+    The first, `tokenizer` or `prior`, is {"params": averaged params, ...}: with a tokenizer's
+    statistics (`stats`), or a prior's `fingerprint`. `join` puts the two together.
+    """
+    if isinstance(state, PriorState):
+        prior = {"params": state.prior.ema_params, "fingerprint": state.fingerprint}
+        training = state.replace(
+            prior=state.prior.replace(ema_params={}), fingerprint=(), tokenizer={}
+        )
+        return {"prior": prior, "training": training}
     tokenizer = {"params": state.generator.ema_params, "stats": state.generator.stats}
     generator = state.generator.replace(ema_params={}, stats={})
     return {"tokenizer": tokenizer, "training": state.replace(generator=generator)}
 
 
-def join(parts: dict[str, Any]) -> GanState:
-    """The state that `split` took apart."""
-    tokenizer, training = parts["tokenizer"], parts["training"]
+def join(parts: dict[str, Any], like: Any) -> Any:
+    """The state that `split` took apart; `like` has what a checkpoint does not."""
+    training = parts["training"]
+    if isinstance(like, PriorState):
+        prior = training.prior.replace(ema_params=parts["prior"]["params"])
+        fingerprint = parts["prior"]["fingerprint"]
+        return training.replace(prior=prior, fingerprint=fingerprint, tokenizer=like.tokenizer)
+    tokenizer = parts["tokenizer"]
     generator = training.generator.replace(ema_params=tokenizer["params"], stats=tokenizer["stats"])
     return training.replace(generator=generator)

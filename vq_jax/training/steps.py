@@ -8,7 +8,6 @@ phase in a `Phase`; `parallel.py` binds both, compiles the step and spreads it o
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -20,6 +19,7 @@ from vq_jax import losses, metrics
 from vq_jax.collectives import pmean
 from vq_jax.models import Tokenizer
 from vq_jax.training.state import GanState, TrainState
+from vq_jax.training.update import close_step, moving_average, update
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -233,14 +233,14 @@ def train_step(
             weight *= adaptive
         d_output += weight * d_adversarial
         disc_grads = pmean(disc_grads, axis_name)
-        disc_state = _update(disc_state, disc_grads, recipe.disc_optimizer)
+        disc_state = update(disc_state, disc_grads, recipe.disc_optimizer)
         report |= disc_report | {"disc_grad_norm": optax.tree.norm(disc_grads)}
 
     last_grads, d_h = pixels_vjp(d_output)
     (body_grads,) = body_vjp((d_h, jnp.float32(recipe.codebook_weight)))
     grads = pmean(jax.tree.map(jnp.add, body_grads, last_grads), axis_name)
     report["grad_norm"] = optax.tree.norm(grads)
-    generator = _update(generator, grads, recipe.optimizer)
+    generator = update(generator, grads, recipe.optimizer)
 
     renewed: Mapping[str, Any] = {}
     if phase.quantize:
@@ -260,7 +260,9 @@ def train_step(
             params, stats = _merge(generator.params, generator.stats, changed)
             generator = generator.replace(params=params, stats=stats)
             report["revived"] = _revived(renewed)
-    ema_params = _ema(generator, state.generator.ema_params, state.step, recipe.ema_decay)
+    ema_params = moving_average(
+        generator.params, state.generator.ema_params, state.step, recipe.ema_decay
+    )
     if renewed and "quantizer" in ema_params:
         # An average of an entry's dead place and its new one would be neither.
         ema_params["quantizer"] = _overwrite(
@@ -268,13 +270,8 @@ def train_step(
         )
     generator = generator.replace(ema_params=ema_params)
 
-    report = pmean(report, axis_name)
-    finite = jnp.isfinite(jnp.stack([*report.values()])).all()
     after = state.replace(generator=generator, discriminator=disc_state, lecam=lecam)
-    after = jax.tree.map(partial(jnp.where, finite), after, state)
-    skipped = state.skipped + jnp.where(finite, 0, 1)
-    report["skipped"] = skipped.astype(jnp.float32)
-    return after.replace(step=state.step + 1, skipped=skipped), report
+    return close_step(state, after, pmean(report, axis_name))
 
 
 def _reconstruction_loss(output, x, recipe: Recipe, phase: Phase):
@@ -352,25 +349,8 @@ def _adversary(state: GanState, x, output, recipe: Recipe, axis_name: str | None
 
     if recipe.lecam_weight:
         means = pmean({"real": real.mean(), "fake": fake.mean()}, axis_name)
-        lecam = optax.incremental_update(means, lecam, 1 - recipe.lecam_decay)
+        lecam = optax.incrementalupdate(means, lecam, 1 - recipe.lecam_decay)
     return d_output, grads, report, lecam
-
-
-def _update(state: TrainState, grads, optimizer) -> TrainState:
-    """One optimizer update; param groups without gradients do not move by a bit."""
-    frozen = {name: tree for name, tree in state.params.items() if name not in grads}
-    full = {**jax.tree.map(jnp.zeros_like, frozen), **grads}
-    full = {name: full[name] for name in state.params}
-    updates, opt_state = optimizer.update(full, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    params = {name: frozen.get(name, params[name]) for name in state.params}
-    # Nor do their moments fade: a frozen group goes on later as it stood.
-    opt_state = jax.tree_util.tree_map_with_path(
-        lambda path, new, old: old if any(getattr(k, "key", None) in frozen for k in path) else new,
-        opt_state,
-        state.opt_state,
-    )
-    return state.replace(params=params, opt_state=opt_state)
 
 
 def _merge(params, stats, changed):
@@ -396,10 +376,3 @@ def _overwrite(average, now, masks):
         elif name in average:
             merged[name] = jnp.where(mask, now[name], average[name])
     return merged
-
-
-def _ema(generator: TrainState, ema_params, step: jax.Array, decay: float):
-    """Moving average that starts as a plain one, so that early averages are not mostly noise."""
-    count = step.astype(jnp.float32)
-    rate = 1 - jnp.minimum(decay, (1 + count) / (10 + count))
-    return optax.incremental_update(generator.params, ema_params, rate)

@@ -46,6 +46,21 @@ class Watch:
       streak: how many steps in a row, up to the last one, were skipped as not finite.
     """
 
+    def __init__(self, skipped: int):
+        """Starts watching a run of which so many steps were skipped so far."""
+        self._skipped = skipped
+        self.streak = 0
+
+    def step(self, step: int, phase: Phase, metrics: Mapping[str, float]) -> None:
+        """Takes the metrics of the step that `step` counts as done."""
+        skipped = int(metrics["skipped"])
+        self.streak = self.streak + 1 if skipped > self._skipped else 0
+        self._skipped = skipped
+
+
+class TokenizerWatch(Watch):
+    """Warns of a codebook that has collapsed and of a discriminator that has won."""
+
     def __init__(
         self,
         config: ConfigDict,
@@ -63,18 +78,15 @@ class Watch:
           skipped: how many steps were skipped so far.
           warn: told each warning, once until it has ceased.
         """
+        super().__init__(skipped)
         self._config, self._warn = config, warn
         self._num_codes = num_codes
         self._low = max(1.5, _COLLAPSED * min(codes_per_batch, num_codes))
-        self._skipped = skipped
         self._lasted = {"collapsed": 0, "won": 0}
-        self.streak = 0
 
     def step(self, step: int, phase: Phase, metrics: Mapping[str, float]) -> None:
         """Takes the metrics of the step that `step` counts as done."""
-        skipped = int(metrics["skipped"])
-        self.streak = self.streak + 1 if skipped > self._skipped else 0
-        self._skipped = skipped
+        super().step(step, phase, metrics)
         if self.streak:
             return
         config = self._config

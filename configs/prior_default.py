@@ -1,0 +1,33 @@
+"""A prior over the codes of the default tokenizer: emoji from noise, by category.
+
+    python -m vq_jax.main --config=configs/prior_default.py
+    python -m vq_jax.main --mode=sample --workdir=runs/prior_default --label="Food & Drink"
+
+The tokenizer comes first (configs/default.py).
+"""
+
+from vq_jax.config import base_prior
+
+
+def get_config(prior="masked"):
+    config = base_prior(prior)
+    config.tokenizer = "runs/default"
+    config.data.source = "emoji"
+    config.data.batch_size = 64
+
+    config.prior.layers = 6
+    config.prior.width = 192
+    config.prior.heads = 6
+    config.prior.dropout = 0.2
+
+    config.phases.prior = 1500
+    config.log_every = 20
+    config.save_every = 500
+    config.optim.lr = 1e-3
+    config.optim.lr_end = 1e-5
+    config.optim.schedule = "cosine"
+    config.optim.warmup_steps = 100
+    config.ema_decay = 0.99
+    if prior == "random_order":
+        config.loss.permute = (750, 1200)
+    return config

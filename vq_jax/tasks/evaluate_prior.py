@@ -1,0 +1,281 @@
+"""Measures a prior: the bits it needs for held-out codes, and the images it draws."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from vq_jax import config as configs
+from vq_jax import metrics
+from vq_jax.data.images import rows_of, save_image, to_uint8
+from vq_jax.data.pipeline import eval_batches
+from vq_jax.data.sources import Source, Splits, Subset, open_source
+from vq_jax.errors import UserError
+from vq_jax.interop.efficientnet import load_efficientnet
+from vq_jax.models import efficientnet
+from vq_jax.models.perceptual import load_lpips, lpips
+from vq_jax.prior import TrainedPrior, load_prior
+from vq_jax.sampling import log_probability, row_keys
+from vq_jax.training.prior_steps import codes_of, mask_codes
+from vq_jax.training.report import stderr
+
+# name -> (heading, format) of the printed table
+_ROWS = {
+    "bits_per_code": ("bits per code", ".3f"),
+    "bits_per_pixel": ("bits per pixel", ".4f"),
+    "uniform_bits_per_code": ("bits per code, all alike", ".3f"),
+    "frechet": ("Frechet distance (EfficientNet-lite0)", ".1f"),
+    "frechet_reconstructed": ("  of held-out images through the tokenizer", ".1f"),
+    "frechet_floor": ("  of held-out images", ".1f"),
+    "precision": ("precision", ".3f"),
+    "recall": ("recall", ".3f"),
+    "precision_floor": ("  precision of held-out images", ".3f"),
+    "recall_floor": ("  recall of held-out images", ".3f"),
+    "nearest": ("distance to the nearest training image", ".2f"),
+    "nearest_floor": ("  of held-out images", ".2f"),
+    **{
+        name + which: (heading + after, ".2f" if name == "psnr" else ".4f")
+        for which, after in (("", ""), ("_before", ", as given"), ("_ceiling", ", tokenizer alone"))
+        for name, heading in (("psnr", "PSNR, dB"), ("ssim", "SSIM"), ("lpips", "LPIPS (VGG16)"))
+    },
+    "samples": ("samples judged", ",d"),
+    "images": ("held-out images", ",d"),
+}
+_REFERENCES = 1024  # training images that samples are held against
+_SHOWN = 12
+_ORDERS = 8  # shares of masked codes that a masked prior's bound is taken over
+
+
+def evaluate_prior(workdir: Path, tokenizer: Path | None) -> None:
+    """`--mode=evaluate` of a prior: its figures and pictures, printed and kept."""
+    prior = load_prior(workdir, tokenizer)
+    splits = open_source(prior.config.data, prior.config.seed)
+    measure(prior, splits, workdir, Console(highlight=False))
+
+
+def measure(prior: TrainedPrior, splits: Splits, workdir: Path, console: Console) -> dict[str, Any]:
+    """Measures on the held-out split, prints the table, and writes evaluation.json and pictures.
+
+    Returns:
+      the figures, by the names in evaluation.json.
+    """
+    figures = code_bits(prior, splits.val)
+    config = prior.config
+    if prior.module.condition:
+        figures |= _improve(prior, splits, workdir)
+    elif config.eval_samples:
+        figures |= _judge(prior, splits, workdir)
+    figures["step"] = prior.step
+
+    table = Table(title="held-out split", title_justify="left")
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    for name, value in figures.items():
+        heading, form = _ROWS.get(name, (None, ""))
+        if heading is not None:
+            table.add_row(heading, format(value, form))
+    console.print(table)
+    temporary = workdir / "evaluation.json.tmp"
+    temporary.write_text(json.dumps(figures, indent=2) + "\n")
+    temporary.replace(workdir / "evaluation.json")  # last: a run that has it is finished
+    return figures
+
+
+def code_bits(prior: TrainedPrior, source: Source) -> dict[str, Any]:
+    """Cross-entropy of a split's codes, with their labels.
+
+    Exact for a prior that reads codes one by one, row by row. For a masked one it is the bound of an
+    order drawn at random (Hoogeboom et al. 2022, eq. 3): the mean, over how many codes are masked,
+    of the mean cross-entropy of those that are; estimated with eight such numbers an image, one from
+    each eighth of the range.
+    """
+    module, config, tokenizer = prior.module, prior.config, prior.tokenizer
+    variables = {} if config.data.source == "codes" else tokenizer.variables
+
+    @partial(jax.jit, static_argnames="part")
+    def nats(params, variables, batch, keys_B, part):
+        codes_BN, condition_BM = codes_of(tokenizer.module, variables, batch)
+        label_B = jnp.minimum(batch["label"], module.classes)
+        inputs_BN, wanted_BN = codes_BN, jnp.ones_like(codes_BN, bool)
+        if not module.causal:
+
+            def of_row(key):
+                u = jax.random.uniform(jax.random.fold_in(key, 0))
+                count = jnp.floor((part + u) / _ORDERS * module.length) + 1
+                return mask_codes(jax.random.fold_in(key, 1), module.length, count / module.length)
+
+            wanted_BN = jax.vmap(of_row)(keys_B)
+            inputs_BN = jnp.where(wanted_BN, -1, codes_BN)
+        logits: Any = module.apply({"params": params}, inputs_BN, label_B, condition_BM)
+        log_p_BN = log_probability(logits, codes_BN) * wanted_BN
+        return -log_p_BN.sum(1) / wanted_BN.sum(1)
+
+    total, images = 0.0, 0
+    degrade = configs.make_condition(config)
+    for batch in eval_batches(source, config.data, degrade):
+        valid = batch.pop("valid")
+        for part in range(1 if module.causal else _ORDERS):
+            keys_B = row_keys(jax.random.key(part), images, len(valid))
+            found = nats(prior.params, variables, batch, keys_B, part)
+            total += float(np.asarray(found)[valid].sum()) / (1 if module.causal else _ORDERS)
+        images += int(valid.sum())
+    if not images:
+        raise UserError("nothing held out could be read")
+    height, width, _ = config.codes.image
+    bits = total / images / math.log(2)
+    return {
+        "bits_per_code": bits,
+        "bits_per_pixel": bits * module.length / (height * width),
+        "uniform_bits_per_code": math.log2(module.num_codes),
+        "bits_are": "exact" if module.causal else "an upper bound, over random orders",
+        "images": images,
+    }
+
+
+# --- samples --------------------------------------------------------------------------------------
+
+
+def _images(source: Source, prior: TrainedPrior, count: int) -> Iterator[tuple[np.ndarray, int]]:
+    """The first `count` images of a source, float32 [H, W, C], with their labels."""
+    first = Subset(source, range(min(count, len(source))))
+    for batch in eval_batches(first, prior.config.data):
+        if (images := batch.get("image")) is None:
+            codes = batch["codes"].reshape(-1, *prior.tokenizer.grid)
+            images = np.clip(np.asarray(prior.tokenizer.decode(codes)), -1, 1)
+        for i in np.flatnonzero(batch["valid"]):
+            yield images[i], int(batch["label"][i])
+
+
+def make_features() -> Callable[[np.ndarray], np.ndarray]:
+    """A function from images float32 [N, H, W, C] to float32 [N, 1280].
+
+    Raises:
+      UserError: the weights are not installed.
+    """
+    params = load_efficientnet()
+    body = jax.jit(efficientnet.features)
+
+    def features(images: np.ndarray) -> np.ndarray:
+        found = []
+        for start in range(0, len(images), 32):
+            part = images[start : start + 32]
+            fill = 32 - len(part)
+            part = np.pad(part, ((0, fill), (0, 0), (0, 0), (0, 0)))
+            if part.shape[-1] == 1:
+                part = np.repeat(part, 3, axis=-1)
+            found.append(np.asarray(body(params, part))[: 32 - fill])
+        return np.concatenate(found)
+
+    return features
+
+
+def _judge(prior: TrainedPrior, splits: Splits, workdir: Path) -> dict[str, Any]:
+    """Draws images with the held-out images' labels, and holds them against training images."""
+    count = prior.config.eval_samples
+    held_out = list(_images(splits.val, prior, count))
+    labels = [label for _, label in held_out]
+    labels = (labels * -(-count // len(labels)))[:count]
+    classes = prior.class_names
+    samples = prior.sample(count, label=labels if classes else None)
+    save_image(_by_class(prior, to_uint8(samples), labels), workdir / "samples.png")
+
+    try:
+        features = make_features()
+    except UserError as e:
+        stderr(f"the Frechet distance is left out: {e}")
+        return {}
+    stride = max(1, len(splits.train) // _REFERENCES)
+    subset = Subset(splits.train, range(0, len(splits.train), stride)[:_REFERENCES])
+    real = np.stack([image for image, _ in _images(subset, prior, _REFERENCES)])
+    held = np.stack([image for image, _ in held_out])
+    through = np.clip(
+        np.concatenate([prior.tokenizer.reconstruct(held[i : i + 64]) for i in range(0, len(held), 64)]), -1, 1
+    )  # fmt: skip
+    of_real, of_held, of_samples = features(real), features(held), features(samples)
+    # As many samples as there are held-out images: the distance of few is larger.
+    same = min(len(of_held), len(of_samples))
+    precision, recall = metrics.precision_recall(of_real, of_samples[:same])
+    precision_floor, recall_floor = metrics.precision_recall(of_real, of_held[:same])
+    nearest = metrics.distances(of_samples, of_real)
+    shown = np.linspace(0, count - 1, _SHOWN).astype(int)
+    twins = real[nearest[shown].argmin(axis=1)]
+    save_image(rows_of(to_uint8(samples[shown]), to_uint8(twins)), workdir / "nearest.png")
+    return {
+        "frechet": metrics.frechet_distance(of_samples[:same], of_real),
+        "frechet_reconstructed": metrics.frechet_distance(features(through)[:same], of_real),
+        "frechet_floor": metrics.frechet_distance(of_held[:same], of_real),
+        "precision": precision,
+        "recall": recall,
+        "precision_floor": precision_floor,
+        "recall_floor": recall_floor,
+        "nearest": float(nearest.min(axis=1).mean()),
+        "nearest_floor": float(metrics.distances(of_held, of_real).min(axis=1).mean()),
+        "samples": same,
+        "references": len(real),
+    }
+
+
+def _by_class(prior: TrainedPrior, samples: np.ndarray, labels: list[int]) -> np.ndarray:
+    """Samples as a picture, a row for each of up to ten classes, or in rows as they come."""
+    wide = 12
+    numbers = sorted(set(labels))[:10] if prior.class_names else []
+    rows = [samples[[i for i, one in enumerate(labels) if one == n][:wide]] for n in numbers]
+    rows = [row for row in rows if len(row) == wide]
+    if not rows:
+        rows = [samples[i : i + wide] for i in range(0, min(len(samples), 96), wide)]
+        rows = [row for row in rows if len(row) == len(rows[0])]
+    return rows_of(*rows)
+
+
+# --- images made better ---------------------------------------------------------------------------
+
+
+def _improve(prior: TrainedPrior, splits: Splits, workdir: Path) -> dict[str, Any]:
+    """Makes the held-out images of a condition, and holds them against what they were made from."""
+    config = prior.config
+    perceptual = None
+    try:
+        weights = load_lpips()
+        perceptual = jax.jit(partial(lpips, weights))
+    except UserError as e:
+        stderr(f"LPIPS is left out: {e}")
+    sums: dict[str, float] = {}
+    shown: list[tuple[np.ndarray, ...]] = []
+    images = 0
+    for batch in eval_batches(splits.val, config.data, configs.make_condition(config)):
+        x, worse, valid = jnp.asarray(batch["image"]), batch["condition"], batch["valid"]
+        condition = prior.tokenizer.encode(worse)
+        shape = (len(x), *prior.tokenizer.grid)
+        codes, _ = prior.fill(
+            np.zeros(shape, np.int32),
+            np.ones(shape, bool),
+            condition=condition,
+            label=batch["label"].tolist() if prior.class_names else None,
+            seed=images,
+        )
+        better = np.clip(np.asarray(prior.tokenizer.decode(codes)), -1, 1)
+        shown_worse = worse
+        if worse.shape != x.shape:
+            shown_worse = np.asarray(jax.image.resize(worse, x.shape, "cubic"))
+        ceiling = np.clip(np.asarray(prior.tokenizer.reconstruct(x)), -1, 1)
+        for name, y in (("", better), ("_before", shown_worse), ("_ceiling", ceiling)):
+            y = jnp.asarray(y)
+            values = {"psnr": metrics.psnr(x, y), "ssim": metrics.ssim(x, y)}
+            if perceptual is not None:
+                values["lpips"] = perceptual(x, y)
+            for key, value in values.items():
+                sums[key + name] = sums.get(key + name, 0.0) + float(np.asarray(value)[valid].sum())
+        shown += list(zip(shown_worse[valid], better[valid], x[valid], strict=True))
+        images += int(valid.sum())
+    some = [shown[i] for i in np.linspace(0, len(shown) - 1, _SHOWN).astype(int)]
+    rows = [to_uint8(np.stack(row)) for row in zip(*some, strict=True)]
+    save_image(rows_of(*rows), workdir / "samples.png")
+    return {name: value / images for name, value in sums.items()}

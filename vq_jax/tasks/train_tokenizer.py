@@ -1,0 +1,159 @@
+"""Training a tokenizer, phase by phase: what the loop of `train.py` has to know of it."""
+
+import dataclasses
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from vq_jax import config as configs
+from vq_jax.config import PHASES
+from vq_jax.data.pipeline import eval_batches, train_batches
+from vq_jax.data.sources import open_source
+from vq_jax.errors import UserError
+from vq_jax.losses import ADVERSARIAL, RECONSTRUCTION
+from vq_jax.models.perceptual import load_lpips, lpips
+from vq_jax.tasks.evaluate import measure
+from vq_jax.tasks.job import Job
+from vq_jax.tokenizer import TrainedTokenizer
+from vq_jax.training import parallel
+from vq_jax.training.optim import make_optimizer, make_ramp
+from vq_jax.training.state import GanState
+from vq_jax.training.steps import Phase, Recipe, init_state, initialise_codebook, train_step
+from vq_jax.training.watch import TokenizerWatch
+
+
+def make_phases(config: ConfigDict) -> list[Phase]:
+    """The schedule: the phases of the config that are not empty, in order."""
+    phases, start = [], 0
+    lpips_from = PHASES.index(config.loss.perceptual_from)
+    for i, name in enumerate(PHASES):
+        steps = config.phases[name]
+        phase = Phase(name, steps, start, perceptual=i >= lpips_from)
+        if name == "autoencoder":
+            phase = dataclasses.replace(phase, trains=("encoder", "decoder"), quantize=False)
+        elif name == "quantizer":
+            phase = dataclasses.replace(phase, trains=("quantizer",), perceptual=False)
+        elif name == "adversarial":
+            phase = dataclasses.replace(phase, adversarial=True)
+        if steps:
+            phases.append(phase)
+        start += steps
+    return phases
+
+
+def make_recipe(config: ConfigDict) -> Recipe:
+    """Modules, optimizers, losses and weights of a config."""
+    loss, adversarial = config.loss, config.adversarial
+    perceptual = None
+    if loss.perceptual_weight:
+        lpips_params = load_lpips()
+
+        def perceptual(a, b):
+            return lpips(lpips_params, a, b)
+
+    pixel_loss, variance = RECONSTRUCTION[loss.reconstruction], loss.data_variance
+    return Recipe(
+        tokenizer=configs.make_tokenizer(config),
+        discriminator=configs.make_discriminator(config),
+        optimizer=make_optimizer(config.optim, sum(config.phases.values())),
+        disc_optimizer=make_optimizer(config.disc_optim, max(1, config.phases.adversarial)),
+        reconstruction=lambda prediction, target: pixel_loss(prediction, target) / variance,
+        reconstruction_weight=loss.reconstruction_weight,
+        codebook_weight=loss.codebook_weight,
+        perceptual_weight=loss.perceptual_weight,
+        perceptual=perceptual,
+        perceptual_stride=loss.perceptual_stride,
+        adversarial=ADVERSARIAL[adversarial.loss],
+        adversarial_weight=adversarial.weight,
+        adaptive_limit=adversarial.adaptive_limit,
+        disc_warmup=adversarial.warmup_steps,
+        disc_ramp=adversarial.ramp_steps,
+        r1_weight=adversarial.r1_weight,
+        r1_every=adversarial.r1_every,
+        lecam_weight=adversarial.lecam_weight,
+        lecam_decay=adversarial.lecam_decay,
+        ema_decay=config.ema_decay,
+        anneal={name: make_ramp(*ramp) for name, ramp in config.anneal.items() if ramp},
+    )
+
+
+def networks(state: GanState) -> dict[str, Any]:
+    """The params of a tokenizer's state, by network and group."""
+    judge = state.discriminator.params
+    generator = {"generator": state.generator.params}
+    return generator | ({"discriminator": {"all": judge}} if judge else {})
+
+
+def tokenizer_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
+    """The training that a tokenizer's config describes.
+
+    Args:
+      config: checked.
+      workdir: the run's folder.
+      key: the params are drawn from it.
+    """
+    parallel.check(config.parallel, config.data.batch_size, config.loss.perceptual_stride)
+    splits = open_source(config.data, config.seed)
+    if next(eval_batches(splits.val, config.data), None) is None:  # rather now than at the end
+        raise UserError("no held-out image could be read: see data.val_fraction and the log")
+    phases, recipe = make_phases(config), make_recipe(config)
+    quantized_from = next((phase.start for phase in phases if phase.quantize), -1)
+
+    def batches(together: int = 1) -> Any:
+        return train_batches(
+            splits.train,
+            config.data,
+            config.seed,
+            jax.process_index(),
+            jax.process_count(),
+            together=together,
+            place=partial(parallel.shard_batch, parallel=config.parallel),
+        )
+
+    def prepare(state: GanState, step: int, key: jax.Array) -> GanState:
+        """Starts the codebook from the first batches, drawn anew so that training's place stays."""
+        count = config.kmeans_batches
+        if step != quantized_from or not count:
+            return state
+        body = partial(initialise_codebook, recipe=recipe, batches=count)
+        first = parallel.compile_step(body, config.parallel, state)
+        return first(state, next(batches(count)), key)[0]
+
+    def watch(state: GanState, warn: Any) -> TokenizerWatch:
+        quantizer = recipe.tokenizer.quantizer
+        _, grid = configs.grids(config, recipe.tokenizer)
+        codes = config.data.batch_size * math.prod(grid) // math.prod(quantizer.code_shape)
+        return TokenizerWatch(config, codes, quantizer.num_codes, int(state.skipped), warn)
+
+    def measured(state: GanState, console: Console) -> dict[str, Any]:
+        variables = {"params": state.generator.ema_params, **state.generator.stats}
+        variables = parallel.fetch(variables)
+        if jax.process_index():
+            return {}
+        variables = jax.device_put(variables, jax.local_devices()[0])
+        tokenizer = TrainedTokenizer(config, recipe.tokenizer, variables, int(state.step))
+        return measure(tokenizer, splits.val, workdir, console)
+
+    init = partial(init_state, recipe, image_shape=configs.image_shape(config))
+    return Job(
+        config=config,
+        workdir=workdir,
+        phases=phases,
+        splits=splits,
+        batches=batches,
+        init=lambda: parallel.make_state(init, key),
+        step=lambda phase: partial(train_step, recipe=recipe, phase=phase),
+        prepare=prepare,
+        networks=networks,
+        watch=watch,
+        measure=measured,
+        places={
+            "originals over reconstructions": "reconstructions.png",
+            "codebook: use and spread": "codebook.png",
+        },
+    )
