@@ -13,14 +13,14 @@ def get_config(prior="masked"):
     config = base_prior(prior)
     config.tokenizer = "runs/default"
     config.data.source = "emoji"
-    config.data.batch_size = 64
+    config.data.batch_size = 32
 
     config.prior.layers = 6
     config.prior.width = 192
     config.prior.heads = 6
     config.prior.dropout = 0.2
 
-    config.phases.prior = 1500
+    config.phases.prior = 1000
     config.log_every = 20
     config.save_every = 500
     config.optim.lr = 1e-3
@@ -29,5 +29,5 @@ def get_config(prior="masked"):
     config.optim.warmup_steps = 100
     config.ema_decay = 0.99
     if prior == "random_order":
-        config.loss.permute = (750, 1200)
+        config.loss.permute = (500, 800)
     return config
