@@ -1,8 +1,10 @@
-"""vq_jax: VQ-VAE and VQ-GAN tokenizers in JAX and Flax.
+"""vq_jax: VQ-VAE and VQ-GAN tokenizers, and priors over their codes, in JAX and Flax.
 
 >>> tok = vq_jax.load("runs/default")
 >>> codes = tok.encode(images)    # float32 [B, H, W, C] in [-1, 1] -> int32 [B, *grid]
 >>> images = tok.decode(codes)
+>>> prior = vq_jax.load("runs/prior_default")
+>>> images = prior.sample(16, label="Food & Drink")
 """
 
 from typing import Any
@@ -13,7 +15,7 @@ __all__ = ["UserError", "load"]
 
 def __getattr__(name: str) -> Any:  # so that importing the package does not import JAX
     if name == "load":
-        from vq_jax.tokenizer import load
+        from vq_jax.prior import load
 
         return load
     if name == "UserError":

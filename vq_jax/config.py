@@ -295,6 +295,12 @@ def is_prior(config: ConfigDict) -> bool:
     return "prior" in config
 
 
+def holds_prior(workdir: Path) -> bool:
+    """Whether a run's folder is of a prior."""
+    path = workdir / "config.json"
+    return path.exists() and is_prior(load(path))
+
+
 def _check_common(config: ConfigDict) -> None:
     _one_of(dict.fromkeys(("float32", "bfloat16")), config.dtype, "dtype")
     if min(config.phases.values()) < 0 or not sum(config.phases.values()):

@@ -4,6 +4,10 @@ python -m vq_jax.main --config=configs/default.py
 python -m vq_jax.main --mode=plan --config=configs/vqgan_imagenet256.py
 python -m vq_jax.main --mode=evaluate --workdir=runs/default
 python -m vq_jax.main --mode=reconstruct --workdir=runs/default --input=my.png --output=out.png
+python -m vq_jax.main --mode=tokenize --workdir=runs/default --output=codes
+python -m vq_jax.main --mode=sample --workdir=runs/prior_default --label="Food & Drink"
+python -m vq_jax.main --mode=inpaint --workdir=runs/prior_default --input=my.png --mask=mask.png \
+    --output=out.png
 """
 
 import difflib
@@ -12,6 +16,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -24,12 +29,17 @@ _CONFIG = config_flags.DEFINE_config_file(
     None,
     "A file of configs/; its fields can be changed on the command line: --config.optim.lr=1e-4.",
 )
-_MODE = flags.DEFINE_string("mode", "train", "What to do: train, plan, evaluate or reconstruct.")
+_MODE = flags.DEFINE_string(
+    "mode",
+    "train",
+    "What to do: train, plan, evaluate, reconstruct, tokenize, sample, inpaint, outpaint, upscale, "
+    "restore or variations.",
+)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's folder; by default runs/ and the config file's name."
 )
-_INPUT = flags.DEFINE_string("input", None, "reconstruct: an image, or a folder of images.")
-_OUTPUT = flags.DEFINE_string("output", None, "reconstruct: the file or folder to write.")
+_INPUT = flags.DEFINE_string("input", None, "An image, or a folder of images.")
+_OUTPUT = flags.DEFINE_string("output", None, "The file or folder to write.")
 _SIDE_BY_SIDE = flags.DEFINE_bool("side_by_side", False, "reconstruct: the original to the left.")
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
@@ -39,12 +49,50 @@ _DISTRIBUTED = flags.DEFINE_bool(
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "distributed: HOST:PORT of process 0, where the cluster does not say."
 )
-_PROCESSES = flags.DEFINE_integer("processes", None, "distributed: how many, likewise.")
-_PROCESS = flags.DEFINE_integer("process", None, "distributed: which of them, likewise.")
+_PROCESSES = flags.DEFINE_integer(
+    "processes", None, "distributed: how many, likewise; tokenize: how many share the work."
+)
+_PROCESS = flags.DEFINE_integer("process", None, "distributed, tokenize: which of them, from 0.")
 _DEVICE = flags.DEFINE_string("device", "", "plan: a TPU to compile for, such as tpu-v5e.")
 _DEVICES = flags.DEFINE_integer("devices", 1, "plan: how many devices share the batch.")
 _SHARE = flags.DEFINE_float("share", 0.4, "plan: the share of a device's peak that is reached.")
 _PROFILE = flags.DEFINE_bool("profile", False, "train: write a trace of ten steps.")
+_FLIPS = flags.DEFINE_bool("flips", False, "tokenize: training images mirrored, too.")
+_CROPS = flags.DEFINE_integer("crops", 0, "tokenize: random crops of each training image.")
+
+# Of priors; what is not given is as the prior's config says.
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", None, "The tokenizer's run, where it is elsewhere than the prior's config says."
+)
+_COUNT = flags.DEFINE_integer(
+    "count", None, "sample: images, of each label; variations: how many (16 and 4)."
+)
+_LABEL = flags.DEFINE_multi_string("label", [], "A class by name or number; sample takes several.")
+_SEED = flags.DEFINE_integer("seed", 0, "Decides all that is drawn.")
+_CANDIDATES = flags.DEFINE_integer("candidates", 1, "Draw so many, and keep the likeliest.")
+_MASK = flags.DEFINE_string("mask", "", "inpaint: an image, white where to draw.")
+_MARGINS = flags.DEFINE_string("margins", "", "outpaint: pixels to add: top,right,bottom,left.")
+_FACTOR = flags.DEFINE_integer("factor", 2, "upscale: how many times larger, 2 or 4.")
+_OF_CODES = flags.DEFINE_float("redraw", 0.5, "variations: share of the codes to draw anew.")
+_HOW = {
+    "temperature": flags.DEFINE_float("temperature", None, "Of the draw; 0 takes the likeliest."),
+    "top_k": flags.DEFINE_integer("top_k", None, "Draw from so many of the likeliest codes."),
+    "top_p": flags.DEFINE_float(
+        "top_p", None, "Draw from the likeliest codes of this probability."
+    ),
+    "min_p": flags.DEFINE_float("min_p", None, "Draw from codes this likely beside the likeliest."),
+    "guidance": flags.DEFINE_float("guidance", None, "Weight of the label; 1 is plain."),
+    "guidance_schedule": flags.DEFINE_enum(
+        "guidance_schedule", None, ["constant", "linear", "cosine"], "How guidance grows."
+    ),
+    "steps": flags.DEFINE_integer("steps", None, "Of a masked prior."),
+    "choice_temperature": flags.DEFINE_float(
+        "choice_temperature", None, "Of a masked prior: chance in which codes are settled first."
+    ),
+    "order": flags.DEFINE_enum(
+        "order", None, ["confidence", "halton"], "Of a masked prior: which codes first."
+    ),
+}
 
 
 def _train(workdir: Path) -> None:
@@ -73,21 +121,89 @@ def _plan(workdir: Path) -> None:
 
 
 def _evaluate(workdir: Path) -> None:
+    from vq_jax import config as configs
     from vq_jax.tasks.evaluate import evaluate
+    from vq_jax.tasks.evaluate_prior import evaluate_prior
 
-    evaluate(workdir)
+    if configs.holds_prior(workdir):
+        evaluate_prior(workdir, _tokenizer())
+    else:
+        evaluate(workdir)
 
 
 def _reconstruct(workdir: Path) -> None:
     from vq_jax.tasks.reconstruct import reconstruct
 
+    reconstruct(workdir, **_files(), side_by_side=_SIDE_BY_SIDE.value)
+
+
+def _files() -> dict[str, Path]:
     if not _INPUT.value or not _OUTPUT.value:
-        raise UserError("reconstruct needs --input and --output, two files or two folders")
-    reconstruct(
-        workdir,
-        input=Path(_INPUT.value),
+        raise UserError(f"{_MODE.value} needs --input and --output, two files or two folders")
+    return {"input": Path(_INPUT.value), "output": Path(_OUTPUT.value)}
+
+
+def _tokenizer() -> Path | None:
+    return Path(_TOKENIZER.value) if _TOKENIZER.value else None
+
+
+def _tokenize(workdir: Path) -> None:
+    from vq_jax import config as configs
+    from vq_jax.tasks.tokenize import tokenize
+
+    if not _OUTPUT.value:
+        raise UserError("tokenize needs --output, the folder of the data set")
+    data = None
+    if _CONFIG.value is not None:
+        configs.check(_CONFIG.value)
+        data = _CONFIG.value.data
+    tokenize(
+        Path(_WORKDIR.value or "runs/default"),
         output=Path(_OUTPUT.value),
-        side_by_side=_SIDE_BY_SIDE.value,
+        data=data,
+        flips=_FLIPS.value,
+        crops=_CROPS.value,
+        process=_PROCESS.value or 0,
+        processes=_PROCESSES.value or 1,
+    )
+
+
+def _drawing() -> dict[str, Any]:
+    """How to draw, as far as flags say."""
+    given = {name: flag.value for name, flag in _HOW.items() if flag.value is not None}
+    return {"seed": _SEED.value, "candidates": _CANDIDATES.value, **given}
+
+
+def _sample(workdir: Path) -> None:
+    from vq_jax.tasks.sample import sample
+
+    sample(
+        workdir,
+        tokenizer=_tokenizer(),
+        output=Path(_OUTPUT.value) if _OUTPUT.value else workdir / "samples",
+        count=16 if _COUNT.value is None else _COUNT.value,
+        labels=_LABEL.value,
+        **_drawing(),
+    )
+
+
+def _edit(workdir: Path) -> None:
+    from vq_jax.tasks.edit import edit
+
+    if len(_LABEL.value) > 1:
+        raise UserError(f"--label is given {len(_LABEL.value)} times: {_MODE.value} takes one")
+    edit(
+        _MODE.value,
+        workdir,
+        tokenizer=_tokenizer(),
+        **_files(),
+        mask=_MASK.value,
+        margins=_MARGINS.value,
+        factor=_FACTOR.value,
+        share=_OF_CODES.value,
+        count=4 if _COUNT.value is None else _COUNT.value,
+        label=_LABEL.value[0] if _LABEL.value else None,
+        **_drawing(),
     )
 
 
@@ -96,6 +212,13 @@ MODES: dict[str, Callable[[Path], None]] = {
     "plan": _plan,
     "evaluate": _evaluate,
     "reconstruct": _reconstruct,
+    "tokenize": _tokenize,
+    "sample": _sample,
+    "inpaint": _edit,
+    "outpaint": _edit,
+    "upscale": _edit,
+    "restore": _edit,
+    "variations": _edit,
 }
 
 
@@ -107,7 +230,10 @@ def _workdir() -> Path:
         file, _, variant = name.partition(".py:")
         parts = (Path(file).stem, *variant.split("/"))  # "residual/fsq" is one folder
         return Path("runs") / "-".join(filter(None, parts))
-    return Path("runs/default")
+    priors = ("sample", "inpaint", "outpaint", "variations")
+    known = {"upscale": "prior_upscale", "restore": "prior_restore"}
+    known |= dict.fromkeys(priors, "prior_default")
+    return Path("runs") / known.get(_MODE.value, "default")
 
 
 def _main(_: list[str]) -> None:

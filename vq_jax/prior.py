@@ -98,6 +98,7 @@ class TrainedPrior:
         label: Labels = None,
         condition: Any = None,
         seed: int = 0,
+        first: int = 0,
         steps: int | None = None,
         choice_temperature: float | None = None,
         order: str | None = None,
@@ -111,6 +112,7 @@ class TrainedPrior:
           label: see `labels`.
           condition: int [B, ...], codes of the condition, where the prior has one.
           seed: image i is drawn from the i-th key of this seed, whatever the batch.
+          first: the number of the first image.
           steps: of a masked prior, in how many.
           choice_temperature: of a masked prior, how much chance there is in what is settled first.
           order: of a masked prior: "confidence" or "halton".
@@ -141,7 +143,7 @@ class TrainedPrior:
         for start in range(0, count, _BATCH):
             part = slice(start, start + _BATCH)
             rows = len(label_B[part])
-            keys = sampling.row_keys(jax.random.key(seed), start, rows)
+            keys = sampling.row_keys(jax.random.key(seed), first + start, rows)
             drawn = self._fill(
                 self.params,
                 *(None if a is None else jnp.asarray(a[part]) for a in arguments),
@@ -158,7 +160,7 @@ class TrainedPrior:
         return np.concatenate(codes).reshape(given.shape), np.concatenate(likelihoods)
 
     def sample_codes(
-        self, count: int, *, label: Labels = None, candidates: int = 1, seed: int = 0, **how: Any
+        self, count: int, *, label: Labels = None, candidates: int = 1, first: int = 0, **how: Any
     ) -> np.ndarray:
         """Codes int32 [count, *grid] from noise.
 
@@ -166,8 +168,8 @@ class TrainedPrior:
           count: how many images.
           label: see `labels`.
           candidates: so many are drawn for each image, and the likeliest is kept.
-          seed: decides everything.
-          **how: see `fill`.
+          first: the number of the first image: of one seed it is the same in any batch.
+          **how: seed and more; see `fill`.
         """
         if count < 1 or candidates < 1:
             raise UserError(f"count {count}, candidates {candidates}: use 1 or more")
@@ -182,7 +184,7 @@ class TrainedPrior:
             np.zeros(shape, np.int32),
             np.ones(shape, bool),
             label=None if (labels == len(self.class_names)).all() else labels.tolist(),
-            seed=seed,
+            first=first * candidates,
             **how,
         )
         best = likelihood.reshape(count, candidates).argmax(axis=1)
@@ -335,7 +337,4 @@ def load(workdir: str | Path) -> TrainedTokenizer | TrainedPrior:
     Raises:
       UserError: there is no run, or no checkpoint yet, or it does not fit the config.
     """
-    path = Path(workdir) / "config.json"
-    if path.exists() and configs.is_prior(configs.load(path)):
-        return load_prior(workdir)
-    return tokenizers.load(workdir)
+    return load_prior(workdir) if configs.holds_prior(Path(workdir)) else tokenizers.load(workdir)

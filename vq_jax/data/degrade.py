@@ -80,7 +80,7 @@ def restore(
         does[rng.integers(4)] = True
         amount = rng.uniform(0.25, 1.0, 4)
         if does[0]:
-            blurred = _pillow(image).filter(ImageFilter.GaussianBlur(blur * amount[0]))
+            blurred = _pillow(image).filter(ImageFilter.GaussianBlur(float(blur * amount[0])))
             image = _array(blurred)
         light = image.astype(np.float32) / 255.0
         if does[1]:

@@ -259,7 +259,7 @@ def _improve(prior: TrainedPrior, splits: Splits, workdir: Path) -> dict[str, An
             np.ones(shape, bool),
             condition=condition,
             label=batch["label"].tolist() if prior.class_names else None,
-            seed=images,
+            first=images,
         )
         better = np.clip(np.asarray(prior.tokenizer.decode(codes)), -1, 1)
         shown_worse = worse

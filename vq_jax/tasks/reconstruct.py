@@ -4,11 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vq_jax.data.images import read_image, rows_of, save_image, to_float, to_uint8
-from vq_jax.data.sources import find_images
-from vq_jax.errors import UserError
+from vq_jax.data.images import rows_of, to_float, to_uint8
+from vq_jax.tasks.files import change_files, pair_files
 from vq_jax.tokenizer import TrainedTokenizer, load
-from vq_jax.training.report import stderr
 
 
 def reconstruct(workdir: Path, *, input: Path, output: Path, side_by_side: bool) -> None:
@@ -20,46 +18,14 @@ def reconstruct(workdir: Path, *, input: Path, output: Path, side_by_side: bool)
       output: the file, or folder, to write.
       side_by_side: put the original to the left of the reconstruction.
     """
-    if not input.exists():
-        raise UserError(f"there is no {input}: --input takes an image or a folder of images")
+    pair_files(input, output)  # what is wrong with them is said before anything is loaded
     tokenizer = load(workdir)
-    channels = tokenizer.config.data.channels
-    if input.is_dir() and output.is_file():
-        raise UserError(f"--input={input} is a folder, and --output={output} a file: name a folder")
-    if input.is_dir():
-        pairs = [
-            (p, (output / p.relative_to(input)).with_suffix(".png")) for p in find_images(input)
-        ]
-        if len({target for _, target in pairs}) < len(pairs):  # a.jpg beside a.png: keep both
-            pairs = [(p, target.with_name(p.name + ".png")) for p, target in pairs]
-    else:
-        into_folder = output.is_dir() or not output.suffix
-        pairs = [(input, output / f"{input.stem}.png" if into_folder else output)]
 
-    inputs = {source.resolve() for source, _ in pairs}
-    inside = input.is_dir() and output.resolve().is_relative_to(input.resolve())
-    if inside or any(target.resolve() in inputs for _, target in pairs):
-        raise UserError(f"--output={output} would write among the originals: name another place")
-    done, failed = 0, []
-    for source, target in pairs:
-        try:
-            image = read_image(source, channels)
-        except UserError as e:
-            if len(pairs) == 1:
-                raise
-            failed.append(str(e))
-            continue
+    def change(image: np.ndarray) -> np.ndarray:
         result = reconstruct_image(tokenizer, image)
-        if side_by_side:
-            result = rows_of(np.stack([image, result]))
-        save_image(result, target)
-        done += 1
-    for line in failed:
-        stderr(f"skipped: {line}")
-    if not done:
-        raise UserError(f"none of the {len(pairs)} images of {input} could be read")
-    place = output if input.is_dir() else pairs[0][1]
-    print(f"reconstructed {done} of {len(pairs)} images into {place}")
+        return rows_of(np.stack([image, result])) if side_by_side else result
+
+    change_files(input, output, tokenizer.config.data.channels, change, "reconstructed")
 
 
 def reconstruct_image(tokenizer: TrainedTokenizer, image: np.ndarray) -> np.ndarray:

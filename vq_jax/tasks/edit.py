@@ -1,0 +1,96 @@
+"""Changes images through a trained prior: the commands over `editing.py`."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vq_jax import editing
+from vq_jax.data.images import read_image, rows_of
+from vq_jax.errors import UserError
+from vq_jax.prior import TrainedPrior, load_prior
+from vq_jax.tasks.files import change_files
+
+
+def _mask(path: str) -> np.ndarray:
+    if not path:
+        raise UserError("inpaint needs --mask, an image that is white where to draw")
+    if not Path(path).is_file():
+        raise UserError(f"there is no {path}: --mask takes an image that is white where to draw")
+    mask = read_image(Path(path), 1)[..., 0] > 127
+    if not mask.any():
+        raise UserError(f"nothing of {path} is white: --mask marks in white what to draw")
+    return mask
+
+
+def _margins(text: str) -> tuple[int, int, int, int]:
+    parts = text.replace(" ", "").split(",")
+    try:
+        numbers = [int(part) for part in parts]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1:
+        numbers *= 4
+    if len(numbers) != 4:
+        raise UserError(
+            f"--margins={text}: pixels to add at top,right,bottom,left, as 0,32,0,32, or one number"
+        )
+    return tuple(numbers)  # type: ignore[return-value]
+
+
+def _variations(prior, image, *, share, count, **how):
+    return rows_of(np.stack([image, *editing.variations(prior, image, share, count, **how)]))
+
+
+def edit(
+    name: str,
+    workdir: Path,
+    *,
+    tokenizer: Path | None,
+    input: Path,
+    output: Path,
+    mask: str = "",
+    margins: str = "",
+    factor: int = 2,
+    share: float = 0.5,
+    count: int = 4,
+    **how: Any,
+) -> None:
+    """`--mode=inpaint`, `outpaint`, `upscale`, `restore` and `variations`.
+
+    Args:
+      name: which.
+      workdir: the prior's run.
+      tokenizer: the tokenizer's, where it is elsewhere than the prior's config says.
+      input, output: an image, or a folder of images, and where to write.
+      mask: inpaint: an image, white where to draw.
+      margins: outpaint: pixels to add, as "top,right,bottom,left".
+      factor: upscale: how many times larger.
+      share: variations: of the codes to draw anew.
+      count: variations: how many; they come in a row after the original.
+      **how: label, candidates, seed and more; see `editing.fill_grid`.
+    """
+    changes: dict[str, Callable[[], Callable[..., np.ndarray]]] = {
+        "inpaint": lambda: partial(editing.inpaint, mask=_mask(mask)),
+        "outpaint": lambda: partial(editing.outpaint, margins=_margins(margins)),
+        "upscale": lambda: partial(editing.upscale, factor=factor),
+        "restore": lambda: editing.restore,
+        "variations": lambda: partial(_variations, share=share, count=count),
+    }
+    change = changes[name]()  # what is wrong with it is said before anything is loaded
+    if name == "inpaint" and input.is_dir():
+        raise UserError(f"--input={input} is a folder: a mask is for one image")
+    prior: TrainedPrior = load_prior(workdir, tokenizer)
+    channels = prior.tokenizer.config.data.channels
+    change_files(input, output, channels, lambda image: change(prior, image, **how), _DONE[name])
+
+
+_DONE = {
+    "inpaint": "inpainted",
+    "outpaint": "extended",
+    "upscale": "enlarged",
+    "restore": "restored",
+    "variations": "varied",
+}

@@ -1,0 +1,74 @@
+"""Commands from an image to an image: one file, or a folder into a folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from vq_jax.data.images import read_image, save_image
+from vq_jax.data.sources import find_images
+from vq_jax.errors import UserError
+from vq_jax.training.report import stderr
+
+
+def pair_files(input: Path, output: Path) -> list[tuple[Path, Path]]:
+    """Each image to read, and the file to write of it.
+
+    Args:
+      input: an image file, or a folder whose tree of images is mirrored in `output` as PNGs.
+      output: the file, or folder, to write.
+
+    Raises:
+      UserError: there is no such input, or something would be written among the originals.
+    """
+    if not input.exists():
+        raise UserError(f"there is no {input}: --input takes an image or a folder of images")
+    if input.is_dir() and output.is_file():
+        raise UserError(f"--input={input} is a folder, and --output={output} a file: name a folder")
+    if input.is_dir():
+        pairs = [
+            (p, (output / p.relative_to(input)).with_suffix(".png")) for p in find_images(input)
+        ]
+        if len({target for _, target in pairs}) < len(pairs):  # a.jpg beside a.png: keep both
+            pairs = [(p, target.with_name(p.name + ".png")) for p, target in pairs]
+    else:
+        into_folder = output.is_dir() or not output.suffix
+        pairs = [(input, output / f"{input.stem}.png" if into_folder else output)]
+    inputs = {source.resolve() for source, _ in pairs}
+    inside = input.is_dir() and output.resolve().is_relative_to(input.resolve())
+    if inside or any(target.resolve() in inputs for _, target in pairs):
+        raise UserError(f"--output={output} would write among the originals: name another place")
+    return pairs
+
+
+def change_files(
+    input: Path, output: Path, channels: int, change: Callable[[np.ndarray], np.ndarray], verb: str
+) -> None:
+    """Reads each image, uint8 [H, W, channels], and writes what `change` makes of it.
+
+    Of many, one that cannot be read or changed is named, and the others are done.
+
+    Args:
+      input, output: see `pair_files`.
+      channels: 1 or 3.
+      change: an image to an image.
+      verb: what is said to have been done.
+    """
+    pairs = pair_files(input, output)
+    done, failed = 0, []
+    for source, target in pairs:
+        try:
+            result = change(read_image(source, channels))
+        except UserError as e:
+            if len(pairs) == 1:
+                raise
+            failed.append(f"{source}: {e}")
+            continue
+        save_image(result, target)
+        done += 1
+    for line in failed:
+        stderr(f"skipped: {line}")
+    if not done:
+        raise UserError(f"none of the {len(pairs)} images of {input} could be {verb}")
+    place = output if input.is_dir() else pairs[0][1]
+    print(f"{verb} {done} of {len(pairs)} images into {place}")
