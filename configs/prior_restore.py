@@ -1,0 +1,31 @@
+"""Emoji freed of noise, blur, JPEG and bad light: a prior given the codes of the damaged image.
+
+    python -m vq_jax.main --config=configs/prior_restore.py
+    python -m vq_jax.main --mode=restore --input=my.png --output=clean.png
+
+The tokenizer comes first (configs/default.py).
+"""
+
+from vq_jax.config import base_prior
+
+
+def get_config():
+    config = base_prior("masked", "restore")
+    config.tokenizer = "runs/default"
+    config.data.source = "emoji"
+    config.data.batch_size = 32
+
+    config.prior.layers = 6
+    config.prior.width = 192
+    config.prior.heads = 6
+    config.prior.dropout = 0.2
+
+    config.phases.prior = 1000
+    config.log_every = 20
+    config.save_every = 500
+    config.optim.lr = 1e-3
+    config.optim.lr_end = 1e-5
+    config.optim.schedule = "cosine"
+    config.optim.warmup_steps = 100
+    config.ema_decay = 0.99
+    return config
