@@ -147,7 +147,7 @@ def spread(values: np.ndarray, known: np.ndarray) -> np.ndarray:
             ],
             axis=-1,
         )
-        reached = (weight > 1e-3) & ~done
+        reached = (weight > 1e-12) & ~done
         filled[reached] = blurred[reached] / weight[reached][:, None]
         done |= reached
         sigma *= 2.0

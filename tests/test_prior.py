@@ -1,0 +1,284 @@
+"""A trained prior from Python, and the edits over it. Its params are random: what is tested holds for any."""
+
+from types import SimpleNamespace
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vq_jax import config as configs
+from vq_jax import editing
+from vq_jax.errors import UserError
+from vq_jax.prior import TrainedPrior, check_fingerprint
+from vq_jax.sampling import log_probability
+from vq_jax.tasks.train_prior import describe_codes
+from vq_jax.tokenizer import TrainedTokenizer
+
+CLASSES = ("Flags", "Food & Drink", "Objects")
+
+
+def make_tokenizer(quantizer="vq", seed=0):
+    config = configs.base("vqvae", quantizer)
+    config.data.resolution = 16
+    config.model.update({"hidden": 16, "res_hidden": 8})
+    for part in (config.quantizer, config.quantizer.get("inner", {})):
+        for field, value in (("num_codes", 32), ("dim", 8), ("levels", 2), ("scales", (1, 2, 4))):
+            if field in part:
+                part[field] = value
+    config.phases.joint = 1
+    module = configs.make_tokenizer(config)
+    variables = jax.jit(module.init)(jax.random.key(seed), jnp.zeros((1, 16, 16, 3)))
+    # A codebook as wide as the latents, so that codes differ.
+    variables["params"]["quantizer"] = jax.tree.map(
+        lambda x: 30 * x, variables["params"]["quantizer"]
+    )
+    return TrainedTokenizer(config, module, variables, 1)
+
+
+def make_prior(tokenizer, name="masked", condition="none", **fields):
+    config = configs.base_prior(name, condition)
+    config.data.resolution = 16
+    config.prior.update({"layers": 1, "width": 32, "heads": 2})
+    config.condition.update(fields)
+    with config.unlocked():
+        describe_codes(config, tokenizer, CLASSES)
+    module = configs.make_prior(config)
+    worse = jnp.zeros((1, module.prefix_length - 1), jnp.int32) if module.condition else None
+    zeros = jnp.zeros((1, module.length), jnp.int32)
+    params = jax.jit(module.init)(jax.random.key(1), zeros, zeros[:, 0], worse)["params"]
+    params = jax.tree.map(lambda x: 5 * x if x.ndim > 1 else x, params)
+    return TrainedPrior(config, tokenizer, module, params, 1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def priors(tokenizer):
+    return {name: make_prior(tokenizer, name) for name in ("causal", "masked", "random_order")}
+
+
+@pytest.fixture
+def image(rng):
+    return rng.integers(0, 256, (24, 40, 3), np.uint8)
+
+
+@pytest.mark.parametrize("name", ["causal", "masked", "random_order"])
+def test_an_image_depends_on_its_seed_and_number_and_not_on_its_batch(priors, name):
+    prior = priors[name]
+    five = prior.sample_codes(5, label="Flags", seed=3)
+    np.testing.assert_array_equal(five, prior.sample_codes(5, label="Flags", seed=3))
+    two = prior.sample_codes(2, label="Flags", seed=3, first=3)
+    np.testing.assert_array_equal(five[3:], two)
+    assert (five != prior.sample_codes(5, label="Flags", seed=4)).any()
+    assert len({codes.tobytes() for codes in five}) == 5
+    images = prior.sample(2, label="Flags", seed=3, first=3)
+    assert images.shape == (2, 16, 16, 3) and np.abs(images).max() <= 1
+
+
+def test_a_guidance_of_one_is_plain_and_no_other_is(priors):
+    for prior in priors.values():
+        plain = prior.sample_codes(3, label=1)
+        np.testing.assert_array_equal(plain, prior.sample_codes(3, label=1, guidance=1.0))
+        assert (plain != prior.sample_codes(3, label=1, guidance=9.0)).any()
+        # Guided by nothing, it makes no difference.
+        nothing = prior.sample_codes(3, guidance=9.0)
+        np.testing.assert_array_equal(nothing, prior.sample_codes(3))
+
+
+@pytest.mark.parametrize("name", ["causal", "masked", "random_order"])
+def test_codes_that_are_given_stay(priors, name, rng):
+    prior = priors[name]
+    given = rng.integers(0, 32, (4, *prior.tokenizer.grid))
+    free = rng.random(given.shape) < 0.5
+    codes, likelihood = prior.fill(given, free, label=[0, 1, 2, 0])
+    np.testing.assert_array_equal(codes[~free], given[~free])
+    assert (codes[free] != given[free]).any() and np.isfinite(likelihood).all()
+    none, likelihood = prior.fill(given, np.zeros_like(free))
+    np.testing.assert_array_equal(none, given)
+    np.testing.assert_array_equal(likelihood, 0)
+
+
+def test_the_likelihood_of_what_is_drawn_is_the_models_own(priors):
+    for name in ("causal", "random_order"):
+        prior = priors[name]
+        shape = (3, *prior.tokenizer.grid)
+        codes, likelihood = prior.fill(
+            np.zeros(shape, int), np.ones(shape, bool), label="Objects", temperature=0.5, top_k=5
+        )
+        expected = prior.log_probability(codes, "Objects").sum(1)
+        np.testing.assert_allclose(likelihood, expected, rtol=1e-4)
+    with pytest.raises(UserError, match="masked"):
+        priors["masked"].log_probability(codes)
+
+
+def test_of_candidates_the_likeliest_is_kept(priors):
+    prior = priors["causal"]
+    best = prior.sample_codes(2, label=0, candidates=4)
+    every = prior.sample_codes(8, label=0)
+    likelihood = prior.log_probability(every, 0).sum(1).reshape(2, 4)
+    expected = every.reshape(2, 4, *every.shape[1:])[[0, 1], likelihood.argmax(1)]
+    np.testing.assert_array_equal(best, expected)
+
+
+def test_what_is_given_is_read_first_where_the_order_is_free(priors):
+    # The last code alone is given: a prior of free order sees it at the first one drawn.
+    prior = priors["random_order"]
+    n = prior.module.length
+    free = np.ones((1, n), bool)
+    free[0, -1] = False
+    free = free.reshape(1, *prior.tokenizer.grid)
+    first = []
+    for code in (0, 1):
+        given = np.full((1, *prior.tokenizer.grid), code)
+        codes, likelihood = prior.fill(given, free, temperature=0.0)
+        order = jnp.array([[n - 1, *range(n - 1)]])
+        logits = prior.module.apply(
+            {"params": prior.params}, jnp.asarray(codes.reshape(1, -1)), jnp.array([3]), None, order
+        )
+        greedy = np.asarray(logits.argmax(-1))[0, :-1]
+        np.testing.assert_array_equal(codes.reshape(-1)[:-1], greedy)
+        chex.assert_trees_all_close(
+            likelihood[0], log_probability(logits[0, :-1], greedy).sum(), rtol=1e-4
+        )
+        first.append(codes.reshape(-1)[:-1])
+    assert (first[0] != first[1]).any()
+
+
+def test_classes_go_by_name_and_number_and_unknown_ones_are_told_the_nearest(priors):
+    prior = priors["masked"]
+    np.testing.assert_array_equal(prior.labels("Objects", 2), [2, 2])
+    np.testing.assert_array_equal(prior.labels(["1", "Flags", 2], 3), [1, 0, 2])
+    np.testing.assert_array_equal(prior.labels(None, 2), [3, 3])
+    with pytest.raises(UserError, match="near: Food & Drink"):
+        prior.labels("food", 1)
+    with pytest.raises(UserError, match="no class 'Objcts'; near: Objects"):
+        prior.labels("Objcts", 1)
+    with pytest.raises(UserError, match="no class 7.*0 to 2"):
+        prior.labels(7, 1)
+    with pytest.raises(UserError, match="temperature is -1"):
+        prior.sample(1, temperature=-1.0)
+
+
+def test_another_tokenizer_is_refused(tokenizer):
+    other = make_tokenizer(seed=5)
+    check_fingerprint(tokenizer, list(make_tokenizer().fingerprint), "it")
+    with pytest.raises(UserError, match="another tokenizer"):
+        check_fingerprint(other, list(tokenizer.fingerprint), "it")
+
+
+@pytest.mark.parametrize("quantizer", ["residual/vq", "multiscale"])
+@pytest.mark.parametrize("name", ["causal", "masked"])
+def test_several_codes_a_position_are_as_many_tokens(quantizer, name):
+    tokenizer = make_tokenizer(quantizer)
+    prior = make_prior(tokenizer, name)
+    assert prior.module.length == np.prod(tokenizer.grid)
+    codes = prior.sample_codes(2)
+    assert codes.shape == (2, *tokenizer.grid)
+    assert prior.sample(2).shape == (2, 16, 16, 3)
+
+
+# --- edits ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["causal", "masked", "random_order"])
+def test_inpainting_returns_every_pixel_outside_the_mask_as_it_was(priors, name, image):
+    mask = np.zeros(image.shape[:2], bool)
+    mask[5:13, 18:33] = True
+    result = editing.inpaint(priors[name], image, mask, seed=1, candidates=2)
+    assert result.dtype == np.uint8
+    np.testing.assert_array_equal(result[~mask], image[~mask])
+    assert (result[mask] != image[mask]).mean() > 0.5
+    again = editing.inpaint(priors[name], image, mask, seed=1, candidates=2)
+    np.testing.assert_array_equal(result, again)
+    # What was under the mask has no say.
+    other = np.where(mask[..., None], 255 - image, image)
+    np.testing.assert_array_equal(editing.inpaint(priors[name], other, mask, seed=1, candidates=2), result)  # fmt: skip
+
+
+def test_windows_draw_what_is_free_once_and_leave_the_rest(priors, rng):
+    calls = []
+    prior = priors["masked"]
+
+    def fill(given, free, **how):
+        calls.append(free.sum())
+        return prior.fill(given, free, **how)
+
+    spy = SimpleNamespace(module=prior.module, fill=fill)
+    given = rng.integers(0, 32, (11, 14))
+    free = rng.random((11, 14)) < 0.3
+    codes = editing.fill_grid(spy, given, free, candidates=3)
+    assert sum(calls) == 3 * free.sum() and len(calls) > 4
+    np.testing.assert_array_equal(codes[~free], given[~free])
+
+
+def test_outpainting_surrounds_the_image(priors, image):
+    result = editing.outpaint(priors["masked"], image, (3, 0, 10, 5))
+    assert result.shape == (37, 45, 3)
+    np.testing.assert_array_equal(result[3:27, 5:], image)
+
+
+def test_variations_redraw_a_share(priors, image):
+    prior = priors["masked"]
+    few, many = (
+        editing.variations(prior, image, share, 2, seed=2).astype(float) for share in (0.05, 1.0)
+    )
+    assert few.shape == (2, *image.shape) and (few[0] != few[1]).any()
+    plain = editing.variations(prior, image, 0.01, 1)[0].astype(float)
+    assert np.abs(few[0] - plain).mean() < np.abs(many[0] - plain).mean()
+
+
+@pytest.mark.parametrize("enlarge", [True, False])
+def test_upscaling_by_two_and_by_four_in_two_rounds(tokenizer, enlarge):
+    prior = make_prior(tokenizer, "masked", "upscale", enlarge=enlarge)
+    small = np.zeros((9, 22, 3), np.uint8)
+    small[:, 11:] = 255
+    assert editing.upscale(prior, small, 2).shape == (18, 44, 3)
+    assert editing.upscale(prior, small, 4).shape == (36, 88, 3)
+    other = editing.upscale(prior, 255 - small, 2)
+    assert (other != editing.upscale(prior, small, 2)).any()
+    with pytest.raises(UserError, match="factor is 3"):
+        editing.upscale(prior, small, 3)
+    with pytest.raises(UserError, match="condition"):
+        prior.sample(1)
+
+
+def test_restoring_keeps_the_size(tokenizer, image):
+    prior = make_prior(tokenizer, "masked", "restore")
+    result = editing.restore(prior, image[:23, :39])
+    assert result.shape == (23, 39, 3) and result.dtype == np.uint8
+
+
+def test_what_cannot_be_edited_is_told_why(priors, tokenizer, image):
+    prior = priors["masked"]
+    with pytest.raises(UserError, match="mask is 3x4 pixels and the image 40x24"):
+        editing.inpaint(prior, image, np.ones((4, 3), bool))
+    with pytest.raises(UserError, match="whole image"):
+        editing.inpaint(prior, image, np.ones((24, 40), bool))
+    with pytest.raises(UserError, match="2x3 pixels, smaller than one code"):
+        editing.inpaint(prior, image[:3, :2], np.ones((3, 2), bool))
+    with pytest.raises(UserError, match="needs 'upscale'"):
+        editing.upscale(prior, image, 2)
+    with pytest.raises(UserError, match="margins are 0, 0, 0, 0"):
+        editing.outpaint(prior, image, (0, 0, 0, 0))
+    with pytest.raises(UserError, match="share is 2"):
+        editing.variations(prior, image, 2, 1)
+    flat = SimpleNamespace(tokenizer=SimpleNamespace(factor=None))
+    with pytest.raises(UserError, match="lie in a grid"):
+        editing.restore(flat, image)
+
+
+def test_spreading_keeps_what_is_known_and_reaches_everything(rng):
+    values = np.full((40, 30, 2), 7.0)
+    known = np.zeros((40, 30), bool)
+    known[3, 4] = True
+    np.testing.assert_allclose(editing.spread(values, known), 7.0, rtol=1e-6)
+    known = rng.random((40, 30)) < 0.5
+    values = rng.normal(size=(40, 30, 2))
+    filled = editing.spread(values, known)
+    np.testing.assert_array_equal(filled[known], values[known])
+    assert np.abs(filled).max() <= np.abs(values[known]).max() + 1e-9
