@@ -2,6 +2,7 @@
 
     python -m vq_jax.main --config=configs/prior_default.py
     python -m vq_jax.main --mode=sample --workdir=runs/prior_default --label="Food & Drink"
+    python -m vq_jax.main --config=configs/prior_default.py:masked    # or :causal
 
 The tokenizer comes first (configs/default.py).
 """
@@ -9,7 +10,7 @@ The tokenizer comes first (configs/default.py).
 from vq_jax.config import base_prior
 
 
-def get_config(prior="masked"):
+def get_config(prior="random_order"):
     config = base_prior(prior)
     config.tokenizer = "runs/default"
     config.data.source = "emoji"
@@ -28,6 +29,6 @@ def get_config(prior="masked"):
     config.optim.schedule = "cosine"
     config.optim.warmup_steps = 100
     config.ema_decay = 0.99
-    if prior == "random_order":
-        config.loss.permute = (500, 800)
+    if prior == "random_order":  # half of the images row by row: the order they are drawn in
+        config.loss.permute = (1.0, 0.5, 0, 200)
     return config

@@ -11,7 +11,7 @@ from vq_jax.config import base_prior
 
 
 def get_config(factor="2"):
-    config = base_prior("masked", "upscale")
+    config = base_prior("causal", "upscale")
     config.condition.factor = int(factor)
     config.tokenizer = "runs/default"
     config.data.source = "emoji"
@@ -22,9 +22,10 @@ def get_config(factor="2"):
     config.prior.heads = 6
     config.prior.dropout = 0.2
 
-    config.phases.prior = 1000
+    config.phases.prior = 600
+    config.sampling.temperature = 0.5  # true to what is given, rather than varied
     config.log_every = 20
-    config.save_every = 500
+    config.save_every = 300
     config.optim.lr = 1e-3
     config.optim.lr_end = 1e-5
     config.optim.schedule = "cosine"

@@ -33,7 +33,7 @@ def get_config():
     config.prior.scan = True
 
     config.phases.prior = 250_000  # 400 epochs
-    config.loss.permute = (125_000, 187_500)
+    config.loss.permute = (1.0, 0.0, 125_000, 187_500)
     config.optim.lr = 4e-4
     config.optim.lr_end = 1e-5
     config.optim.schedule = "cosine"

@@ -233,8 +233,8 @@ def base_prior(prior: str = "causal", condition: str = "none") -> ConfigDict:
     loss.label_smoothing = 0.0
     loss.label_dropout = 0.1  # share of images without their label, for guidance
     loss.least_masked = 0.0  # masked: no image has a smaller share of its codes masked
-    # random_order: every image in an order of its own up to the first step, row by row from the
-    # second on, fewer and fewer between; () leaves every order as it is drawn, to the end.
+    # random_order: share of images in an order of their own, the others row by row: (from, to, first
+    # step, last step); () draws an order for all, to the end.
     loss.permute = ()
 
     # What --mode=sample and the edits do where they are not told otherwise.
@@ -340,9 +340,9 @@ def _check_prior(config: ConfigDict) -> None:
     ):
         if not 0 <= _at(config, place) <= most:
             raise UserError(f"{place} is {_at(config, place)}: use 0 to {most:g}")
-    permute = config.loss.permute
-    if permute and not (len(permute) == 2 and 0 <= permute[0] < permute[1]):
-        raise UserError(f"loss.permute is {tuple(permute)}: use (first step, last step), or ()")
+    _check_ramp(config.loss.permute, "loss.permute")
+    if not all(0 <= share <= 1 for share in config.loss.permute[:2]):
+        raise UserError(f"loss.permute is {tuple(config.loss.permute)}: shares are 0 to 1")
     _one_of(dict.fromkeys(("confidence", "halton")), config.sampling.order, "sampling.order")
     make_draw(config)
     make_condition(config)
@@ -358,10 +358,7 @@ def _check_tokenizer(config: ConfigDict) -> None:
     ):
         _check_section(table, config[place], place)
     for field, ramp in config.anneal.items():
-        if ramp and (len(ramp) != 4 or not 0 <= ramp[2] < ramp[3]):
-            raise UserError(
-                f"anneal.{field} is {tuple(ramp)}: use (from, to, first step, last step), or ()"
-            )
+        _check_ramp(ramp, f"anneal.{field}")
         for value in ramp[:2]:
             _check_range(field, value, f"anneal.{field}")
     _check_quantizer(config.quantizer, "quantizer")
@@ -374,6 +371,11 @@ def _check_tokenizer(config: ConfigDict) -> None:
     if config.loss.perceptual_weight and config.data.resolution < 16:
         raise UserError("LPIPS needs data.resolution of 16 or more; or loss.perceptual_weight=0")
     _check_shapes(config)
+
+
+def _check_ramp(ramp: tuple, place: str) -> None:
+    if ramp and (len(ramp) != 4 or not 0 <= ramp[2] < ramp[3]):
+        raise UserError(f"{place} is {tuple(ramp)}: use (from, to, first step, last step), or ()")
 
 
 def _check_section(table: Mapping[str, Any], found: ConfigDict, place: str) -> None:

@@ -30,7 +30,7 @@ from vq_jax.training.watch import Watch
 def make_prior_recipe(config: ConfigDict, tokenizer: Any = None) -> PriorRecipe:
     """Module, optimizer and weights of a config; `tokenizer`, a module, makes codes in the step."""
     loss = config.loss
-    permute = make_ramp(1.0, 0.0, *loss.permute) if loss.permute else (lambda step: 1.0)
+    permute = make_ramp(*loss.permute) if loss.permute else (lambda step: 1.0)
     return PriorRecipe(
         prior=configs.make_prior(config),
         tokenizer=tokenizer,
