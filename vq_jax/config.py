@@ -41,6 +41,7 @@ _LEAST = {
     "sampling.steps": 1,
     "sampling.choice_temperature": 0.0,
     "eval_samples": 0,
+    "eval_references": 8,
     "adversarial.r1_every": 1,
 }
 # The least and the most of a quantizer's fields, where it has them.
@@ -247,6 +248,7 @@ def base_prior(prior: str = "causal", condition: str = "none") -> ConfigDict:
         }
     )
     config.eval_samples = 256  # how many are drawn to be judged; 0 judges none
+    config.eval_references = 1024  # training images they are held against
     config.optim = _optim(b2=0.95, weight_decay=0.05, clip_norm=1.0)
     config.ema_decay = 0.999
 

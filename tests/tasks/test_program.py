@@ -5,8 +5,6 @@ import os
 import re
 import shutil
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from running import lines, program, start, steps_logged, wait_for_steps
 
 import vq_jax
 from vq_jax import config as configs
@@ -25,7 +24,6 @@ from vq_jax.training.checkpoint import Checkpoints
 from vq_jax.training.state import split
 from vq_jax.training.steps import init_state
 
-ROOT = Path(__file__).parents[2]
 SMALL = [
     "--config=configs/default.py",
     "--config.data.batch_size=8",
@@ -49,40 +47,8 @@ SMALL = [
 ]
 
 
-def environment():
-    ours = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
-    env = {k: v for k, v in os.environ.items() if k not in ours}
-    # Runs of one config compile the same programs: once is enough.
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(Path(os.environ["VQ_JAX_CACHE"]) / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    return env | cache
-
-
-def program(*arguments, check=True):
-    done = subprocess.run(
-        [sys.executable, "-m", "vq_jax.main", *arguments],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    if check:
-        assert done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
 def small(workdir, data_dir):
     return [*SMALL, f"--workdir={workdir}", f"--config.data.dir={data_dir}"]
-
-
-def lines(workdir, *leave_out):
-    text = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
-    leave_out = {"images_per_second", "data_wait", *leave_out}
-    return [{k: v for k, v in json.loads(t).items() if k not in leave_out} for t in text]
 
 
 def final_state(workdir):
@@ -132,30 +98,6 @@ def test_run_again_it_says_that_it_is_finished(trained, data_dir):
     assert (workdir / "metrics.jsonl").read_text() == before
     other = program(*small(workdir, data_dir), "--config.optim.lr=0.5", check=False)
     assert other.returncode == 2 and "optim.lr 0.0015 -> 0.5" in other.stderr
-
-
-def start(*arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "vq_jax.main", *arguments],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def steps_logged(workdir):
-    metrics = Path(workdir) / "metrics.jsonl"
-    return metrics.read_text().count("\n") if metrics.exists() else 0
-
-
-def wait_for_steps(workdir, count, *processes):
-    """Returns once the run has logged so many steps, or a process has ended."""
-    limit = time.monotonic() + 200
-    while steps_logged(workdir) < count and all(p.poll() is None for p in processes):
-        assert time.monotonic() < limit
-        time.sleep(0.01)
 
 
 @pytest.mark.slow

@@ -49,7 +49,6 @@ _ROWS = {
     "samples": ("samples judged", ",d"),
     "images": ("held-out images", ",d"),
 }
-_REFERENCES = 1024  # training images that samples are held against
 _SHOWN = 12
 _ORDERS = 8  # shares of masked codes that a masked prior's bound is taken over
 
@@ -192,9 +191,10 @@ def _judge(prior: TrainedPrior, splits: Splits, workdir: Path) -> dict[str, Any]
     except UserError as e:
         stderr(f"the Frechet distance is left out: {e}")
         return {}
-    stride = max(1, len(splits.train) // _REFERENCES)
-    subset = Subset(splits.train, range(0, len(splits.train), stride)[:_REFERENCES])
-    real = np.stack([image for image, _ in _images(subset, prior, _REFERENCES)])
+    wanted = prior.config.eval_references
+    stride = max(1, len(splits.train) // wanted)
+    subset = Subset(splits.train, range(0, len(splits.train), stride)[:wanted])
+    real = np.stack([image for image, _ in _images(subset, prior, wanted)])
     held = np.stack([image for image, _ in held_out])
     through = np.clip(
         np.concatenate([prior.tokenizer.reconstruct(held[i : i + 64]) for i in range(0, len(held), 64)]), -1, 1

@@ -1,0 +1,234 @@
+"""Drawing images from a prior against what a user would take instead, taking turns.
+
+    pip install -e '.[bench]'
+    python -m experiments.benchmarks.sampling --output=sampling.json
+
+A class-conditional prior of 12 layers x 768 over 1,024 codes draws 256 tokens an image, one image and
+16 at a time:
+
+  causal            one code after another, keys and values cached, one compiled loop
+  masked 8, 12      MaskGIT's parallel decoding in so many steps
+  halton 12         the same along a Halton order
+  uncached          the same causal prior, all tokens so far read again for each (taming's way)
+  transformers      Hugging Face GPT-2 of the same shape with its own cache, `generate`
+  transformers, uncached   the same with use_cache=False
+
+The two uncached ones are timed at 8 lengths, evenly spread, and the sum taken over all 256. Then a
+training step of the causal prior, 8 images of 256 tokens, beside the same in PyTorch (transformers'
+GPT-2 with AdamW and clipping, no dropout in either). Medians over the rounds, and ratios.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from vq_jax.config import base_prior
+from vq_jax.models.transformer import PRIORS
+from vq_jax.prior import _fill
+from vq_jax.sampling import Draw, row_keys
+from vq_jax.tasks.train_prior import make_prior_recipe
+from vq_jax.training import parallel
+from vq_jax.training.prior_steps import init_prior_state, prior_step
+
+CODES, GRID, TOKENS = 1024, (16, 16), 256
+LENGTHS = tuple(range(16, 257, 32))
+
+
+def make(name: str, dtype: str):
+    """A prior of GPT-2's shape, with its params on the device."""
+    module = PRIORS[name](
+        num_codes=CODES, grid=GRID, books=1, classes=1000, condition=(), dtype=jnp.dtype(dtype),
+        layers=12, width=768, heads=12, position="learned", norm="layer", activation="gelu",
+    )  # fmt: skip
+    zeros = jnp.zeros((1, TOKENS), jnp.int32)
+    params = jax.jit(module.init)(jax.random.key(0), zeros, zeros[:, 0])["params"]
+    return module, params
+
+
+def ours(rows: int, dtype: str) -> dict[str, Callable[[], object]]:
+    """Samplers of this package, each a function that draws `rows` images."""
+    keys = row_keys(jax.random.key(0), 0, rows)
+    nothing = jnp.zeros((rows, TOKENS), jnp.int32)
+    everything, labels = nothing == 0, nothing[:, 0]
+    made: dict[str, Callable[[], object]] = {}
+    causal, causal_params = make("causal", dtype)
+    masked, masked_params = make("masked", dtype)
+
+    def sampler(module, params, **how):
+        how = {"draw": Draw(), "steps": 1, "choice_temperature": 4.5, "halton": False, **how}
+        fill = jax.jit(partial(_fill, module, **how))
+        return lambda: np.asarray(
+            fill(params, nothing, everything, labels, None, keys)[0]
+        )  # fmt: skip
+
+    made["causal"] = sampler(causal, causal_params)
+    for steps in (8, 12):
+        made[f"masked {steps}"] = sampler(masked, masked_params, steps=steps)
+    made["halton 12"] = sampler(masked, masked_params, steps=12, halton=True)
+
+    @partial(jax.jit, static_argnums=1)
+    def reread(codes, length):
+        logits = causal.apply({"params": causal_params}, codes[:, :length], labels)
+        return jax.random.categorical(keys[0], logits[:, -1])
+
+    made["uncached"] = at_lengths(lambda length: np.asarray(reread(nothing, length)))
+    return made
+
+
+def at_lengths(read: Callable[[int], object]) -> Callable[[], float]:
+    """Runs a reading at each of `LENGTHS`; the milliseconds that all lengths up to 256 would take."""
+
+    def run() -> float:
+        spent = 0.0
+        for length in LENGTHS:
+            started = time.perf_counter()
+            read(length)
+            spent += time.perf_counter() - started
+        return 1e3 * spent * TOKENS / len(LENGTHS)
+
+    return run
+
+
+def gpt2(device: str, dtype: torch.dtype) -> GPT2LMHeadModel:
+    """The same shape in transformers: a class is one of 1,000 tokens more."""
+    config = GPT2Config(
+        vocab_size=CODES + 1001, n_positions=TOKENS + 1, n_embd=768, n_layer=12, n_head=12,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=CODES, eos_token_id=None,
+        pad_token_id=CODES,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config).to(device, dtype).eval()
+
+
+def theirs(rows: int, device: str, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    """transformers' samplers."""
+    model = gpt2(device, dtype)
+    prompt = torch.full((rows, 1), CODES, device=device)
+    mask = torch.ones_like(prompt)
+
+    @torch.no_grad()
+    def cached():
+        out = model.generate(
+            prompt, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=TOKENS,
+            min_new_tokens=TOKENS,
+        )  # fmt: skip
+        return out.cpu()
+
+    @torch.no_grad()
+    def reread(length):
+        logits = model(prompt.expand(-1, length), use_cache=False).logits[:, -1]
+        return torch.multinomial(torch.softmax(logits.float(), -1), 1).cpu()
+
+    return {"transformers": cached, "transformers, uncached": at_lengths(reread)}
+
+
+def training(rows: int, device: str, dtype: str) -> dict[str, Callable[[], object]]:
+    """A training step of the causal prior, here and in PyTorch."""
+    config = base_prior("causal")
+    config.dtype = dtype
+    config.codes.update(num_codes=CODES, grid=GRID, classes=tuple(map(str, range(1000))))
+    config.prior.update(layers=12, width=768, heads=12, position="learned", norm="layer",
+                        activation="gelu", dropout=0.0)  # fmt: skip
+    config.phases.prior = 1000
+    recipe = make_prior_recipe(config)
+    state = jax.jit(lambda key: init_prior_state(recipe, key, np.zeros(32), {}))(jax.random.key(0))
+    step = parallel.compile_step(partial(prior_step, recipe=recipe), "jit", state)
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, CODES, (rows, TOKENS)).astype(np.int32)
+    batch = {"codes": jnp.asarray(codes), "label": jnp.zeros((rows,), jnp.int32)}
+    held = [state]
+
+    def here():
+        held[0], metrics = step(held[0], batch, jax.random.key(0))
+        return jax.block_until_ready(metrics)
+
+    model = gpt2(device, torch.float32).train()
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), fused=True)
+    tokens = torch.from_numpy(codes).long().to(device)
+    tokens = torch.cat([torch.full((rows, 1), CODES, device=device), tokens], 1)
+    average = [p.detach().clone() for p in model.parameters()]
+
+    def there():
+        half = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
+        with half:
+            logits = model(tokens[:, :-1], use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), tokens[:, 1:].flatten()
+        )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        torch._foreach_lerp_(average, list(model.parameters()), 0.001)
+        float(loss)  # waits for the device
+
+    return {"vq_jax": here, "PyTorch": there}
+
+
+def in_turns(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each contender in each round, after one that is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(rounds + 1):
+        for name, run in contenders.items():
+            started = time.perf_counter()
+            result = run()
+            taken = 1e3 * (time.perf_counter() - started)
+            if turn:
+                times[name].append(result if isinstance(result, float) else taken)
+    return times
+
+
+def show(title: str, times: dict[str, list[float]], images: int) -> dict[str, dict[str, float]]:
+    """Prints the medians beside the first contender's."""
+    medians = {name: statistics.median(ms) for name, ms in times.items()}
+    first = next(iter(medians.values()))
+    print(f"{title}\n  {'':<24}{'ms':>10}{'images/s':>10}{'time, of the first':>20}")
+    for name, ms in medians.items():
+        print(f"  {name:<24}{ms:>10.0f}{1e3 * images / ms:>10.2f}{ms / first:>20.2f}", flush=True)
+    return {
+        name: {"ms": ms, "images_per_second": 1e3 * images / ms} for name, ms in medians.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 16])
+    parser.add_argument("--train_batch", type=int, default=8)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    arguments = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    results: dict[str, object] = {
+        "machine": f"{platform.machine()}, {jax.device_count()} {jax.devices()[0].device_kind}",
+        "jax": jax.__version__,
+        "torch": torch.__version__,
+        "dtype": arguments.dtype,
+    }
+    torch_dtype = getattr(torch, arguments.dtype)
+    for rows in arguments.batches:
+        contenders = ours(rows, arguments.dtype) | theirs(rows, device, torch_dtype)
+        times = in_turns(contenders, arguments.rounds)
+        results[f"sampling, {rows} at a time"] = show(f"{rows} at a time", times, rows)
+    if rows := arguments.train_batch:
+        times = in_turns(training(rows, device, arguments.dtype), 2 * arguments.rounds)
+        results[f"training step, {rows} images"] = show(f"training step, {rows}", times, rows)
+    if arguments.output:
+        arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
