@@ -91,9 +91,13 @@ class Block(nn.Module):
     out_init: Callable
     dtype: Dtype
 
-    def _dense(self, features: int, name: str, init: Callable = _normal) -> nn.Dense:
-        bias = self.norm == "layer"
-        return nn.Dense(features, use_bias=bias, kernel_init=init, dtype=self.dtype, name=name)
+    def _dense(self, x_BSD: jax.Array, features: int, name: str, init: Callable = _normal):
+        """A dense layer over tokens as rows: in three dimensions XLA's CPU compiler transposes the
+        layer's activations by themselves, and slowly, for the kernel's gradient."""
+        layer = nn.Dense(
+            features, use_bias=self.norm == "layer", kernel_init=init, dtype=self.dtype, name=name
+        )
+        return layer(x_BSD.reshape(-1, x_BSD.shape[-1])).reshape(*x_BSD.shape[:-1], features)
 
     @nn.compact
     def __call__(
@@ -108,7 +112,7 @@ class Block(nn.Module):
         b, s, width = x_BSD.shape
         drop = partial(nn.Dropout(self.dropout), deterministic=not train)
         normed = NORMS[self.norm](dtype=self.dtype, name="norm_attention")(x_BSD)
-        qkv = self._dense(3 * width, "qkv")(normed).reshape(b, s, 3, self.heads, -1)
+        qkv = self._dense(normed, 3 * width, "qkv").reshape(b, s, 3, self.heads, -1)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
@@ -123,15 +127,15 @@ class Block(nn.Module):
             seen = jnp.arange(k.shape[1])[None, :] <= start + jnp.arange(s)[:, None]
             mixed = jax.nn.dot_product_attention(q, k, v, mask=seen[None, None])
         mixed = mixed.reshape(b, s, width)
-        x_BSD += drop(self._dense(width, "out", self.out_init)(mixed))
+        x_BSD += drop(self._dense(mixed, width, "out", self.out_init))
 
         normed = NORMS[self.norm](dtype=self.dtype, name="norm_feed_forward")(x_BSD)
         if self.activation == "swiglu":  # Shazeer 2020
-            gate, h = jnp.split(self._dense(2 * self.hidden, "up")(normed), 2, axis=-1)
+            gate, h = jnp.split(self._dense(normed, 2 * self.hidden, "up"), 2, axis=-1)
             h = nn.silu(gate) * h
         else:
-            h = nn.gelu(self._dense(self.hidden, "up")(normed))
-        return x_BSD + drop(self._dense(width, "down", self.out_init)(h)), cache
+            h = nn.gelu(self._dense(normed, self.hidden, "up"))
+        return x_BSD + drop(self._dense(h, width, "down", self.out_init)), cache
 
 
 class Transformer(nn.Module):
