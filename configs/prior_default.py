@@ -21,6 +21,8 @@ def get_config(prior="random_order"):
     config.prior.heads = 6
     config.prior.dropout = 0.2
 
+    config.sampling.temperature = 0.8
+
     config.phases.prior = 1000
     config.log_every = 20
     config.save_every = 500

@@ -12,12 +12,14 @@ PACKAGE = Path(__file__).parents[1] / "vq_jax"
 ROWS = [
     ["main"],
     ["tasks"],
+    ["editing"],
+    ["prior"],
     ["tokenizer"],
     ["config"],
-    ["training", "data"],
+    ["training", "data", "interop"],
     ["models"],
     ["quantizers"],
-    ["losses", "metrics", "collectives"],
+    ["losses", "metrics", "sampling", "collectives"],
     ["errors"],
 ]
 ROW_OF = {room: i for i, row in enumerate(ROWS) for room in row}

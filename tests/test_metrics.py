@@ -2,6 +2,7 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import linalg
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from vq_jax import metrics
@@ -52,3 +53,32 @@ def test_counts_usage_and_perplexity():
 
 def test_bits_per_pixel():
     assert metrics.bits_per_pixel(512, 64, 32 * 32) == pytest.approx(0.5625)
+
+
+def test_the_frechet_distance_is_the_one_of_two_gaussians(rng):
+    a = rng.normal(size=(300, 6)) @ rng.normal(size=(6, 6))
+    b = rng.normal(size=(200, 6)) @ rng.normal(size=(6, 6)) + 1.0
+    covariances = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = linalg.sqrtm(covariances[0] @ covariances[1]).real
+    expected = np.square(a.mean(0) - b.mean(0)).sum()
+    expected += np.trace(covariances[0] + covariances[1] - 2 * root)
+    assert metrics.frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert metrics.frechet_distance(a, a) == pytest.approx(0.0, abs=1e-8)
+    # Of fewer samples than features, too: moved by 3 in one direction.
+    few = rng.normal(size=(10, 40))
+    assert metrics.frechet_distance(few, few + 3 * np.eye(40)[0]) == pytest.approx(9.0)
+
+
+def test_precision_and_recall_tell_bad_samples_from_missing_ones(rng):
+    near, far = rng.normal(size=(200, 2)), rng.normal(size=(200, 2)) + 100
+    both = np.concatenate([near, far])
+    precision, recall = metrics.precision_recall(both, near + 0.01)
+    assert precision > 0.95 and recall == pytest.approx(0.5, abs=0.05)
+    precision, recall = metrics.precision_recall(near, both + 0.01)
+    assert precision == pytest.approx(0.5, abs=0.05) and recall > 0.95
+
+
+def test_distances_are_euclidean(rng):
+    a, b = rng.normal(size=(4, 3)), rng.normal(size=(5, 3))
+    expected = np.linalg.norm(a[:, None] - b[None], axis=-1)
+    np.testing.assert_allclose(metrics.distances(a, b), expected, rtol=1e-9)

@@ -56,8 +56,8 @@ def ours(options: argparse.Namespace, x: np.ndarray) -> Callable[[], None]:
     config = make_config(options)
     recipe, (phase,) = make_recipe(config), make_phases(config)
     init = partial(init_state, recipe, image_shape=x.shape[1:])
-    state = parallel.replicate(parallel.run_once(init, jax.random.key(0)))
-    step = parallel.compile_step(partial(train_step, recipe=recipe, phase=phase), "pmap")
+    state = parallel.make_state(init, jax.random.key(0))
+    step = parallel.compile_step(partial(train_step, recipe=recipe, phase=phase), "pmap", state)
     batch = parallel.shard_batch({"image": x}, "pmap")
     key = jax.random.key(1)
 

@@ -42,13 +42,13 @@ def run(mode, batches):
     state = jax.jit(partial(init_state, recipe, image_shape=(16, 16, 3)))(KEY)
 
     def compiled(step):
-        return jax.jit(step) if mode == "one" else parallel.compile_step(step, mode)
+        return jax.jit(step) if mode == "one" else parallel.compile_step(step, mode, state)
 
     def shard(batch):
         return batch if mode == "one" else parallel.shard_batch(batch, mode)
 
     if mode != "one":
-        state = parallel.replicate(state)
+        state = parallel.make_state(lambda state: state, state)
     state, _ = compiled(partial(initialise_codebook, recipe=recipe))(state, shard(batches[0]), KEY)
     found = []
     for phase in phases:
@@ -90,8 +90,8 @@ def test_a_step_is_compiled_once(mode, batches):
         mean = pmean(batch["image"].mean(), axis_name)
         return state + mean + jax.random.normal(key), {"mean": mean}
 
-    compiled = parallel.compile_step(step, mode)
-    state = parallel.replicate(jnp.zeros(3))
+    state = parallel.make_state(lambda: jnp.zeros(3))
+    compiled = parallel.compile_step(step, mode, state)
     for batch in batches[:3]:
         state, metrics = compiled(state, parallel.shard_batch(batch, mode), KEY)
         assert float(metrics["mean"]) == pytest.approx(float(batch["image"].mean()), rel=1e-5)

@@ -2,7 +2,7 @@ import pytest
 
 from vq_jax.config import base
 from vq_jax.training.steps import Phase
-from vq_jax.training.watch import Watch, what_to_turn
+from vq_jax.training.watch import TokenizerWatch, what_to_turn
 
 GOOD = {"skipped": 0, "perplexity": 100.0, "disc_accuracy": 0.7}
 ADVERSARIAL = Phase("adversarial", 500, 100, adversarial=True)
@@ -18,7 +18,7 @@ def watch(warnings):
     config = base()
     config.adversarial.update(warmup_steps=50, ramp_steps=10)
     config.disc_optim.lr = 0.125
-    return Watch(config, 2048, 512, skipped=3, warn=warnings.append)
+    return TokenizerWatch(config, 2048, 512, skipped=3, warn=warnings.append)
 
 
 def feed(watch, metrics, count, start=0):
@@ -63,7 +63,7 @@ def test_a_discriminator_has_won_only_once_the_generator_feels_it(watch, warning
 
 
 def test_a_few_codes_are_no_collapse_where_there_cannot_be_more(warnings):
-    watch = Watch(base(), 8, 512, skipped=0, warn=warnings.append)
+    watch = TokenizerWatch(base(), 8, 512, skipped=0, warn=warnings.append)
     for step in range(100):
         watch.step(step, ADVERSARIAL, {**GOOD, "perplexity": 4.0})
     assert not warnings
