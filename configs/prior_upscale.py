@@ -1,8 +1,8 @@
-"""Emoji from 16x16 to 32x32: a prior over the default tokenizer's codes, given the small image's.
+"""Emoji from 8x8 to 32x32: a prior over the default tokenizer's codes, given the small image's.
 
     python -m vq_jax.main --config=configs/prior_upscale.py
     python -m vq_jax.main --mode=upscale --input=my.png --output=large.png
-    python -m vq_jax.main --config=configs/prior_upscale.py:4      # by 4, from 8x8
+    python -m vq_jax.main --config=configs/prior_upscale.py:2      # by 2, from 16x16
 
 The tokenizer comes first (configs/default.py).
 """
@@ -10,7 +10,7 @@ The tokenizer comes first (configs/default.py).
 from vq_jax.config import base_prior
 
 
-def get_config(factor="2"):
+def get_config(factor="4"):
     config = base_prior("causal", "upscale")
     config.condition.factor = int(factor)
     config.tokenizer = "runs/default"

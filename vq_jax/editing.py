@@ -217,13 +217,15 @@ def outpaint(
     return inpaint(prior, canvas, mask, **how)
 
 
-def upscale(prior: TrainedPrior, image: np.ndarray, factor: int, **how: Any) -> np.ndarray:
+def upscale(
+    prior: TrainedPrior, image: np.ndarray, factor: int | None = None, **how: Any
+) -> np.ndarray:
     """Draws the image `factor` times as large; a prior of factor 2 enlarges by 4 in two rounds.
 
     Args:
       prior: with condition "upscale".
       image: uint8 [H, W, C].
-      factor: 2 or 4.
+      factor: a power of the prior's own; None is that itself.
       **how: see `fill_grid`.
 
     Returns:
@@ -231,6 +233,7 @@ def upscale(prior: TrainedPrior, image: np.ndarray, factor: int, **how: Any) -> 
     """
     spans = _check(prior, image, "upscale", "train one with configs/prior_upscale.py")
     own = prior.config.condition.factor
+    factor = own if factor is None else factor
     rounds = round(math.log(max(factor, 1), own))
     if factor < 2 or own**rounds != factor:
         raise UserError(f"factor is {factor}, and this prior enlarges by {own}: use a power of it")

@@ -72,7 +72,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Decides all that is drawn.")
 _CANDIDATES = flags.DEFINE_integer("candidates", 1, "Draw so many, and keep the likeliest.")
 _MASK = flags.DEFINE_string("mask", "", "inpaint: an image, white where to draw.")
 _MARGINS = flags.DEFINE_string("margins", "", "outpaint: pixels to add: top,right,bottom,left.")
-_FACTOR = flags.DEFINE_integer("factor", 2, "upscale: how many times larger, 2 or 4.")
+_FACTOR = flags.DEFINE_integer("factor", None, "upscale: how many times larger; the prior's own.")
 _OF_CODES = flags.DEFINE_float("redraw", 0.5, "variations: share of the codes to draw anew.")
 _HOW = {
     "temperature": flags.DEFINE_float("temperature", None, "Of the draw; 0 takes the likeliest."),
@@ -117,6 +117,8 @@ def _plan(workdir: Path) -> None:
         config = configs.load(workdir / "config.json")
     else:
         configs.check(config)
+    if configs.is_prior(config):
+        raise UserError("plan counts a tokenizer's step: name a tokenizer's config or --workdir")
     plan(config, devices=_DEVICES.value, share=_SHARE.value, device=_DEVICE.value)
 
 

@@ -129,6 +129,12 @@ class TrainedPrior:
         order = order or settings.order
         if order not in ("confidence", "halton"):
             raise UserError(f"order is {order!r}: use confidence or halton")
+        always = self.class_names and not self.config.loss.label_dropout
+        if always and (label is None or draw.guided):
+            raise UserError(
+                "this prior was trained with a label for every image (loss.label_dropout=0): name "
+                "one, and no guidance"
+            )
         given = np.asarray(given, np.int32)
         free = np.asarray(free, bool)
         if free.ndim < given.ndim:

@@ -53,7 +53,7 @@ def edit(
     output: Path,
     mask: str = "",
     margins: str = "",
-    factor: int = 2,
+    factor: int | None = None,
     share: float = 0.5,
     count: int = 4,
     **how: Any,
@@ -67,7 +67,7 @@ def edit(
       input, output: an image, or a folder of images, and where to write.
       mask: inpaint: an image, white where to draw.
       margins: outpaint: pixels to add, as "top,right,bottom,left".
-      factor: upscale: how many times larger.
+      factor: upscale: how many times larger; None is as the prior was trained.
       share: variations: of the codes to draw anew.
       count: variations: how many; they come in a row after the original.
       **how: label, candidates, seed and more; see `editing.fill_grid`.
