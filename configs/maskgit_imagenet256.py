@@ -1,4 +1,4 @@
-"""Class-conditional ImageNet at 256x256 in 16 steps, after MaskGIT (174 million params).
+"""Class-conditional ImageNet at 256x256 in 16 steps, after MaskGIT (173 million params).
 
     python -m vq_jax.main --config=configs/vqgan_imagenet256.py
     python -m vq_jax.main --mode=tokenize --workdir=runs/vqgan_imagenet256 \\

@@ -227,3 +227,18 @@ def test_a_halton_order_visits_every_token_once(grid, books):
 def test_the_first_quarter_of_a_halton_order_lies_all_over():
     early = (halton_order((8, 8)) < 16).reshape(4, 2, 4, 2).sum((1, 3))
     assert (early > 0).sum() >= 13  # of 16 blocks
+
+
+def test_a_guidance_schedule_looks_at_each_row_by_itself(rng):
+    logits = jnp.asarray(rng.normal(size=(2, 1, 6, 4)) * 3, jnp.float32)
+    draw = Draw(guidance=6.0, guidance_schedule="linear")
+    given = jnp.zeros((2, 6), jnp.int32)
+    free = jnp.ones((2, 6), bool).at[1, 1:].set(False)
+
+    def run(rows):
+        def of(codes):
+            return jnp.broadcast_to(logits, (2, len(codes), 6, 4))
+
+        return in_parallel(of, KEYS[rows], given[rows], free[rows], 4, draw)[0]
+
+    np.testing.assert_array_equal(run(slice(0, 2))[0], run(slice(0, 1))[0])

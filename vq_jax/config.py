@@ -346,8 +346,13 @@ def _check_prior(config: ConfigDict) -> None:
     if not all(0 <= share <= 1 for share in config.loss.permute[:2]):
         raise UserError(f"loss.permute is {tuple(config.loss.permute)}: shares are 0 to 1")
     _one_of(dict.fromkeys(("confidence", "halton")), config.sampling.order, "sampling.order")
-    make_draw(config)
+    if make_draw(config).guided and not config.loss.label_dropout:
+        raise UserError(
+            "sampling.guidance needs images without a label: loss.label_dropout above 0"
+        )
     make_condition(config)
+    if 0 < config.eval_samples < 8:
+        raise UserError(f"eval_samples is {config.eval_samples}: use 8 or more, or 0")
     facts = {"num_codes": 2, "grid": (4, 4), "books": 1, "classes": 1, "condition": ()}
     _make_prior(config, **facts)
 

@@ -45,9 +45,11 @@ def _pad(array: np.ndarray, multiple: int, least: int) -> np.ndarray:
     return np.pad(array, [(0, s) for s in sides] + [(0, 0)] * (array.ndim - 2), mode="symmetric")
 
 
-def _starts(side: int, window: int) -> list[int]:
-    """Where windows begin along a side: half a window apart, the last one flush."""
-    return [*range(0, side - window, max(1, window // 2)), side - window]
+def _starts(side: int, window: int, share: int) -> list[int]:
+    """Where windows begin along a side: about half a window apart, at multiples of `share`, the last
+    one flush."""
+    step = max(share, window // 2 // share * share)
+    return [*range(0, side - window, step), side - window]
 
 
 def fill_grid(
@@ -84,7 +86,7 @@ def fill_grid(
     share = 1
     if condition is not None:
         share = height // prior.module.condition[0]  # positions a position of the condition spans
-    for i, (y, x) in enumerate(_windows(free, height, width)):
+    for i, (y, x) in enumerate(_windows(free, height, width, share)):
         here = np.s_[y : y + height, x : x + width]
         worse = None
         if condition is not None:
@@ -104,10 +106,10 @@ def fill_grid(
     return codes[likelihood.argmax()]
 
 
-def _windows(free: np.ndarray, height: int, width: int) -> Iterator[tuple[int, int]]:
+def _windows(free: np.ndarray, height: int, width: int, share: int) -> Iterator[tuple[int, int]]:
     """Corners of windows, row by row, that cover all that is free, and have something to draw."""
-    for y in _starts(free.shape[0], height):
-        for x in _starts(free.shape[1], width):
+    for y in _starts(free.shape[0], height, share):
+        for x in _starts(free.shape[1], width, share):
             if free[y : y + height, x : x + width].any():
                 yield y, x
 
@@ -243,7 +245,8 @@ def upscale(
         if prior.config.condition.enlarge:
             worse = _pad(resize(image, height, width, enlarge=True), multiple, least)
         else:
-            worse = _pad(image, max(1, multiple // own), least // own)
+            # So that windows begin where a code of the small image does.
+            worse = _pad(image, spans * max(1, prior.module.grid[0] // 2 // own), least // own)
         codes = _redraw(prior, worse, own if not prior.config.condition.enlarge else 1, i, **how)
         image = to_uint8(_decode(prior, codes))[:height, :width]
     return image
@@ -295,7 +298,8 @@ def variations(
     if not 0 < share <= 1 or count < 1:
         raise UserError(f"share is {share}, count {count}: use 0 to 1, and 1 or more")
     given = _encode(prior, _pad(image, *_multiple(prior, factor)))
-    seed = how.pop("seed", 0)
+    if (seed := how.pop("seed", 0)) < 0:
+        raise UserError(f"seed is {seed}: use 0 or more")
     results = []
     for i in range(count):
         rng = np.random.default_rng((seed, i))

@@ -159,6 +159,8 @@ def _tokenize(workdir: Path) -> None:
     if _CONFIG.value is not None:
         configs.check(_CONFIG.value)
         data = _CONFIG.value.data
+        if data.source == "codes":
+            raise UserError("tokenize makes codes of images: name a data.source of images")
     tokenize(
         Path(_WORKDIR.value or "runs/default"),
         output=Path(_OUTPUT.value),
@@ -293,7 +295,8 @@ def main() -> None:
         print(f"vq_jax: {e}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("vq_jax: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        goes_on = "; the same command goes on from the last checkpoint"
+        print("vq_jax: stopped" + goes_on * (_MODE.value == "train"), file=sys.stderr)
         sys.exit(130)
 
 

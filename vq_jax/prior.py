@@ -135,6 +135,14 @@ class TrainedPrior:
                 "this prior was trained with a label for every image (loss.label_dropout=0): name "
                 "one, and no guidance"
             )
+        steps = settings.steps if steps is None else steps
+        if choice_temperature is None:
+            choice_temperature = settings.choice_temperature
+        if steps < 1 or choice_temperature < 0 or seed < 0:
+            raise UserError(
+                f"steps {steps}, choice_temperature {choice_temperature}, seed {seed}: use 1 or "
+                "more, 0 or more, 0 or more"
+            )
         given = np.asarray(given, np.int32)
         free = np.asarray(free, bool)
         if free.ndim < given.ndim:
@@ -155,10 +163,8 @@ class TrainedPrior:
                 *(None if a is None else jnp.asarray(a[part]) for a in arguments),
                 keys,
                 draw=draw,
-                steps=steps or settings.steps,
-                choice_temperature=settings.choice_temperature
-                if choice_temperature is None
-                else choice_temperature,
+                steps=steps,
+                choice_temperature=choice_temperature,
                 halton=order == "halton",
             )
             codes.append(np.asarray(drawn[0]))
@@ -224,7 +230,12 @@ class TrainedPrior:
         flat = jnp.asarray(codes.reshape(len(codes), -1))
         if condition is not None:
             condition = jnp.asarray(np.asarray(condition, np.int32).reshape(len(codes), -1))
-        return np.asarray(self._log_p(self.params, flat, self.labels(label, len(codes)), condition))
+        labels, found = self.labels(label, len(codes)), []
+        for start in range(0, len(codes), _BATCH):
+            part = slice(start, start + _BATCH)
+            worse = None if condition is None else condition[part]
+            found.append(np.asarray(self._log_p(self.params, flat[part], labels[part], worse)))
+        return np.concatenate(found)
 
 
 def _log_p(module: Transformer, params, codes_BN, label_B, condition_BM):
@@ -307,12 +318,12 @@ def load_prior(workdir: str | Path, tokenizer: str | Path | None = None) -> Trai
             f"{folder} holds a tokenizer, not a prior over its codes: train one with "
             f"--config=configs/prior_default.py --config.tokenizer={folder}"
         )
-    opened = tokenizers.load(tokenizer or config.tokenizer)
+    opened = load_tokenizer(tokenizer or config.tokenizer, "--tokenizer")
     module = configs.make_prior(config)
     condition = jnp.zeros((1, module.prefix_length - 1), jnp.int32) if module.condition else None
     zeros = jnp.zeros((1, module.length), jnp.int32)
     params = jax.eval_shape(module.init, jax.random.key(0), zeros, zeros[:, 0], condition)["params"]
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here),
         {"params": params, "fingerprint": jax.ShapeDtypeStruct((32,), jnp.uint8)},
@@ -325,6 +336,14 @@ def load_prior(workdir: str | Path, tokenizer: str | Path | None = None) -> Trai
         step, trees = checkpoints.restore({"prior": wanted})
     check_fingerprint(opened, trees["prior"]["fingerprint"], folder)
     return TrainedPrior(config, opened, module, trees["prior"]["params"], step)
+
+
+def load_tokenizer(workdir: str | Path, field: str) -> TrainedTokenizer:
+    """Opens a prior's tokenizer; `field` is what to name another one by."""
+    try:
+        return tokenizers.load(workdir)
+    except UserError as e:
+        raise UserError(f"the prior's tokenizer: {e}; {field} names its run") from e
 
 
 def check_fingerprint(tokenizer: TrainedTokenizer, fingerprint: Any, what: str | Path) -> None:

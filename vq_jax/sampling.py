@@ -108,7 +108,7 @@ def guide(logits_G: jax.Array, draw: Draw, progress: jax.Array | float) -> jax.A
     Args:
       logits_G: float32 [G, ..., K], G 1 or 2.
       draw: has the scale and its schedule.
-      progress: how much of the image is there, in [0, 1].
+      progress: how much of the image is there, in [0, 1]; of each row, [B], or of all.
 
     Returns:
       float32 [..., K].
@@ -120,7 +120,8 @@ def guide(logits_G: jax.Array, draw: Draw, progress: jax.Array | float) -> jax.A
         "linear": progress,
         "cosine": (1.0 - jnp.cos(jnp.pi * progress)) / 2.0,
     }[draw.guidance_schedule]
-    scale = 1.0 + (draw.guidance - 1.0) * rise
+    scale = jnp.asarray(1.0 + (draw.guidance - 1.0) * rise)
+    scale = scale.reshape(scale.shape + (1,) * (logits_G.ndim - 1 - scale.ndim))
     return logits_G[1] + scale * (logits_G[0] - logits_G[1])
 
 
@@ -235,14 +236,16 @@ def in_parallel(
         codes_BN, likelihood_B = carry
         masked_BN = codes_BN < 0
         masked_B = masked_BN.sum(axis=1)
-        progress = 1.0 - masked_B.mean() / length
+        progress_B = 1.0 - masked_B / length
         logits_G = logits(codes_BN)
-        keys = _fold(keys_B, t)
-        guided = guide(logits_G, draw, progress)
+        keys = _fold(keys_B, 2 * t)
+        guided = guide(logits_G, draw, progress_B)
         drawn_BN = draw_codes(keys, guided, draw)
         if rank_N is None:
             heat = choice_temperature * (1.0 - (t + 1) / steps)
-            noise_BN = jax.vmap(lambda key: jax.random.gumbel(key, (length,)))(_fold(keys, 1))
+            noise_BN = jax.vmap(lambda key: jax.random.gumbel(key, (length,)))(
+                _fold(keys_B, 2 * t + 1)
+            )
             sure_BN = log_probability(guided, drawn_BN) + heat * noise_BN
         else:
             sure_BN = jnp.broadcast_to(-rank_N.astype(jnp.float32), (rows, length))

@@ -173,7 +173,7 @@ def load(workdir: str | Path) -> TrainedTokenizer:
         module.init, jax.random.key(0), jnp.zeros((1, side, side, config.data.channels))
     )
     stats = {name: tree for name, tree in shapes.items() if name != "params"}
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here),
         {"params": shapes["params"], "stats": stats},

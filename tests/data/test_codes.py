@@ -48,7 +48,14 @@ def test_a_shard_that_fails_leaves_nothing_by_its_name(tmp_path):
 
     with pytest.raises(OSError):
         codes_data.write_shard(path, broken(), ABOUT)
-    assert not path.exists()
+    assert [p.name for p in path.parent.iterdir()] == ["tokenizer.json"]
+    # A data set without classes has labels all the same.
+    codes_data.begin(tmp_path / "plain", ABOUT | {"classes": []})
+    for split in ("train", "val"):
+        plain = codes_data.shard_path(tmp_path / "plain", split, 0, 1)
+        codes_data.write_shard(plain, examples(0, 3), ABOUT | {"classes": []})
+    assert codes_data.finish(tmp_path / "plain", {"train": 1, "val": 1}) == []
+    assert codes_data.read_codes(tmp_path / "plain")[1][2]["label"] == 0
 
 
 def test_a_folder_is_for_codes_made_one_way(tmp_path):

@@ -6,6 +6,7 @@ TensorFlow, and `tfds.builder_from_directory` opens it as any other.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def _features(about: Mapping[str, Any]) -> Any:
     import tensorflow_datasets as tfds
 
     names = about["classes"]
-    named = len(set(names)) == len(names) and all(names)
+    named = bool(names) and len(set(names)) == len(names) and all(names)
     label = tfds.features.ClassLabel(names=names) if named else tfds.features.Scalar(np.int32)
     codes = tfds.features.Tensor(shape=tuple(about["shape"]), dtype=np.int32)
     return tfds.features.FeaturesDict({"codes": codes, "label": label})
@@ -48,10 +49,11 @@ def begin(folder: Path, about: dict[str, Any]) -> None:
     path = folder / _ABOUT
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            if any(p for p in folder.iterdir() if not p.name.startswith(".")):
+        others = any(not p.name.startswith(".") for p in folder.iterdir())
+        if not path.exists():  # looked for last: another process may just have begun
+            if others:
                 raise UserError(f"--output={folder} holds other things: name an empty folder")
-            temporary = folder / f".{_ABOUT}.tmp"
+            temporary = folder / f".{_ABOUT}.{os.getpid()}.tmp"
             temporary.write_text(json.dumps(about, indent=2) + "\n")
             temporary.replace(path)
     except OSError as e:
@@ -76,14 +78,17 @@ def write_shard(path: Path, examples: Iterator[tuple[np.ndarray, int]], about: d
 
     features = _features(about)
     serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     writer, count = ArrayRecordWriter(str(temporary), "group_size:1"), 0
-    for codes, label in examples:
-        example = {"codes": np.asarray(codes, np.int32), "label": int(label)}
-        writer.write(serializer.serialize_example(features.encode_example(example)))
-        count += 1
-    writer.close()
-    temporary.replace(path)
+    try:
+        for codes, label in examples:
+            example = {"codes": np.asarray(codes, np.int32), "label": int(label)}
+            writer.write(serializer.serialize_example(features.encode_example(example)))
+            count += 1
+        writer.close()
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return count
 
 

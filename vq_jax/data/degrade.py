@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageFilter
 
-# (uint8 [H, W, C], a generator, or None for the middle of what it would draw) -> uint8 [h, w, C]
+# (uint8 [H, W, C], a generator, or None for one of seed 0) -> uint8 [h, w, C]
 Degrade = Callable[[np.ndarray, np.random.Generator | None], np.ndarray]
 
 

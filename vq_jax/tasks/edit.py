@@ -11,7 +11,7 @@ from vq_jax import editing
 from vq_jax.data.images import read_image, rows_of
 from vq_jax.errors import UserError
 from vq_jax.prior import TrainedPrior, load_prior
-from vq_jax.tasks.files import change_files
+from vq_jax.tasks.files import change_files, pair_files
 
 
 def _mask(path: str) -> np.ndarray:
@@ -79,10 +79,13 @@ def edit(
         "restore": lambda: editing.restore,
         "variations": lambda: partial(_variations, share=share, count=count),
     }
-    change = changes[name]()  # what is wrong with it is said before anything is loaded
+    # What is wrong with them is said before anything is loaded.
+    pair_files(input, output)
+    change = changes[name]()
     if name == "inpaint" and input.is_dir():
         raise UserError(f"--input={input} is a folder: a mask is for one image")
     prior: TrainedPrior = load_prior(workdir, tokenizer)
+    prior.labels(how.get("label"), 1)
     channels = prior.tokenizer.config.data.channels
     change_files(input, output, channels, lambda image: change(prior, image, **how), _DONE[name])
 

@@ -68,10 +68,8 @@ def measure(prior: TrainedPrior, splits: Splits, workdir: Path, console: Console
     """
     figures = code_bits(prior, splits.val)
     config = prior.config
-    if prior.module.condition:
-        figures |= _improve(prior, splits, workdir)
-    elif config.eval_samples:
-        figures |= _judge(prior, splits, workdir)
+    if config.eval_samples:
+        figures |= (_improve if prior.module.condition else _judge)(prior, splits, workdir)
     figures["step"] = prior.step
 
     table = Table(title="held-out split", title_justify="left")
@@ -99,7 +97,7 @@ def code_bits(prior: TrainedPrior, source: Source) -> dict[str, Any]:
     module, config, tokenizer = prior.module, prior.config, prior.tokenizer
     variables = {} if config.data.source == "codes" else tokenizer.variables
 
-    @partial(jax.jit, static_argnames="part")
+    @jax.jit
     def nats(params, variables, batch, keys_B, part):
         codes_BN, condition_BM = codes_of(tokenizer.module, variables, batch)
         label_B = jnp.minimum(batch["label"], module.classes)
@@ -142,10 +140,15 @@ def code_bits(prior: TrainedPrior, source: Source) -> dict[str, Any]:
 # --- samples --------------------------------------------------------------------------------------
 
 
-def _images(source: Source, prior: TrainedPrior, count: int) -> Iterator[tuple[np.ndarray, int]]:
-    """The first `count` images of a source, float32 [H, W, C], with their labels."""
-    first = Subset(source, range(min(count, len(source))))
-    for batch in eval_batches(first, prior.config.data):
+def spread_over(source: Source, count: int) -> Source:
+    """`count` examples from all over a source, which may be sorted by class; all, if it has no more."""
+    places = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
+    return Subset(source, places.tolist())
+
+
+def _images(source: Source, prior: TrainedPrior) -> Iterator[tuple[np.ndarray, int]]:
+    """The images of a source, float32 [H, W, C], with their labels; of codes, what they decode to."""
+    for batch in eval_batches(source, prior.config.data):
         if (images := batch.get("image")) is None:
             codes = batch["codes"].reshape(-1, *prior.tokenizer.grid)
             images = np.clip(np.asarray(prior.tokenizer.decode(codes)), -1, 1)
@@ -179,7 +182,7 @@ def make_features() -> Callable[[np.ndarray], np.ndarray]:
 def _judge(prior: TrainedPrior, splits: Splits, workdir: Path) -> dict[str, Any]:
     """Draws images with the held-out images' labels, and holds them against training images."""
     count = prior.config.eval_samples
-    held_out = list(_images(splits.val, prior, count))
+    held_out = list(_images(spread_over(splits.val, count), prior))
     labels = [label for _, label in held_out]
     labels = (labels * -(-count // len(labels)))[:count]
     classes = prior.class_names
@@ -191,15 +194,18 @@ def _judge(prior: TrainedPrior, splits: Splits, workdir: Path) -> dict[str, Any]
     except UserError as e:
         stderr(f"the Frechet distance is left out: {e}")
         return {}
-    wanted = prior.config.eval_references
-    stride = max(1, len(splits.train) // wanted)
-    subset = Subset(splits.train, range(0, len(splits.train), stride)[:wanted])
-    real = np.stack([image for image, _ in _images(subset, prior, wanted)])
+    if min(len(held_out), len(splits.train)) < 8:
+        stderr("samples are not judged: that takes 8 held-out images")
+        return {}
+    subset = spread_over(splits.train, prior.config.eval_references)
+    real = np.stack([image for image, _ in _images(subset, prior)])
     held = np.stack([image for image, _ in held_out])
-    through = np.clip(
-        np.concatenate([prior.tokenizer.reconstruct(held[i : i + 64]) for i in range(0, len(held), 64)]), -1, 1
-    )  # fmt: skip
     of_real, of_held, of_samples = features(real), features(held), features(samples)
+    from_codes, reconstructed = prior.config.data.source == "codes", {}
+    if not from_codes:
+        parts = [prior.tokenizer.reconstruct(held[i : i + 64]) for i in range(0, len(held), 64)]
+        through = features(np.clip(np.concatenate(parts), -1, 1))[:count]
+        reconstructed["frechet_reconstructed"] = metrics.frechet_distance(through, of_real)
     # As many samples as there are held-out images: the distance of few is larger.
     same = min(len(of_held), len(of_samples))
     precision, recall = metrics.precision_recall(of_real, of_samples[:same])
@@ -210,7 +216,7 @@ def _judge(prior: TrainedPrior, splits: Splits, workdir: Path) -> dict[str, Any]
     save_image(rows_of(to_uint8(samples[shown]), to_uint8(twins)), workdir / "nearest.png")
     return {
         "frechet": metrics.frechet_distance(of_samples[:same], of_real),
-        "frechet_reconstructed": metrics.frechet_distance(features(through)[:same], of_real),
+        **reconstructed,
         "frechet_floor": metrics.frechet_distance(of_held[:same], of_real),
         "precision": precision,
         "recall": recall,
@@ -220,6 +226,7 @@ def _judge(prior: TrainedPrior, splits: Splits, workdir: Path) -> dict[str, Any]
         "nearest_floor": float(metrics.distances(of_held, of_real).min(axis=1).mean()),
         "samples": same,
         "references": len(real),
+        "references_are": "decoded codes" if from_codes else "training images",
     }
 
 
@@ -248,9 +255,11 @@ def _improve(prior: TrainedPrior, splits: Splits, workdir: Path) -> dict[str, An
     except UserError as e:
         stderr(f"LPIPS is left out: {e}")
     sums: dict[str, float] = {}
+    source = spread_over(splits.val, config.eval_samples)
+    places = set(np.linspace(0, len(source) - 1, _SHOWN).astype(int).tolist())
     shown: list[tuple[np.ndarray, ...]] = []
     images = 0
-    for batch in eval_batches(splits.val, config.data, configs.make_condition(config)):
+    for batch in eval_batches(source, config.data, configs.make_condition(config)):
         x, worse, valid = jnp.asarray(batch["image"]), batch["condition"], batch["valid"]
         condition = prior.tokenizer.encode(worse)
         shape = (len(x), *prior.tokenizer.grid)
@@ -273,9 +282,9 @@ def _improve(prior: TrainedPrior, splits: Splits, workdir: Path) -> dict[str, An
                 values["lpips"] = perceptual(x, y)
             for key, value in values.items():
                 sums[key + name] = sums.get(key + name, 0.0) + float(np.asarray(value)[valid].sum())
-        shown += list(zip(shown_worse[valid], better[valid], x[valid], strict=True))
+        kept = [i for n, i in enumerate(np.flatnonzero(valid)) if images + n in places]
+        shown += [(shown_worse[i], better[i], np.asarray(x[i])) for i in kept]
         images += int(valid.sum())
-    some = [shown[i] for i in np.linspace(0, len(shown) - 1, _SHOWN).astype(int)]
-    rows = [to_uint8(np.stack(row)) for row in zip(*some, strict=True)]
+    rows = [to_uint8(np.stack(row)) for row in zip(*shown, strict=True)]
     save_image(rows_of(*rows), workdir / "samples.png")
     return {name: value / images for name, value in sums.items()}

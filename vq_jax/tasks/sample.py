@@ -11,7 +11,7 @@ from vq_jax.errors import UserError
 from vq_jax.prior import load_prior
 
 _AT_ONCE = 32
-_MOST = 1024  # images in grid.png
+_MOST = 1024  # images in grid.png at most
 
 
 def sample(
@@ -41,17 +41,17 @@ def sample(
     wanted = [label for label in labels or [""] for _ in range(count)]
     if labels:
         prior.labels(labels, len(labels))  # rather now than after half of them
-    images = []
+    shown: list[np.ndarray] = []
     starts = range(0, len(wanted), _AT_ONCE)
     for start in track(starts, "sampling", transient=True, disable=len(starts) < 2):
         part = wanted[start : start + _AT_ONCE]
         drawn = prior.sample(len(part), label=part if labels else None, first=start, **how)
-        images += list(to_uint8(drawn))
-    for i, image in enumerate(images):
-        save_image(image, output / f"{i:05d}.png")
-    wide = count if labels and count <= 32 else min(len(images), 16)
-    shown = images[: _MOST // wide * wide]
-    blank = [np.full_like(images[0], 255)] * (-len(shown) % wide)
-    rows = np.stack(shown + blank).reshape(-1, wide, *images[0].shape)
+        for i, image in enumerate(to_uint8(drawn), start):
+            save_image(image, output / f"{i:05d}.png")
+            if i < _MOST:
+                shown.append(image)
+    wide = count if labels and count <= 32 else min(len(shown), 16)
+    blank = [np.full_like(shown[0], 255)] * (-len(shown) % wide)
+    rows = np.stack(shown + blank).reshape(-1, wide, *shown[0].shape)
     save_image(rows_of(*rows), output / "grid.png")
-    print(f"{len(images)} images and grid.png are in {output}")
+    print(f"{len(wanted)} images and grid.png are in {output}")

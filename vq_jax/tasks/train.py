@@ -114,6 +114,9 @@ def _check_resume(config: ConfigDict, workdir: Path) -> list[str]:
     if not saved.exists():
         return []
     before = configs.load(saved)
+    if configs.is_prior(before) != configs.is_prior(config):
+        kinds = [("a tokenizer", "a prior")[configs.is_prior(c)] for c in (before, config)]
+        raise UserError(f"{workdir} holds {kinds[0]}: take another --workdir for {kinds[1]}")
     for field in ("source", "workers"):
         if before.data[field] != config.data[field]:
             raise UserError(
@@ -263,4 +266,5 @@ def _finish(run: _Run, state: Any) -> None:
     if job.config.tensorboard and importlib.util.find_spec("tensorboardX"):
         places["TensorBoard"] = "tensorboard/"
     for what, name in places.items():
-        report.console.print(f"{what:<32}{workdir / name}")
+        if (workdir / name).exists():
+            report.console.print(f"{what:<32}{workdir / name}")

@@ -10,12 +10,11 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from vq_jax import config as configs
-from vq_jax import tokenizer as tokenizers
 from vq_jax.data.codes import read_codes
 from vq_jax.data.pipeline import eval_batches, train_batches
 from vq_jax.data.sources import open_source
-from vq_jax.errors import UserError
-from vq_jax.prior import TrainedPrior, check_fingerprint
+from vq_jax.errors import UserError, first_line
+from vq_jax.prior import TrainedPrior, check_fingerprint, load_tokenizer
 from vq_jax.tasks.evaluate_prior import measure
 from vq_jax.tasks.job import Job
 from vq_jax.tokenizer import TrainedTokenizer
@@ -70,12 +69,14 @@ def describe_codes(
     if (degrade := configs.make_condition(config)) is not None:
         try:
             worse = degrade(np.zeros(shape, np.uint8), None)
+            if tokenizer.factor is None and worse.shape != shape:
+                raise ValueError(f"it takes images of {shape[0]}x{shape[1]} pixels only")
             codes.condition = jax.eval_shape(
                 tokenizer.encode_unchecked, jax.ShapeDtypeStruct((1, *worse.shape), np.float32)
             ).shape[1 : 1 + places]
         except (ValueError, TypeError) as e:
             raise UserError(
-                f"condition {config.condition.name}: the tokenizer cannot take its image: {e}"
+                f"condition {config.condition.name}: the tokenizer cannot take its image: {first_line(e)}"
             ) from e
 
 
@@ -88,7 +89,7 @@ def prior_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
       key: the params are drawn from it.
     """
     parallel.check(config.parallel, config.data.batch_size)
-    tokenizer = tokenizers.load(config.tokenizer)
+    tokenizer = load_tokenizer(config.tokenizer, "--config.tokenizer")
     splits = open_source(config.data, config.seed)
     from_codes = config.data.source == "codes"
     if from_codes:

@@ -349,7 +349,7 @@ def _adversary(state: GanState, x, output, recipe: Recipe, axis_name: str | None
 
     if recipe.lecam_weight:
         means = pmean({"real": real.mean(), "fake": fake.mean()}, axis_name)
-        lecam = optax.incrementalupdate(means, lecam, 1 - recipe.lecam_decay)
+        lecam = optax.incremental_update(means, lecam, 1 - recipe.lecam_decay)
     return d_output, grads, report, lecam
 
 
