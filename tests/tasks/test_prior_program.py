@@ -192,14 +192,15 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(trained, tokenizer, emoji, 
     workdir, _ = trained
     other = save_tokenizer(tmp_path / "other", emoji, data_dir, 1)
     shutil.copytree(workdir, tmp_path / "moved")
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     again = small(tmp_path / "moved", other, data_dir)
     for arguments, message in (
         (["--mode=sample", f"--workdir={workdir}", "--label=Food"], "near: Food & Drink"),
         (["--mode=sample", f"--workdir={workdir}", f"--tokenizer={other}"], "another tokenizer"),
         (["--mode=sample", f"--workdir={tokenizer}"], "holds a tokenizer, not a prior"),
-        (["--mode=reconstruct", f"--workdir={workdir}", f"--input={tmp_path}", "--output=x"],
+        (["--mode=reconstruct", f"--workdir={workdir}", f"--input={tmp_path / 'a.png'}", "--output=x"],
          "holds a prior, not a tokenizer"),
-        (["--mode=outpaint", f"--workdir={workdir}", "--input=README.md", "--output=x.png",
+        (["--mode=outpaint", f"--workdir={workdir}", f"--input={tmp_path / 'a.png'}", "--output=x.png",
           "--margins=1,2"], "top,right,bottom,left"),
         ([*again, "--config.phases.prior=20"], "another tokenizer"),
         (small(tokenizer, tokenizer, data_dir), "holds a tokenizer: take another --workdir"),

@@ -80,14 +80,14 @@ def edit(
         "variations": lambda: partial(_variations, share=share, count=count),
     }
     # What is wrong with them is said before anything is loaded.
-    pair_files(input, output)
+    pairs = pair_files(input, output)
     change = changes[name]()
     if name == "inpaint" and input.is_dir():
         raise UserError(f"--input={input} is a folder: a mask is for one image")
     prior: TrainedPrior = load_prior(workdir, tokenizer)
     prior.labels(how.get("label"), 1)
     channels = prior.tokenizer.config.data.channels
-    change_files(input, output, channels, lambda image: change(prior, image, **how), _DONE[name])
+    change_files(pairs, channels, lambda image: change(prior, image, **how), _DONE[name])
 
 
 _DONE = {

@@ -1,5 +1,6 @@
 """Commands from an image to an image: one file, or a folder into a folder."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,19 +43,21 @@ def pair_files(input: Path, output: Path) -> list[tuple[Path, Path]]:
 
 
 def change_files(
-    input: Path, output: Path, channels: int, change: Callable[[np.ndarray], np.ndarray], verb: str
+    pairs: list[tuple[Path, Path]],
+    channels: int,
+    change: Callable[[np.ndarray], np.ndarray],
+    verb: str,
 ) -> None:
     """Reads each image, uint8 [H, W, channels], and writes what `change` makes of it.
 
     Of many, one that cannot be read or changed is named, and the others are done.
 
     Args:
-      input, output: see `pair_files`.
+      pairs: from `pair_files`.
       channels: 1 or 3.
       change: an image to an image.
       verb: what is said to have been done.
     """
-    pairs = pair_files(input, output)
     done, failed = 0, []
     for source, target in pairs:
         try:
@@ -69,6 +72,7 @@ def change_files(
     for line in failed:
         stderr(f"skipped: {line}")
     if not done:
-        raise UserError(f"none of the {len(pairs)} images of {input} could be {verb}")
-    place = output if input.is_dir() else pairs[0][1]
+        raise UserError(f"none of the {len(pairs)} images could be {verb}")
+    places = [target for _, target in pairs]
+    place = places[0] if len(places) == 1 else os.path.commonpath(places)
     print(f"{verb} {done} of {len(pairs)} images into {place}")

@@ -18,14 +18,14 @@ def reconstruct(workdir: Path, *, input: Path, output: Path, side_by_side: bool)
       output: the file, or folder, to write.
       side_by_side: put the original to the left of the reconstruction.
     """
-    pair_files(input, output)  # what is wrong with them is said before anything is loaded
+    pairs = pair_files(input, output)  # what is wrong with them is said before anything is loaded
     tokenizer = load(workdir)
 
     def change(image: np.ndarray) -> np.ndarray:
         result = reconstruct_image(tokenizer, image)
         return rows_of(np.stack([image, result])) if side_by_side else result
 
-    change_files(input, output, tokenizer.config.data.channels, change, "reconstructed")
+    change_files(pairs, tokenizer.config.data.channels, change, "reconstructed")
 
 
 def reconstruct_image(tokenizer: TrainedTokenizer, image: np.ndarray) -> np.ndarray:
