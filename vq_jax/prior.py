@@ -19,7 +19,7 @@ from vq_jax.errors import UserError
 from vq_jax.models.transformer import Transformer, unstack
 from vq_jax.sampling import Draw
 from vq_jax.tokenizer import TrainedTokenizer
-from vq_jax.training.checkpoint import Checkpoints
+from vq_jax.training.checkpoint import read_newest
 
 Labels = str | int | Sequence[str | int] | None
 
@@ -323,19 +323,10 @@ def load_prior(workdir: str | Path, tokenizer: str | Path | None = None) -> Trai
     condition = jnp.zeros((1, module.prefix_length - 1), jnp.int32) if module.condition else None
     zeros = jnp.zeros((1, module.length), jnp.int32)
     params = jax.eval_shape(module.init, jax.random.key(0), zeros, zeros[:, 0], condition)["params"]
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    wanted = jax.tree.map(
-        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here),
-        {"params": params, "fingerprint": jax.ShapeDtypeStruct((32,), jnp.uint8)},
-    )
-    if not (folder / "checkpoints").is_dir():
-        raise UserError(f"no checkpoint in {folder}: train there first")
-    with Checkpoints(folder / "checkpoints", writes=False) as checkpoints:
-        if checkpoints.latest_step() is None:
-            raise UserError(f"no checkpoint in {folder}: let the training save one first")
-        step, trees = checkpoints.restore({"prior": wanted})
-    check_fingerprint(opened, trees["prior"]["fingerprint"], folder)
-    return TrainedPrior(config, opened, module, trees["prior"]["params"], step)
+    wanted = {"params": params, "fingerprint": jax.ShapeDtypeStruct((32,), jnp.uint8)}
+    step, tree = read_newest(folder, "prior", wanted)
+    check_fingerprint(opened, tree["fingerprint"], folder)
+    return TrainedPrior(config, opened, module, tree["params"], step)
 
 
 def load_tokenizer(workdir: str | Path, field: str) -> TrainedTokenizer:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from vq_jax import config as configs
 from vq_jax.errors import UserError
 from vq_jax.models import Tokenizer
-from vq_jax.training.checkpoint import Checkpoints
+from vq_jax.training.checkpoint import read_newest
 
 
 class TrainedTokenizer:
@@ -173,16 +173,5 @@ def load(workdir: str | Path) -> TrainedTokenizer:
         module.init, jax.random.key(0), jnp.zeros((1, side, side, config.data.channels))
     )
     stats = {name: tree for name, tree in shapes.items() if name != "params"}
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    wanted = jax.tree.map(
-        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here),
-        {"params": shapes["params"], "stats": stats},
-    )
-    if not (folder / "checkpoints").is_dir():
-        raise UserError(f"no checkpoint in {folder}: train there first")
-    with Checkpoints(folder / "checkpoints", writes=False) as checkpoints:
-        if checkpoints.latest_step() is None:
-            raise UserError(f"no checkpoint in {folder}: let the training save one first")
-        step, trees = checkpoints.restore({"tokenizer": wanted})
-    tree = trees["tokenizer"]
+    step, tree = read_newest(folder, "tokenizer", {"params": shapes["params"], "stats": stats})
     return TrainedTokenizer(config, module, {"params": tree["params"], **tree["stats"]}, step)

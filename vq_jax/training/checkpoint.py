@@ -237,6 +237,32 @@ class Checkpoints:
         self.wait()
 
 
+def read_newest(workdir: Path, name: str, shapes: Any) -> tuple[int, Any]:
+    """One tree of a run's newest checkpoint, on this process's first device.
+
+    Args:
+      workdir: the run's folder.
+      name: of the tree.
+      shapes: a tree of arrays or shapes of its structure.
+
+    Returns:
+      the checkpoint's step; the tree.
+
+    Raises:
+      UserError: there is no checkpoint yet, or none that fits.
+    """
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    wanted = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here), shapes)
+    folder = workdir / "checkpoints"
+    if not folder.is_dir():
+        raise UserError(f"no checkpoint in {workdir}: train there first")
+    with Checkpoints(folder, writes=False) as checkpoints:
+        if checkpoints.latest_step() is None:
+            raise UserError(f"no checkpoint in {workdir}: let the training save one first")
+        step, trees = checkpoints.restore({name: wanted})
+    return step, trees[name]
+
+
 class _Quiet:
     """Keeps the libraries' log to itself where an error is expected and told in our own words."""
 
