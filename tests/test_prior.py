@@ -1,5 +1,6 @@
 """A trained prior from Python, and the edits over it. Its params are random: what is tested holds for any."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import chex
@@ -11,6 +12,7 @@ import pytest
 from vq_jax import config as configs
 from vq_jax import editing
 from vq_jax.errors import UserError
+from vq_jax.models.transformer import init_params
 from vq_jax.prior import TrainedPrior, check_fingerprint
 from vq_jax.sampling import log_probability
 from vq_jax.tasks.train_prior import describe_codes
@@ -45,9 +47,7 @@ def make_prior(tokenizer, name="masked", condition="none", **fields):
     with config.unlocked():
         describe_codes(config, tokenizer, CLASSES)
     module = configs.make_prior(config)
-    worse = jnp.zeros((1, module.prefix_length - 1), jnp.int32) if module.condition else None
-    zeros = jnp.zeros((1, module.length), jnp.int32)
-    params = jax.jit(module.init)(jax.random.key(1), zeros, zeros[:, 0], worse)["params"]
+    params = jax.jit(partial(init_params, module))(jax.random.key(1))
     params = jax.tree.map(lambda x: 5 * x if x.ndim > 1 else x, params)
     return TrainedPrior(config, tokenizer, module, params, 1)
 

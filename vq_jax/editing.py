@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from vq_jax.data.degrade import resize
-from vq_jax.data.images import to_float, to_uint8
+from vq_jax.data.images import mirror_pad, to_float, to_uint8
 from vq_jax.errors import UserError
 from vq_jax.prior import TrainedPrior
 
@@ -37,12 +37,6 @@ def _check(prior: TrainedPrior, image: np.ndarray, condition: str, needs: str) -
             f"the image is {width}x{height} pixels, smaller than one code, {factor}x{factor}"
         )
     return factor
-
-
-def _pad(array: np.ndarray, multiple: int, least: int) -> np.ndarray:
-    """Mirrors an image or mask [H, W, ...] at its lower and right edges to a multiple, and a least side."""
-    sides = [max(least, -(-side // multiple) * multiple) - side for side in array.shape[:2]]
-    return np.pad(array, [(0, s) for s in sides] + [(0, 0)] * (array.ndim - 2), mode="symmetric")
 
 
 def _starts(side: int, window: int, share: int) -> list[int]:
@@ -83,9 +77,7 @@ def fill_grid(
     height, width = prior.module.grid
     codes = np.repeat(np.asarray(given, np.int32)[None], candidates, axis=0)
     free, likelihood = free.copy(), np.zeros(candidates)
-    share = 1
-    if condition is not None:
-        share = height // prior.module.condition[0]  # positions a position of the condition spans
+    share = _share(prior)
     for i, (y, x) in enumerate(_windows(free, height, width, share)):
         here = np.s_[y : y + height, x : x + width]
         worse = None
@@ -112,6 +104,11 @@ def _windows(free: np.ndarray, height: int, width: int, share: int) -> Iterator[
         for x in _starts(free.shape[1], width, share):
             if free[y : y + height, x : x + width].any():
                 yield y, x
+
+
+def _share(prior: TrainedPrior) -> int:
+    """Positions, along a side, that a position of the condition spans."""
+    return prior.module.grid[0] // prior.module.condition[0] if prior.module.condition else 1
 
 
 def _encode(prior: TrainedPrior, image: np.ndarray) -> np.ndarray:
@@ -176,8 +173,8 @@ def inpaint(prior: TrainedPrior, image: np.ndarray, mask: np.ndarray, **how: Any
         return image.copy()
     if mask.all():
         raise UserError("the mask covers the whole image, which leaves nothing to go by: sample")
-    padded = _pad(image, *_multiple(prior, factor))
-    hidden = _pad(mask, *_multiple(prior, factor))
+    padded = mirror_pad(image, *_multiple(prior, factor))
+    hidden = mirror_pad(mask, *_multiple(prior, factor))
     # The encoder looks beyond a code's own pixels: what it finds there should not be a hole.
     plain = np.round(spread(padded.astype(np.float64), ~hidden)).astype(np.uint8)
     given = _encode(prior, plain)
@@ -243,11 +240,13 @@ def upscale(
     for i in range(rounds):
         height, width = own * image.shape[0], own * image.shape[1]
         if prior.config.condition.enlarge:
-            worse = _pad(resize(image, height, width, enlarge=True), multiple, least)
+            worse = mirror_pad(resize(image, height, width, enlarge=True), multiple, least)
         else:
             # So that windows begin where a code of the small image does.
-            worse = _pad(image, spans * max(1, prior.module.grid[0] // 2 // own), least // own)
-        codes = _redraw(prior, worse, own if not prior.config.condition.enlarge else 1, i, **how)
+            worse = mirror_pad(
+                image, spans * max(1, prior.module.grid[0] // 2 // own), least // own
+            )
+        codes = _redraw(prior, worse, **how | {"seed": how.get("seed", 0) + 10_000 * i})
         image = to_uint8(_decode(prior, codes))[:height, :width]
     return image
 
@@ -264,18 +263,17 @@ def restore(prior: TrainedPrior, image: np.ndarray, **how: Any) -> np.ndarray:
       uint8 [H, W, C].
     """
     factor = _check(prior, image, "restore", "train one with configs/prior_restore.py")
-    worse = _pad(image, *_multiple(prior, factor))
-    codes = _redraw(prior, worse, 1, 0, **how)
+    worse = mirror_pad(image, *_multiple(prior, factor))
+    codes = _redraw(prior, worse, **how)
     return to_uint8(_decode(prior, codes))[: image.shape[0], : image.shape[1]]
 
 
-def _redraw(prior: TrainedPrior, worse: np.ndarray, share: int, number: int, **how: Any):
-    """All codes of the image that `worse` is a worse version of, `share` times smaller."""
+def _redraw(prior: TrainedPrior, worse: np.ndarray, **how: Any) -> np.ndarray:
+    """All codes of the image that `worse` is a worse version of."""
     condition = _encode(prior, worse)
-    height, width = (share * side for side in condition.shape[:2])
+    height, width = (_share(prior) * side for side in condition.shape[:2])
     given = np.zeros((height, width, *condition.shape[2:]), np.int32)
     everything: np.ndarray = np.ones((height, width), bool)
-    how["seed"] = how.get("seed", 0) + 10_000 * number
     return fill_grid(prior, given, everything, condition=condition, **how)
 
 
@@ -297,7 +295,7 @@ def variations(
     factor = _check(prior, image, "none", "name a prior without condition")
     if not 0 < share <= 1 or count < 1:
         raise UserError(f"share is {share}, count {count}: use 0 to 1, and 1 or more")
-    given = _encode(prior, _pad(image, *_multiple(prior, factor)))
+    given = _encode(prior, mirror_pad(image, *_multiple(prior, factor)))
     if (seed := how.pop("seed", 0)) < 0:
         raise UserError(f"seed is {seed}: use 0 or more")
     results = []

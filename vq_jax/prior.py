@@ -16,7 +16,7 @@ from vq_jax import config as configs
 from vq_jax import sampling
 from vq_jax import tokenizer as tokenizers
 from vq_jax.errors import UserError
-from vq_jax.models.transformer import Transformer, unstack
+from vq_jax.models.transformer import Transformer, init_params, unstack
 from vq_jax.sampling import Draw
 from vq_jax.tokenizer import TrainedTokenizer
 from vq_jax.training.checkpoint import read_newest
@@ -320,9 +320,7 @@ def load_prior(workdir: str | Path, tokenizer: str | Path | None = None) -> Trai
         )
     opened = load_tokenizer(tokenizer or config.tokenizer, "--tokenizer")
     module = configs.make_prior(config)
-    condition = jnp.zeros((1, module.prefix_length - 1), jnp.int32) if module.condition else None
-    zeros = jnp.zeros((1, module.length), jnp.int32)
-    params = jax.eval_shape(module.init, jax.random.key(0), zeros, zeros[:, 0], condition)["params"]
+    params = jax.eval_shape(partial(init_params, module), jax.random.key(0))
     wanted = {"params": params, "fingerprint": jax.ShapeDtypeStruct((32,), jnp.uint8)}
     step, tree = read_newest(folder, "prior", wanted)
     check_fingerprint(opened, tree["fingerprint"], folder)

@@ -58,7 +58,7 @@ def begin(folder: Path, about: dict[str, Any]) -> None:
             temporary.replace(path)
     except OSError as e:
         raise UserError(f"--output={folder} cannot be written: {e}") from e
-    before = _about(folder)
+    before = read_about(folder)
     about = json.loads(json.dumps(about))
     if before != about:
         changed = sorted(k for k in {*before, *about} if before.get(k) != about.get(k))
@@ -129,14 +129,19 @@ def finish(folder: Path, shards: Mapping[str, int]) -> list[Path]:
         )
     tfds.folder_dataset.write_metadata(
         data_dir=str(folder),
-        features=_features(_about(folder)),
+        features=_features(read_about(folder)),
         split_infos=infos,
         check_data=False,  # which would take TensorFlow
     )
     return []
 
 
-def _about(folder: Path) -> dict[str, Any]:
+def read_about(folder: Path) -> dict[str, Any]:
+    """What `begin` wrote down.
+
+    Raises:
+      UserError: there is nothing, or nothing readable.
+    """
     try:
         return json.loads((folder / _ABOUT).read_text())
     except (FileNotFoundError, NotADirectoryError) as e:
@@ -157,7 +162,7 @@ def read_codes(folder: Path) -> tuple[dict[str, Any], Any, Any]:
     Raises:
       UserError: there is none, or it is not complete.
     """
-    about = _about(folder)
+    about = read_about(folder)
     if not (folder / _COMPLETE).exists():
         raise UserError(f"{folder} is not complete: run --mode=tokenize again, it goes on")
     import tensorflow_datasets as tfds

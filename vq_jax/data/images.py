@@ -99,6 +99,18 @@ def fit(
     return image
 
 
+def mirror_pad(array: np.ndarray, multiple: int, least: int = 0) -> np.ndarray:
+    """Mirrors an image or mask [H, W, ...] over its lower and right edges, as often as that takes.
+
+    Args:
+      array: the image or mask.
+      multiple: what both sides are brought to a multiple of.
+      least: the smallest a side may be.
+    """
+    more = [max(least, -(-side // multiple) * multiple) - side for side in array.shape[:2]]
+    return np.pad(array, [(0, n) for n in more] + [(0, 0)] * (array.ndim - 2), mode="symmetric")
+
+
 def to_float(image: np.ndarray) -> np.ndarray:
     """uint8 in [0, 255] to float32 in [-1, 1]."""
     return image.astype(np.float32) / 127.5 - 1.0

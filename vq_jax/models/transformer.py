@@ -454,6 +454,13 @@ class _Scanned(nn.Module):
         return self.make(name="block")(x_BSD, angles, train)[0], None
 
 
+def init_params(module: Transformer, key: jax.Array) -> Any:
+    """Fresh params, float32."""
+    condition = jnp.zeros((1, module.prefix_length - 1), jnp.int32) if module.condition else None
+    zeros = jnp.zeros((1, module.length), jnp.int32)
+    return module.init(key, zeros, zeros[:, 0], condition)["params"]
+
+
 def unstack(module: Transformer, params: Any) -> tuple[Transformer, Any]:
     """The same prior with a param tree for each layer, as sampling wants it.
 

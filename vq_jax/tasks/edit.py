@@ -37,7 +37,8 @@ def _margins(text: str) -> tuple[int, int, int, int]:
         raise UserError(
             f"--margins={text}: pixels to add at top,right,bottom,left, as 0,32,0,32, or one number"
         )
-    return tuple(numbers)  # type: ignore[return-value]
+    top, right, bottom, left = numbers
+    return top, right, bottom, left
 
 
 def _variations(prior, image, *, share, count, **how):

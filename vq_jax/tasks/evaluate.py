@@ -1,6 +1,5 @@
 """Measures a tokenizer on the whole held-out split."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from vq_jax import metrics
 from vq_jax.data.images import rows_of, save_image, to_uint8
@@ -20,7 +18,7 @@ from vq_jax.errors import UserError
 from vq_jax.models.perceptual import load_lpips, lpips
 from vq_jax.quantizers.functions import nearest_other
 from vq_jax.tokenizer import TrainedTokenizer, load
-from vq_jax.training.report import plot_codebook, stderr
+from vq_jax.training.report import plot_codebook, save_figures, show_figures, stderr
 from vq_jax.training.watch import what_to_turn
 
 # name -> (heading, format) of the printed table
@@ -58,33 +56,27 @@ def measure(
     Returns:
       the figures, by the names in evaluation.json.
     """
-    perceptual: Callable | None = None
-    if tokenizer.config.eval_lpips:
-        try:
-            params = load_lpips()
-            perceptual = jax.jit(lambda a, b: lpips(params, a, b))
-        except UserError as e:
-            stderr(f"LPIPS is left out: {e}")
+    perceptual = perceptual_or_none() if tokenizer.config.eval_lpips else None
     figures, counts, shown = measure_split(tokenizer, source, perceptual)
 
-    table = Table(title="held-out split", title_justify="left")
-    table.add_column("measure")
-    table.add_column("value", justify="right")
-    for name, (heading, form) in _ROWS.items():
-        if name in figures:
-            table.add_row(heading, format(figures[name], form))
-    console.print(table)
-
+    show_figures(console, figures, _ROWS)
     save_image(rows_of(*shown), workdir / "reconstructions.png")
     plot_codes(tokenizer, counts, workdir / "codebook.png")
     if figures["usage"] < _LOW_USAGE and counts.sum() > 4 * counts.size:
         turn = what_to_turn(tokenizer.config)
         stderr(f"only {figures['usage']:.1%} of the codes are in use on the held-out split. {turn}")
-    # Last: a run that has it is finished.
-    temporary = workdir / "evaluation.json.tmp"
-    temporary.write_text(json.dumps(figures, indent=2) + "\n")
-    temporary.replace(workdir / "evaluation.json")
+    save_figures(figures, workdir)
     return figures
+
+
+def perceptual_or_none() -> Callable | None:
+    """LPIPS of images and images -> [B], compiled; or None, and a word, where it is not installed."""
+    try:
+        params = load_lpips()
+    except UserError as e:
+        stderr(f"LPIPS is left out: {e}")
+        return None
+    return jax.jit(lambda a, b: lpips(params, a, b))
 
 
 def measure_split(

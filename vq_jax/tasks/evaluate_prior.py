@@ -1,9 +1,7 @@
 """Measures a prior: the bits it needs for held-out codes, and the images it draws."""
 
-import json
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from vq_jax import config as configs
 from vq_jax import metrics
@@ -21,11 +18,11 @@ from vq_jax.data.sources import Source, Splits, Subset, open_source
 from vq_jax.errors import UserError
 from vq_jax.interop.efficientnet import load_efficientnet
 from vq_jax.models import efficientnet
-from vq_jax.models.perceptual import load_lpips, lpips
 from vq_jax.prior import TrainedPrior, load_prior
 from vq_jax.sampling import log_probability, row_keys
+from vq_jax.tasks.evaluate import perceptual_or_none
 from vq_jax.training.prior_steps import codes_of, mask_codes
-from vq_jax.training.report import stderr
+from vq_jax.training.report import save_figures, show_figures, stderr
 
 # name -> (heading, format) of the printed table
 _ROWS = {
@@ -72,17 +69,8 @@ def measure(prior: TrainedPrior, splits: Splits, workdir: Path, console: Console
         figures |= (_improve if prior.module.condition else _judge)(prior, splits, workdir)
     figures["step"] = prior.step
 
-    table = Table(title="held-out split", title_justify="left")
-    table.add_column("measure")
-    table.add_column("value", justify="right")
-    for name, value in figures.items():
-        heading, form = _ROWS.get(name, (None, ""))
-        if heading is not None:
-            table.add_row(heading, format(value, form))
-    console.print(table)
-    temporary = workdir / "evaluation.json.tmp"
-    temporary.write_text(json.dumps(figures, indent=2) + "\n")
-    temporary.replace(workdir / "evaluation.json")  # last: a run that has it is finished
+    show_figures(console, figures, _ROWS)
+    save_figures(figures, workdir)
     return figures
 
 
@@ -248,12 +236,7 @@ def _by_class(prior: TrainedPrior, samples: np.ndarray, labels: list[int]) -> np
 def _improve(prior: TrainedPrior, splits: Splits, workdir: Path) -> dict[str, Any]:
     """Makes the held-out images of a condition, and holds them against what they were made from."""
     config = prior.config
-    perceptual = None
-    try:
-        weights = load_lpips()
-        perceptual = jax.jit(partial(lpips, weights))
-    except UserError as e:
-        stderr(f"LPIPS is left out: {e}")
+    perceptual = perceptual_or_none()
     sums: dict[str, float] = {}
     source = spread_over(splits.val, config.eval_samples)
     places = set(np.linspace(0, len(source) - 1, _SHOWN).astype(int).tolist())

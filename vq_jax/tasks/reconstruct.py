@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vq_jax.data.images import rows_of, to_float, to_uint8
+from vq_jax.data.images import mirror_pad, rows_of, to_float, to_uint8
 from vq_jax.tasks.files import change_files, pair_files
 from vq_jax.tokenizer import TrainedTokenizer, load
 
@@ -42,7 +42,7 @@ def reconstruct_image(tokenizer: TrainedTokenizer, image: np.ndarray) -> np.ndar
     """
     height, width = image.shape[:2]
     side = tokenizer.factor or tokenizer.config.data.resolution
-    x = to_float(_mirror_pad(image, -height % side, -width % side))
+    x = to_float(mirror_pad(image, side))
     if tokenizer.factor:
         y = np.asarray(tokenizer.reconstruct(x[None]))[0]
     else:
@@ -52,8 +52,3 @@ def reconstruct_image(tokenizer: TrainedTokenizer, image: np.ndarray) -> np.ndar
         tiles = tiles.reshape(rows, columns, side, side, -1)
         y = tiles.swapaxes(1, 2).reshape(x.shape)
     return to_uint8(y[:height, :width])
-
-
-def _mirror_pad(image: np.ndarray, bottom: int, right: int) -> np.ndarray:
-    """Mirrors the image over its lower and right edges, as often as that takes."""
-    return np.pad(image, ((0, bottom), (0, right), (0, 0)), mode="symmetric")

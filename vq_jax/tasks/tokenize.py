@@ -1,5 +1,6 @@
 """Writes the codes of a data set, for priors to learn from."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def tokenize(
         "fingerprint": tokenizer.fingerprint.hex(),
         "shape": list(tokenizer.grid),
         "num_codes": tokenizer.num_codes,
-        "books": tokenizer.code_shape[0] if tokenizer.code_shape else 1,
+        "books": math.prod(tokenizer.code_shape),
         "image": list(configs.image_shape(config)),
         "classes": list(splits.class_names),
         "data": {k: v for k, v in config.data.items() if k not in ("batch_size", "workers")},

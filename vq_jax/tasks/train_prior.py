@@ -1,5 +1,6 @@
 """Training a prior over a tokenizer's codes: what the loop of `train.py` has to know of it."""
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from vq_jax import config as configs
-from vq_jax.data.codes import read_codes
+from vq_jax.data.codes import read_about
 from vq_jax.data.pipeline import eval_batches, train_batches
 from vq_jax.data.sources import open_source
 from vq_jax.errors import UserError, first_line
@@ -61,7 +62,7 @@ def describe_codes(
     places = len(tokenizer.grid) - len(tokenizer.code_shape)
     codes = config.codes
     codes.num_codes = tokenizer.num_codes
-    codes.books = tokenizer.code_shape[0] if tokenizer.code_shape else 1
+    codes.books = math.prod(tokenizer.code_shape)
     codes.grid = tokenizer.grid[:places]
     codes.image = shape
     codes.classes = classes if any(classes) else ()
@@ -93,7 +94,7 @@ def prior_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
     splits = open_source(config.data, config.seed)
     from_codes = config.data.source == "codes"
     if from_codes:
-        about, *_ = read_codes(Path(config.data.folder))
+        about = read_about(Path(config.data.folder))
         check_fingerprint(tokenizer, list(bytes.fromhex(about["fingerprint"])), config.data.folder)
     with config.unlocked():
         describe_codes(config, tokenizer, splits.class_names)

@@ -11,6 +11,7 @@ import optax
 
 from vq_jax.collectives import first_row, pmean
 from vq_jax.models import Tokenizer, Transformer
+from vq_jax.models.transformer import init_params
 from vq_jax.sampling import log_probability, row_keys
 from vq_jax.training.state import PriorState, TrainState
 from vq_jax.training.update import close_step, moving_average, update
@@ -57,10 +58,7 @@ def init_prior_state(
       fingerprint: uint8 [32], the tokenizer's.
       tokenizer: its variables, or {}.
     """
-    prior = recipe.prior
-    condition = jnp.zeros((1, prior.prefix_length - 1), jnp.int32) if prior.condition else None
-    zeros = jnp.zeros((1, prior.length), jnp.int32)
-    params = prior.init(key, zeros, jnp.zeros((1,), jnp.int32), condition)["params"]
+    params = init_params(recipe.prior, key)
     return PriorState(
         step=jnp.zeros((), jnp.int32),
         skipped=jnp.zeros((), jnp.int32),

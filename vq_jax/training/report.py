@@ -213,6 +213,26 @@ def _print_parameters(console: Console, title: str, params: dict[str, Any]) -> N
     console.print(table)
 
 
+def show_figures(
+    console: Console, figures: dict[str, Any], rows: dict[str, tuple[str, str]]
+) -> None:
+    """Prints held-out figures; `rows` has each one's heading and format, in the order shown."""
+    table = Table(title="held-out split", title_justify="left")
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    for name, (heading, form) in rows.items():
+        if name in figures:
+            table.add_row(heading, format(figures[name], form))
+    console.print(table)
+
+
+def save_figures(figures: dict[str, Any], workdir: Path) -> None:
+    """Writes evaluation.json; the last thing a run does, which is finished once it has it."""
+    temporary = workdir / "evaluation.json.tmp"
+    temporary.write_text(json.dumps(figures, indent=2) + "\n")
+    temporary.replace(workdir / "evaluation.json")
+
+
 # --- pictures -------------------------------------------------------------------------------------
 
 
