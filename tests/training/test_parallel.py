@@ -1,6 +1,8 @@
 """One device, pmap over four and jit over four give the same numbers."""
 
 import dataclasses
+import subprocess
+import sys
 from functools import partial
 
 import chex
@@ -114,3 +116,25 @@ def test_shards_hold_the_batch(batches):
     chex.assert_trees_all_equal(np.asarray(whole), batches[0]["image"])
     assert len(whole.addressable_shards) == 4
     chex.assert_trees_all_equal(jnp.asarray(split).reshape(16, 16, 16, 3), whole)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+def test_memory_that_is_kept_is_not_asked_for_again():
+    program = """
+import resource, sys
+from vq_jax.training import parallel
+if sys.argv[1] == "keep":
+    parallel.keep_memory()
+for i in range(20):
+    held = bytearray(2**26)
+    held = None
+    if i == 9:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+    def faults(how):
+        command = [sys.executable, "-c", program, how]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert faults("keep") < 100 < faults("plain")

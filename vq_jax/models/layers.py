@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vq_jax.collectives import pmean
+from vq_jax.models.attention import attend
 from vq_jax.models.convolution import conv_general_dilated
 
 Dtype = Any
@@ -125,10 +126,10 @@ class Attention(nn.Module):
         b, h, w, c = x_BHWC.shape
         normed = GroupNorm(dtype=self.dtype, name="norm")(x_BHWC)
         q, k, v = (
-            conv(c, 1, dtype=self.dtype, name=name)(normed).reshape(b, h * w, 1, c)
+            conv(c, 1, dtype=self.dtype, name=name)(normed).reshape(b, 1, h * w, c)
             for name in ("q", "k", "v")
         )
-        attended = jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c)
+        attended = attend(q, k, v, None).reshape(b, h, w, c)
         return x_BHWC + conv(c, 1, dtype=self.dtype, name="out")(attended)
 
 

@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vq_jax.models.attention import attend, rotary_angles, rotate
+
 Dtype = Any
-# What a layer keeps of the tokens before: keys and values, [B, S, heads, width / heads] each.
+# What a layer keeps of the tokens before: keys and values, [B, heads, S, width / heads] each.
 Cache = tuple[tuple[jax.Array, jax.Array], ...]
 
 _normal = nn.initializers.normal(0.02)
@@ -54,31 +56,6 @@ class LayerNorm(nn.Module):
 NORMS: dict[str, Callable[..., nn.Module]] = {"rms": RMSNorm, "layer": LayerNorm}
 
 
-def rotary_angles(places_S2: np.ndarray, head_dim: int) -> np.ndarray:
-    """Angles by which rotary embeddings turn each pair of a head's dimensions (Su et al. 2021).
-
-    In two dimensions the first half of the pairs turns with the row, the second with the column.
-
-    Args:
-      places_S2: float [S, 2], row and column of each token.
-      head_dim: dimensions of a head, a multiple of 4.
-
-    Returns:
-      float32 [S, head_dim / 2], in radians.
-    """
-    pairs = head_dim // 4
-    rates = 10000.0 ** (-np.arange(pairs) / pairs)
-    return (places_S2[:, :, None] * rates).reshape(len(places_S2), -1).astype(np.float32)
-
-
-def rotate(x_BSHd: jax.Array, angles: jax.Array) -> jax.Array:
-    """Turns the pairs (i, i + d / 2) of each head's dimensions by angles [S, d / 2] or [B, S, d / 2]."""
-    angles = angles[..., None, :]
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    a, b = jnp.split(x_BSHd.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x_BSHd.dtype)
-
-
 class Block(nn.Module):
     """Attention and a feed-forward layer, each on normalised input and added to it (Radford et al. 2019)."""
 
@@ -113,20 +90,19 @@ class Block(nn.Module):
         drop = partial(nn.Dropout(self.dropout), deterministic=not train)
         normed = NORMS[self.norm](dtype=self.dtype, name="norm_attention")(x_BSD)
         qkv = self._dense(normed, 3 * width, "qkv").reshape(b, s, 3, self.heads, -1)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        q, k, v = qkv.transpose(2, 0, 3, 1, 4)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         if cache is None:
-            mixed = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal)
+            mixed = attend(q, k, v, np.tri(s, dtype=bool) if self.causal else None)
         else:
-            k, v = (
-                jax.lax.dynamic_update_slice_in_dim(kept, new.astype(kept.dtype), start, axis=1)
-                for kept, new in zip(cache, (k, v), strict=True)
+            k, v = cache = (
+                jax.lax.dynamic_update_slice_in_dim(cache[0], k.astype(self.dtype), start, axis=2),
+                jax.lax.dynamic_update_slice_in_dim(cache[1], v.astype(self.dtype), start, axis=2),
             )
-            cache = (k, v)
-            seen = jnp.arange(k.shape[1])[None, :] <= start + jnp.arange(s)[:, None]
-            mixed = jax.nn.dot_product_attention(q, k, v, mask=seen[None, None])
-        mixed = mixed.reshape(b, s, width)
+            seen = jnp.arange(k.shape[2])[None, :] <= start + jnp.arange(s)[:, None]
+            mixed = attend(q, k, v, seen)
+        mixed = mixed.swapaxes(1, 2).reshape(b, s, width)
         x_BSD += drop(self._dense(mixed, width, "out", self.out_init))
 
         normed = NORMS[self.norm](dtype=self.dtype, name="norm_feed_forward")(x_BSD)
@@ -281,12 +257,8 @@ class Transformer(nn.Module):
         """Embeddings of codes at the given positions of the image."""
         x = self._embed(codes_BN, book)
         if self.position == "learned":
-            x = (
-                x
-                + self.place_embedding[
-                    position + self.place_embedding.shape[0] - math.prod(self.grid)
-                ]
-            )
+            after = self.place_embedding.shape[0] - math.prod(self.grid)
+            x = x + self.place_embedding[after + position]
         return x
 
     def _aim(self, position: jax.Array) -> jax.Array | float:
@@ -376,7 +348,8 @@ class Transformer(nn.Module):
 
     def empty_cache(self, batch: int) -> Cache:
         """A cache for all tokens, each layer's keys and values allocated once."""
-        shape = (batch, self.prefix_length + self.length - 1, self.heads, self.width // self.heads)
+        tokens = self.prefix_length + self.length - 1
+        shape = (batch, self.heads, tokens, self.width // self.heads)
         zeros = jnp.zeros(shape, self.dtype)
         return tuple((zeros, zeros) for _ in range(self.layers))
 
