@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -44,6 +45,27 @@ def start(*arguments):
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def start_two(*arguments):
+    """The program as two processes of one run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [
+        start(
+            *arguments, "--config.parallel=jit", "--distributed",
+            f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={i}",
+        )
+        for i in range(2)
+    ]  # fmt: skip
+
+
+def end(processes):
+    """What each printed, once all have ended well."""
+    said = [p.communicate(timeout=200)[0] for p in processes]
+    assert [p.returncode for p in processes] == [0] * len(processes), said
+    return said
 
 
 def steps_logged(workdir):

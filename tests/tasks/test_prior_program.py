@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from running import lines, program, start, steps_logged, wait_for_steps
+from running import end, lines, program, start, start_two, steps_logged, wait_for_steps
 
 import vq_jax
 from vq_jax import config as configs
@@ -99,6 +99,34 @@ def test_killed_and_stopped_it_equals_the_uninterrupted_run(trained, tokenizer, 
     assert "is at step" in program(*arguments).stdout
     assert lines(workdir) == lines(trained[0])
     chex.assert_trees_all_equal(final_state(workdir), final_state(trained[0]))
+
+
+def test_two_processes_that_share_a_state_agree_with_one(tokenizer, data_dir, tmp_path):
+    def arguments(workdir):
+        return [
+            *small(workdir, tokenizer, data_dir), "--config.prior.width=128",
+            "--config.prior.dropout=0.0", "--config.optim.warmup_steps=10", "--config.eval_samples=0",
+        ]  # fmt: skip
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    program(*arguments(one))
+    fully_sharded = [*arguments(two), "--config.fsdp=True"]
+    processes = start_two(*fully_sharded)
+    wait_for_steps(two, 5, *processes)
+    processes[1].terminate()
+    assert "stopped by SIGTERM at step" in end(processes)[0] and steps_logged(two) < 12
+    said = end(start_two(*fully_sharded))
+    assert "held-out images" in said[0] and "held-out images" not in said[1]
+    for ours, theirs in zip(lines(two, "phase"), lines(one, "phase"), strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-2, abs=1e-3)
+    figures = [json.loads((w / "evaluation.json").read_text()) for w in (one, two)]
+    assert figures[1]["bits_per_code"] == pytest.approx(figures[0]["bits_per_code"], rel=1e-2)
+    assert (
+        "4 images"
+        in program(
+            "--mode=sample", f"--workdir={two}", "--count=4", f"--output={tmp_path / 'images'}"
+        ).stdout
+    )
 
 
 def test_sampling_writes_a_grid_and_files_and_repeats_itself(trained, tmp_path):

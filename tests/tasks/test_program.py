@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from running import lines, program, start, steps_logged, wait_for_steps
+from running import end, lines, program, start, start_two, steps_logged, wait_for_steps
 
 import vq_jax
 from vq_jax import config as configs
@@ -157,34 +156,17 @@ def test_sigterm_saves_and_a_damaged_checkpoint_is_passed_over(trained, data_dir
 @pytest.mark.slow
 def test_two_processes_agree_with_one_and_stop_together(trained, data_dir, tmp_path):
     workdir = tmp_path / "run"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def pair():
-        return [
-            start(
-                *small(workdir, data_dir), "--config.parallel=jit", "--distributed",
-                f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={i}",
-                "--config.phases.adversarial=0",
-            )
-            for i in range(2)
-        ]  # fmt: skip
-
-    processes = pair()
+    arguments = [*small(workdir, data_dir), "--config.phases.adversarial=0"]
+    processes = start_two(*arguments)
     wait_for_steps(workdir, 7, *processes)
     processes[1].terminate()  # one of them is told
-    said = [p.communicate(timeout=200)[0] for p in processes]
-    assert [p.returncode for p in processes] == [0, 0], said
+    said = end(processes)
     assert "stopped by SIGTERM at step" in said[0] and steps_logged(workdir) < 18
-    processes = pair()
-    said = [p.communicate(timeout=200)[0] for p in processes]
-    assert [p.returncode for p in processes] == [0, 0], said
+    said = end(start_two(*arguments))
     assert "held-out images" in said[0] and "held-out images" not in said[1]
     for ours, theirs in zip(lines(workdir, "phase"), lines(trained[0], "phase")[:18], strict=True):
         assert ours == pytest.approx(theirs, rel=2e-2, abs=1e-3)
-    one = [*small(workdir, data_dir), "--config.phases.adversarial=0"]
-    refused = program(*one, check=False)
+    refused = program(*arguments, check=False)
     assert refused.returncode == 2 and "written by 2 processes" in refused.stderr
 
 
