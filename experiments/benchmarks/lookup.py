@@ -15,7 +15,6 @@ import argparse
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,25 +24,13 @@ import numpy as np
 import torch
 from vector_quantize_pytorch import FSQ, LFQ, VectorQuantize
 
+from experiments.benchmarks.turns import in_turns
 from vq_jax.quantizers import QUANTIZERS
 from vq_jax.quantizers.functions import nearest_codes
 
 SIZES = ((8192, 1024, 256), (8192, 16384, 8), (8192, 16384, 256), (8192, 262144, 8))
 _LARGEST = 2**32  # bytes of a [tokens, codes] array that is still held whole
 MUTABLE = ["params", "codebook"]
-
-
-def in_turns(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each contender in each round, after one that is not counted."""
-    for run in contenders.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, run in contenders.items():
-            started = time.perf_counter()
-            run()
-            times[name].append(1e3 * (time.perf_counter() - started))
-    return times
 
 
 def forward(n: int, k: int, d: int, device: str) -> dict[str, Callable[[], object]]:
