@@ -98,12 +98,13 @@ _HOW = {
 def _train(workdir: Path) -> None:
     from vq_jax import config as configs
     from vq_jax.tasks.train import train
+    from vq_jax.training import parallel
 
     if _CONFIG.value is None:
         raise UserError("training needs --config=configs/NAME.py")
+    if configs.is_prior(_CONFIG.value):
+        parallel.keep_memory()
     if _DISTRIBUTED.value:
-        from vq_jax.training import parallel
-
         parallel.join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     configs.check(_CONFIG.value)
     train(_CONFIG.value, workdir, profile=_PROFILE.value)

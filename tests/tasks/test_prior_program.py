@@ -104,7 +104,8 @@ def test_killed_and_stopped_it_equals_the_uninterrupted_run(trained, tokenizer, 
 def test_two_processes_that_share_a_state_agree_with_one(tokenizer, data_dir, tmp_path):
     def arguments(workdir):
         return [
-            *small(workdir, tokenizer, data_dir), "--config.prior.width=128",
+            *small(workdir, tokenizer, data_dir), "--config.phases.prior=40",
+            "--config.prior.width=128",  # less would not be spread
             "--config.prior.dropout=0.0", "--config.optim.warmup_steps=10", "--config.eval_samples=0",
         ]  # fmt: skip
 
@@ -114,19 +115,15 @@ def test_two_processes_that_share_a_state_agree_with_one(tokenizer, data_dir, tm
     processes = start_two(*fully_sharded)
     wait_for_steps(two, 5, *processes)
     processes[1].terminate()
-    assert "stopped by SIGTERM at step" in end(processes)[0] and steps_logged(two) < 12
+    assert "stopped by SIGTERM at step" in end(processes)[0] and steps_logged(two) < 40
     said = end(start_two(*fully_sharded))
     assert "held-out images" in said[0] and "held-out images" not in said[1]
     for ours, theirs in zip(lines(two, "phase"), lines(one, "phase"), strict=True):
         assert ours == pytest.approx(theirs, rel=2e-2, abs=1e-3)
     figures = [json.loads((w / "evaluation.json").read_text()) for w in (one, two)]
     assert figures[1]["bits_per_code"] == pytest.approx(figures[0]["bits_per_code"], rel=1e-2)
-    assert (
-        "4 images"
-        in program(
-            "--mode=sample", f"--workdir={two}", "--count=4", f"--output={tmp_path / 'images'}"
-        ).stdout
-    )
+    drawn = program("--mode=sample", f"--workdir={two}", "--count=4", f"--output={tmp_path / 'i'}")
+    assert "4 images" in drawn.stdout
 
 
 def test_sampling_writes_a_grid_and_files_and_repeats_itself(trained, tmp_path):

@@ -104,8 +104,8 @@ def mirror_pad(array: np.ndarray, multiple: int, least: int = 0) -> np.ndarray:
 
     Args:
       array: the image or mask.
-      multiple: what both sides are brought to a multiple of.
-      least: the smallest a side may be.
+      multiple: both sides are brought to the next multiple of it,
+      least: or to this, if that is more.
     """
     more = [max(least, -(-side // multiple) * multiple) - side for side in array.shape[:2]]
     return np.pad(array, [(0, n) for n in more] + [(0, 0)] * (array.ndim - 2), mode="symmetric")

@@ -10,9 +10,13 @@ from jax import lax
 
 
 def attend(
-    q_BhSd: jax.Array, k_BhTd: jax.Array, v_BhTd: jax.Array, seen_ST: jax.Array | np.ndarray | None
+    q_BhSd: jax.Array, k_BhTd: jax.Array, v_BhTd: jax.Array, seen_ST: jax.Array | None
 ) -> jax.Array:
     """softmax(q k^T / sqrt(d)) v, the softmax in float32 (Vaswani et al. 2017, eq. 1).
+
+    `jax.nn.dot_product_attention`, except for many queries on the CPU, where XLA makes more passes
+    over [B, h, S, T] of it than it takes: there the scale is put on the queries, the mask is a term,
+    and what is divided by the sum is the result.
 
     Args:
       q_BhSd, k_BhTd, v_BhTd: queries, keys and values.
@@ -21,23 +25,10 @@ def attend(
     Returns:
       [B, h, S, d], of the dtype of `v_BhTd`.
     """
-    seen = None if seen_ST is None else jnp.asarray(seen_ST)
-    if q_BhSd.shape[2] == 1:  # a token at a time: no large array to pass over
-        return _attend_fused(q_BhSd, k_BhTd, v_BhTd, seen)
-    return lax.platform_dependent(
-        q_BhSd, k_BhTd, v_BhTd, seen, cpu=_attend_on_cpu, default=_attend_fused
-    )
-
-
-def _attend_fused(q_BhSd, k_BhTd, v_BhTd, seen_ST):
-    q, k, v = (x.swapaxes(1, 2) for x in (q_BhSd, k_BhTd, v_BhTd))
-    mask = None if seen_ST is None else seen_ST[None, None]
-    return jax.nn.dot_product_attention(q, k, v, mask=mask).swapaxes(1, 2)
-
-
-def _attend_on_cpu(q_BhSd, k_BhTd, v_BhTd, seen_ST):
-    """The same with fewer passes over [B, h, S, T] than XLA makes of the above: the scale is put on
-    the queries, the mask is a term, and what is divided by the sum is the result."""
+    if q_BhSd.shape[2] == 1 or jax.default_backend() != "cpu":
+        q, k, v = (x.swapaxes(1, 2) for x in (q_BhSd, k_BhTd, v_BhTd))
+        mask = None if seen_ST is None else seen_ST[None, None]
+        return jax.nn.dot_product_attention(q, k, v, mask=mask).swapaxes(1, 2)
     q_BhSd = q_BhSd * np.asarray(q_BhSd.shape[-1] ** -0.5, q_BhSd.dtype)
     logits_BhST = jnp.einsum("bhsd,bhtd->bhst", q_BhSd, k_BhTd, preferred_element_type=jnp.float32)
     if seen_ST is not None:

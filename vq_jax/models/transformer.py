@@ -3,7 +3,7 @@
 A position's Q codes are Q tokens one after another, so an image is a sequence of N = P * Q tokens, and
 token n is the code of book n % Q at position n // Q. Before them stand the class, and the codes of
 a condition (a small or a damaged image) where there is one. Shape suffixes: B images, N tokens of an
-image, M of a condition, S all of a sequence, D width, K codes of a book, H heads.
+image, M of a condition, S all of a sequence, D width, K codes of a book.
 """
 
 import math
@@ -94,12 +94,13 @@ class Block(nn.Module):
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         if cache is None:
-            mixed = attend(q, k, v, np.tri(s, dtype=bool) if self.causal else None)
+            mixed = attend(q, k, v, jnp.tri(s, dtype=bool) if self.causal else None)
         else:
-            k, v = cache = (
-                jax.lax.dynamic_update_slice_in_dim(cache[0], k.astype(self.dtype), start, axis=2),
-                jax.lax.dynamic_update_slice_in_dim(cache[1], v.astype(self.dtype), start, axis=2),
+            k, v = (
+                jax.lax.dynamic_update_slice_in_dim(kept, new.astype(kept.dtype), start, axis=2)
+                for kept, new in zip(cache, (k, v), strict=True)
             )
+            cache = (k, v)
             seen = jnp.arange(k.shape[2])[None, :] <= start + jnp.arange(s)[:, None]
             mixed = attend(q, k, v, seen)
         mixed = mixed.swapaxes(1, 2).reshape(b, s, width)

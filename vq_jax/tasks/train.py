@@ -54,8 +54,6 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file: name a folder")
-    if configs.is_prior(config):
-        parallel.keep_memory()
     key = jax.random.key(config.seed)
     make_job = prior_job if configs.is_prior(config) else tokenizer_job
     job = make_job(config, workdir, jax.random.fold_in(key, _INIT))

@@ -117,11 +117,11 @@ def check(parallel: str, batch_size: int, stride: int = 1) -> None:
 
 
 def keep_memory() -> None:
-    """Has this process keep the memory it frees, where its C library is glibc; call it before
-    anything else of JAX.
+    """Has this process keep the memory it frees, for good, where its C library is glibc; call it
+    before JAX starts its threads.
 
-    On a CPU a prior's step takes and frees hundreds of megabytes, a fifth of its time being spent on
-    the system's zeroing of the same pages again and again.
+    A prior's step on a CPU takes and frees hundreds of megabytes. Given back to the system, the same
+    pages come back to be zeroed in every step, a fifth of its time.
     """
     if sys.platform != "linux":
         return
