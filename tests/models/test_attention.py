@@ -19,7 +19,9 @@ def _reference(q, k, v, seen):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("asking", [1, 5, 9])
 @pytest.mark.parametrize("masked", [False, True])
-def test_values_and_gradients_are_the_equations(asking, masked, dtype):
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_values_and_gradients_are_the_equations(monkeypatch, backend, asking, masked, dtype):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)  # of which there are two forms
     keys = jax.random.split(jax.random.key(0), 3)
     shapes = (2, 3, asking, 8), (2, 3, 9, 8), (2, 3, 9, 8)
     q, k, v = (jax.random.normal(n, s, dtype) for n, s in zip(keys, shapes, strict=True))
