@@ -266,9 +266,15 @@ def test_what_cannot_be_edited_is_told_why(priors, tokenizer, image):
         editing.upscale(prior, image, 2)
     with pytest.raises(UserError, match="margins are 0, 0, 0, 0"):
         editing.outpaint(prior, image, (0, 0, 0, 0))
-    with pytest.raises(UserError, match="share is 2"):
+    with pytest.raises(UserError, match="anew is 2"):
         editing.variations(prior, image, 2, 1)
-    flat = SimpleNamespace(tokenizer=SimpleNamespace(factor=None))
+    with pytest.raises(UserError, match=r"float64 \(24, 40, 3\): make it uint8"):
+        editing.restore(prior, image / 127.5 - 1)
+    with pytest.raises(UserError, match="mask is uint8: make it bool"):
+        editing.inpaint(prior, image, np.ones((24, 40), np.uint8))
+    with pytest.raises(UserError, match="edits need a prior"):
+        editing.variations(tokenizer, image, 0.5, 1)
+    flat = TrainedPrior(prior.config, SimpleNamespace(factor=None), prior.module, prior.params, 1)
     with pytest.raises(UserError, match="lie in a grid"):
         editing.restore(flat, image)
 

@@ -23,6 +23,10 @@ _SEAM = 4.0
 
 def _check(prior: TrainedPrior, image: np.ndarray, condition: str, needs: str) -> int:
     """The pixels a code spans along a side, for a prior and an image that can be edited."""
+    if not isinstance(prior, TrainedPrior):
+        raise UserError("edits need a prior: vq_jax.load the run of one")
+    if image.dtype != np.uint8 or image.ndim != 3:
+        raise UserError(f"the image is {image.dtype} {image.shape}: make it uint8 [H, W, C]")
     factor = prior.tokenizer.factor
     if factor is None:
         raise UserError("edits need a tokenizer whose codes lie in a grid, for images of any size")
@@ -166,6 +170,8 @@ def inpaint(prior: TrainedPrior, image: np.ndarray, mask: np.ndarray, **how: Any
       UserError: the mask is of another size, or the prior cannot do it.
     """
     factor = _check(prior, image, "none", "name a prior without condition")
+    if mask.dtype != bool:
+        raise UserError(f"the mask is {mask.dtype}: make it bool, True where to draw")
     if mask.shape != image.shape[:2]:
         sizes = [f"{shape[1]}x{shape[0]}" for shape in (mask.shape, image.shape)]
         raise UserError(f"the mask is {sizes[0]} pixels and the image {sizes[1]}: make them equal")
@@ -293,8 +299,10 @@ def variations(
       uint8 [count, H, W, C].
     """
     factor = _check(prior, image, "none", "name a prior without condition")
-    if not 0 < share <= 1 or count < 1:
-        raise UserError(f"share is {share}, count {count}: use 0 to 1, and 1 or more")
+    if not 0 < share <= 1:
+        raise UserError(f"the share to draw anew is {share}: use more than 0, up to 1")
+    if count < 1:
+        raise UserError(f"count is {count}: use 1 or more")
     given = _encode(prior, mirror_pad(image, *_multiple(prior, factor)))
     if (seed := how.pop("seed", 0)) < 0:
         raise UserError(f"seed is {seed}: use 0 or more")

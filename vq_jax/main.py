@@ -227,6 +227,37 @@ MODES: dict[str, Callable[[Path], None]] = {
 }
 
 
+_DRAWN = {"seed", "candidates", "label", "tokenizer", *_HOW}
+_EDITED = {"input", "output", *_DRAWN}
+# mode -> the flags it reads, besides mode, config and workdir
+_READS: dict[str, set[str]] = {
+    "train": {"distributed", "coordinator", "processes", "process", "profile"},
+    "plan": {"device", "devices", "share"},
+    "evaluate": {"tokenizer"},
+    "reconstruct": {"input", "output", "side_by_side"},
+    "tokenize": {"output", "flips", "crops", "process", "processes"},
+    "sample": {"output", "count", *_DRAWN},
+    "inpaint": {"mask", *_EDITED},
+    "outpaint": {"margins", *_EDITED},
+    "upscale": {"factor", *_EDITED},
+    "restore": _EDITED,
+    "variations": {"redraw", "count", *_EDITED},
+}
+
+
+def _check_flags(mode: str) -> None:
+    """Refuses a flag that the mode would not look at."""
+    for name in sorted(set().union(*_READS.values()) - _READS[mode]):
+        if flags.FLAGS[name].present:
+            instead = "it does at " + ", ".join(f"--{n}" for n in sorted(_READS[mode]))
+            if (mode, name) == ("tokenize", "input"):
+                instead = (
+                    "a folder's images are --config=configs/default.py "
+                    "--config.data.source=folder --config.data.folder=PATH"
+                )
+            raise UserError(f"--mode={mode} does not look at --{name}; {instead}")
+
+
 def _workdir() -> Path:
     if _WORKDIR.value:
         return Path(_WORKDIR.value)
@@ -249,6 +280,7 @@ def _main(_: list[str]) -> None:
     absl_logging.set_verbosity(absl_logging.ERROR)
     if _MODE.value not in MODES:
         raise UserError(f"--mode={_MODE.value}: use one of {', '.join(MODES)}")
+    _check_flags(_MODE.value)
     MODES[_MODE.value](_workdir())
 
 
@@ -257,7 +289,10 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
     except (flags.Error, UserError) as e:
-        raise UserError(str(e)) from e
+        text = str(e)
+        if "flag 'config." in text:
+            text = f"{text.split('. Did you')[0]}: a config's fields need --config=FILE before them"
+        raise UserError(text) from e
     except Exception as e:  # whatever a config file, or a change to it, may raise
         raise UserError(_config_mistake(argv, e)) from e
     if len(rest) > 1:
@@ -283,6 +318,9 @@ def _config_mistake(argv: list[str], e: Exception) -> str:
     elif hint := re.search(r"Did you mean .*instead of \"(\w+)\"\?", text):
         place = next((a for a in argv if f".{hint[1]}" in a), place)
         text = hint[0]
+    elif field := re.fullmatch(r"'(\w+)'", text):
+        place = next((a for a in argv if f".{field[1]}" in a), place)
+        text = f"there is no field {text}"
     elif isinstance(e, KeyError):
         text = f"there is no {text!r}"
     return f"{place}: {text or type(e).__name__}"

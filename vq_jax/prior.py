@@ -138,11 +138,13 @@ class TrainedPrior:
         steps = settings.steps if steps is None else steps
         if choice_temperature is None:
             choice_temperature = settings.choice_temperature
-        if steps < 1 or choice_temperature < 0 or seed < 0:
-            raise UserError(
-                f"steps {steps}, choice_temperature {choice_temperature}, seed {seed}: use 1 or "
-                "more, 0 or more, 0 or more"
-            )
+        for name, value, least in (
+            ("steps", steps, 1),
+            ("choice_temperature", choice_temperature, 0),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise UserError(f"{name} is {value}: use {least} or more")
         given = np.asarray(given, np.int32)
         free = np.asarray(free, bool)
         if free.ndim < given.ndim:
@@ -183,8 +185,9 @@ class TrainedPrior:
           first: the number of the first image: of one seed it is the same in any batch.
           **how: seed and more; see `fill`.
         """
-        if count < 1 or candidates < 1:
-            raise UserError(f"count {count}, candidates {candidates}: use 1 or more")
+        for name, value in (("count", count), ("candidates", candidates)):
+            if value < 1:
+                raise UserError(f"{name} is {value}: use 1 or more")
         if self.module.condition:
             raise UserError(
                 f"this prior draws images from a condition ({self.config.condition.name}): use "

@@ -257,6 +257,8 @@ def test_reconstruct_takes_any_size_and_folders(trained, tmp_path, rng):
     ("arguments", "message"),
     [
         (["--config=configs/default.py", "--config.optim.lrr=1"], 'optim.lrr=1: Did you mean "lr"'),
+        (["--config=configs/default.py", "--config.optim.rate=1"], "there is no field 'rate'"),
+        (["--mode=tokenize", "--config.data.source=folder"], "need --config=FILE before them"),
         (["--config=configs/nosuch.py"], "configs/nosuch.py"),
         (["--config=configs/default.py", "--config.data.source=emojy"], "did you mean emoji"),
         (["--config=configs/default.py", "--config.data.batch_size=many"], "batch_size"),

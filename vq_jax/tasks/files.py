@@ -24,7 +24,7 @@ def pair_files(input: Path, output: Path) -> list[tuple[Path, Path]]:
     """
     if not input.exists():
         raise UserError(f"there is no {input}: --input takes an image or a folder of images")
-    if input.is_dir() and output.is_file():
+    if input.is_dir() and (output.is_file() or output.suffix.lower() in (".png", ".jpg", ".jpeg")):
         raise UserError(f"--input={input} is a folder, and --output={output} a file: name a folder")
     if input.is_dir():
         pairs = [

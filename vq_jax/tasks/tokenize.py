@@ -82,7 +82,8 @@ def tokenize(
         made = _images(config, parts[split], indices, flips and train, crops if train else 0)
         images += codes_data.write_shard(paths[split, i], _encoded(tokenizer, made), about)
     missing = codes_data.finish(output, shards)
-    print(f"wrote the codes of {images:,} images in {len(left)} shards to {output}")
+    before = f" ({len(todo) - len(left)} were there already)" if len(left) < len(todo) else ""
+    print(f"wrote the codes of {images:,} images in {len(left)} shards to {output}{before}")
     if missing:
         print(f"{len(missing)} shards are still missing: the other processes, or this again")
 
