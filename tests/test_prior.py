@@ -161,7 +161,7 @@ def test_classes_go_by_name_and_number_and_unknown_ones_are_told_the_nearest(pri
     with pytest.raises(UserError, match="no class 7.*0 to 2"):
         prior.labels(7, 1)
     for how in ({"temperature": -1.0}, {"steps": 0}, {"choice_temperature": -1.0}, {"seed": -1}):
-        with pytest.raises(UserError, match="-1|steps 0"):
+        with pytest.raises(UserError, match="-1|steps is 0"):
             prior.sample(1, **how)
 
 
