@@ -558,10 +558,10 @@ def load(path: Path) -> ConfigDict:
             quantizer = _name(saved["quantizer"])
             config = base(saved["model"]["name"], quantizer, saved["discriminator"]["name"])
         config.update(saved)
-    except FileNotFoundError as e:
-        raise UserError(
-            f"no {path.name} in {path.parent}: train there first, or name another --workdir"
-        ) from e
+    except (FileNotFoundError, NotADirectoryError) as e:
+        folder = path.parent
+        lacks = f"no {path.name} in {folder}" if folder.is_dir() else f"there is no folder {folder}"
+        raise UserError(f"{lacks}: train there first, or name another --workdir") from e
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{path} is not a config of this version: {e}") from e
     check(config)

@@ -311,10 +311,6 @@ def load_prior(workdir: str | Path, tokenizer: str | Path | None = None) -> Trai
       UserError: either cannot be opened, or they do not belong together.
     """
     folder = Path(workdir)
-    if not folder.is_dir():
-        raise UserError(
-            f"there is no folder {folder}: train there first, or name another --workdir"
-        )
     config = configs.load(folder / "config.json")
     if not configs.is_prior(config):
         raise UserError(

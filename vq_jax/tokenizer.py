@@ -158,10 +158,6 @@ def load(workdir: str | Path) -> TrainedTokenizer:
       UserError: there is no run, or no checkpoint yet, or it does not fit the config.
     """
     folder = Path(workdir)
-    if not folder.is_dir():
-        raise UserError(
-            f"there is no folder {folder}: train there first, or name another --workdir"
-        )
     config = configs.load(folder / "config.json")
     if configs.is_prior(config):
         raise UserError(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vq_jax.data.images import read_image, save_image
+from vq_jax.data.images import EXTENSIONS, read_image, save_image
 from vq_jax.data.sources import find_images
 from vq_jax.errors import UserError
 from vq_jax.training.report import stderr
@@ -24,7 +24,7 @@ def pair_files(input: Path, output: Path) -> list[tuple[Path, Path]]:
     """
     if not input.exists():
         raise UserError(f"there is no {input}: --input takes an image or a folder of images")
-    if input.is_dir() and (output.is_file() or output.suffix.lower() in (".png", ".jpg", ".jpeg")):
+    if input.is_dir() and (output.is_file() or output.suffix.lower() in EXTENSIONS):
         raise UserError(f"--input={input} is a folder, and --output={output} a file: name a folder")
     if input.is_dir():
         pairs = [
