@@ -142,6 +142,9 @@ def _common() -> ConfigDict:
     config.eval_every = 0  # steps between evaluations; 0 evaluates at the end only
     config.tensorboard = True  # where tensorboardX is installed
     config.wandb = ""  # project to log to, with wandb installed
+    config.start_from = (
+        ""  # a run, or what import or export wrote, whose weights training starts from
+    )
 
     config.data = data = ConfigDict()
     data.source = "emoji"  # emoji, photos, folder, or tfds:NAME
@@ -299,8 +302,10 @@ def is_prior(config: ConfigDict) -> bool:
 
 def holds_prior(workdir: Path) -> bool:
     """Whether a run's folder is of a prior."""
-    path = workdir / "config.json"
-    return path.exists() and is_prior(load(path))
+    try:
+        return "prior" in json.loads((workdir / "config.json").read_text())
+    except (OSError, ValueError):
+        return False  # whoever opens it will say what is wrong
 
 
 def _check_common(config: ConfigDict) -> None:
@@ -421,9 +426,7 @@ def _check_shapes(config: ConfigDict) -> None:
     x = jax.ShapeDtypeStruct((2, *image_shape(config)), jnp.float32)
     key = jax.random.key(0)
     try:
-        tokenizer = make_tokenizer(config)
-        variables = jax.eval_shape(tokenizer.init, key, x)
-        out = jax.eval_shape(tokenizer.apply, variables, x)
+        out, _ = jax.eval_shape(make_tokenizer(config).init_with_output, key, x)
     except (ValueError, TypeError) as e:
         raise UserError(f"model or quantizer: {first_line(e)}") from e
     if out.shape != x.shape:
@@ -507,6 +510,12 @@ def make_condition(config: ConfigDict) -> Any:
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
     """(H, W, C) of the training images."""
     return (config.data.resolution, config.data.resolution, config.data.channels)
+
+
+def variable_shapes(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The shapes of a tokenizer's variables: nested dicts, by collection."""
+    x = jax.ShapeDtypeStruct((1, *image_shape(config)), jnp.float32)
+    return jax.eval_shape(tokenizer.init, jax.random.key(0), x)
 
 
 def grids(config: ConfigDict, tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -6,6 +6,8 @@ python -m vq_jax.main --mode=evaluate --workdir=runs/default
 python -m vq_jax.main --mode=reconstruct --workdir=runs/default --input=my.png --output=out.png
 python -m vq_jax.main --mode=tokenize --workdir=runs/default --output=codes
 python -m vq_jax.main --mode=sample --workdir=runs/prior_default --label="Food & Drink"
+python -m vq_jax.main --mode=import --input=vqgan.ckpt --workdir=runs/imported
+python -m vq_jax.main --mode=export --workdir=runs/default --format=vq_jax --output=exported
 python -m vq_jax.main --mode=inpaint --workdir=runs/prior_default --input=my.png --mask=mask.png \
     --output=out.png
 """
@@ -33,12 +35,14 @@ _MODE = flags.DEFINE_string(
     "mode",
     "train",
     "What to do: train, plan, evaluate, reconstruct, tokenize, sample, inpaint, outpaint, upscale, "
-    "restore or variations.",
+    "restore, variations, import or export.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's folder; by default runs/ and the config file's name."
 )
-_INPUT = flags.DEFINE_string("input", None, "An image, or a folder of images.")
+_INPUT = flags.DEFINE_string(
+    "input", None, "An image, or a folder of images; import: a file of weights, or its folder."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "The file or folder to write.")
 _SIDE_BY_SIDE = flags.DEFINE_bool("side_by_side", False, "reconstruct: the original to the left.")
 _DISTRIBUTED = flags.DEFINE_bool(
@@ -64,6 +68,16 @@ _CROPS = flags.DEFINE_integer("crops", 0, "tokenize: random crops of each traini
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", None, "The tokenizer's run, where it is elsewhere than the prior's config says."
 )
+_FORMAT = flags.DEFINE_string(
+    "format",
+    None,
+    "export: diffusers, taming, vq_jax or stablehlo; import: whose weights, where it is not told "
+    "by their names.",
+)
+_CLASSES = flags.DEFINE_integer(
+    "classes", 0, "import of taming's transformer: how many classes it is conditioned on."
+)
+_HEADS = flags.DEFINE_integer("heads", 16, "import of taming's transformer: its attention heads.")
 _COUNT = flags.DEFINE_integer(
     "count", None, "sample: images, of each label; variations: how many (16 and 4)."
 )
@@ -212,6 +226,29 @@ def _edit(workdir: Path) -> None:
     )
 
 
+def _import(workdir: Path) -> None:
+    from vq_jax.tasks.import_weights import import_weights
+
+    if not _INPUT.value:
+        raise UserError("import needs --input, a file of weights or a folder with one")
+    import_weights(
+        Path(_INPUT.value),
+        Path(_WORKDIR.value or "runs/imported"),
+        format=_FORMAT.value,
+        tokenizer=_tokenizer(),
+        classes=_CLASSES.value,
+        heads=_HEADS.value,
+    )
+
+
+def _export(workdir: Path) -> None:
+    from vq_jax.tasks.export import FORMATS, export
+
+    if not _OUTPUT.value or not _FORMAT.value:
+        raise UserError(f"export needs --output, a folder, and --format: {', '.join(FORMATS)}")
+    export(workdir, Path(_OUTPUT.value), _FORMAT.value)
+
+
 MODES: dict[str, Callable[[Path], None]] = {
     "train": _train,
     "plan": _plan,
@@ -224,6 +261,8 @@ MODES: dict[str, Callable[[Path], None]] = {
     "upscale": _edit,
     "restore": _edit,
     "variations": _edit,
+    "import": _import,
+    "export": _export,
 }
 
 
@@ -242,6 +281,8 @@ _READS: dict[str, set[str]] = {
     "upscale": {"factor", *_EDITED},
     "restore": _EDITED,
     "variations": {"redraw", "count", *_EDITED},
+    "import": {"input", "format", "tokenizer", "classes", "heads"},
+    "export": {"output", "format"},
 }
 
 

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from vq_jax import config as configs
 from vq_jax.errors import UserError
+from vq_jax.interop.weights import holds_arrays, read_folder
 from vq_jax.models import Tokenizer
 from vq_jax.training.checkpoint import read_newest
 
@@ -149,10 +150,11 @@ class TrainedTokenizer:
 
 
 def load(workdir: str | Path) -> TrainedTokenizer:
-    """Opens the tokenizer a run has trained, from its newest checkpoint (averaged params).
+    """Opens the tokenizer a run has trained (averaged params), or one that was imported or exported.
 
     Args:
-      workdir: the run's folder: `config.json` and `checkpoints/`.
+      workdir: a folder with `config.json`, and `checkpoints/` (the newest is read) or, without them,
+        `model.safetensors`.
 
     Raises:
       UserError: there is no run, or no checkpoint yet, or it does not fit the config.
@@ -164,10 +166,15 @@ def load(workdir: str | Path) -> TrainedTokenizer:
             f"{folder} holds a prior, not a tokenizer; the one it is for is {config.tokenizer}"
         )
     module = configs.make_tokenizer(config)
-    side = config.data.resolution
-    shapes = jax.eval_shape(
-        module.init, jax.random.key(0), jnp.zeros((1, side, side, config.data.channels))
-    )
+    shapes = configs.variable_shapes(config, module)
+    if in_one_file(folder):
+        step, tree = read_folder(folder, shapes)
+        return TrainedTokenizer(config, module, jax.tree.map(jnp.asarray, tree), step)
     stats = {name: tree for name, tree in shapes.items() if name != "params"}
     step, tree = read_newest(folder, "tokenizer", {"params": shapes["params"], "stats": stats})
     return TrainedTokenizer(config, module, {"params": tree["params"], **tree["stats"]}, step)
+
+
+def in_one_file(folder: Path) -> bool:
+    """Whether a run's arrays are those of `model.safetensors`: it has been trained no further."""
+    return holds_arrays(folder) and not any((folder / "checkpoints").glob("[0-9]*"))

@@ -20,7 +20,8 @@ from vq_jax import editing
 from vq_jax.data.images import rows_of, save_image, to_float, to_uint8
 from vq_jax.data.pipeline import eval_batches
 from vq_jax.data.sources import open_source
-from vq_jax.models.perceptual import load_lpips, lpips
+from vq_jax.interop.lpips import load_lpips
+from vq_jax.models.perceptual import lpips
 from vq_jax.prior import load_prior
 
 

@@ -16,9 +16,12 @@ SMALL = {
         "z_channels": 8,
     },
     "vqvae": {"hidden": 16, "res_hidden": 8, "downsamples": 2},
+    "maskgit": {"ch": 8, "ch_mult": (1, 2), "num_res_blocks": 1},
+    "magvit2": {"ch": 8, "ch_mult": (1, 2), "num_res_blocks": 1},
     "mlp": {"hidden": (32, 16), "tokens": 2},
 }
-GRID = {"vqgan": (8, 8), "vqvae": (4, 4), "mlp": (2,)}
+GRID = {"vqgan": (8, 8), "vqvae": (4, 4), "maskgit": (8, 8), "magvit2": (8, 8), "mlp": (2,)}
+CONVOLUTIONAL = [name for name in SMALL if name != "mlp"]
 
 
 def tokenizer(name, resolution=16, channels=3, dtype=jnp.float32, **kwargs):
@@ -51,7 +54,7 @@ def test_every_model_goes_to_codes_and_back(name, dtype, rng):
     chex.assert_trees_all_equal(module.apply(variables, h, method="to_pixels"), y)
 
 
-@pytest.mark.parametrize("name", ["vqgan", "vqvae"])
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_convolutional_models_take_other_sizes(name):
     module = tokenizer(name)
     variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
@@ -153,7 +156,7 @@ def recomputed(function, *args):
     return str(jax.make_jaxpr(function)(*args)).count("remat")
 
 
-@pytest.mark.parametrize("name", ["vqgan", "vqvae", "patchgan"])
+@pytest.mark.parametrize("name", [*CONVOLUTIONAL, "patchgan"])
 def test_remat_computes_again_and_changes_no_number(name, rng):
     x = jnp.asarray(rng.uniform(-1, 1, size=(2, 16, 16, 3)), jnp.float32)
     if name == "patchgan":

@@ -14,6 +14,7 @@ K, GRID, CLASSES = 11, (3, 4), 3
 STYLES = {
     "rope": {"position": "rope", "norm": "rms", "activation": "swiglu"},
     "learned": {"position": "learned", "norm": "layer", "activation": "gelu"},
+    "bert": {"position": "learned", "norm": "bert", "activation": "gelu_erf"},
 }
 
 

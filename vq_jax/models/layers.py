@@ -28,19 +28,23 @@ class GroupNorm(nn.Module):
 
     Attributes:
       groups: wanted number of groups; the largest divisor of the channels up to it is used.
+      affine: with a trained scale and bias a channel.
       dtype: of the result.
     """
 
     groups: int = 32
     epsilon: float = 1e-6
     dtype: Dtype = jnp.float32
+    affine: bool = True
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         channels = x_BHWC.shape[-1]
         groups = next(g for g in range(min(self.groups, channels), 0, -1) if channels % g == 0)
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        scale, bias = jnp.ones((channels,)), jnp.zeros((channels,))
+        if self.affine:
+            scale = self.param("scale", nn.initializers.ones, (channels,))
+            bias = self.param("bias", nn.initializers.zeros, (channels,))
         x32 = x_BHWC.astype(jnp.float32)
 
         def join(stat_BC):  # per channel -> per group, repeated for each of its channels
@@ -99,20 +103,30 @@ def remat_if(on: bool, module: Callable[..., Any]) -> Callable[..., Any]:
     return nn.remat(module) if on else module
 
 
+def check_halves(resolution: int, times: int) -> None:
+    """Raises ValueError unless the training images' side halves so often."""
+    if resolution % 2**times:
+        raise ValueError(
+            f"data.resolution {resolution} does not halve {times} times, as model.ch_mult asks"
+        )
+
+
 class ResidualBlock(nn.Module):
     """GroupNorm-swish-conv twice, plus the input (Esser et al. 2021; 1x1 where channels change)."""
 
     features: int
     dtype: Dtype = jnp.float32
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        kwargs = {"dtype": self.dtype, "use_bias": self.use_bias}
         h = nn.swish(GroupNorm(dtype=self.dtype, name="norm1")(x))
-        h = conv(self.features, 3, dtype=self.dtype, name="conv1")(h)
+        h = conv(self.features, 3, name="conv1", **kwargs)(h)
         h = nn.swish(GroupNorm(dtype=self.dtype, name="norm2")(h))
-        h = conv(self.features, 3, dtype=self.dtype, name="conv2")(h)
+        h = conv(self.features, 3, name="conv2", **kwargs)(h)
         if x.shape[-1] != self.features:
-            x = conv(self.features, 1, dtype=self.dtype, name="shortcut")(x)
+            x = conv(self.features, 1, name="shortcut", **kwargs)(x)
         return x + h
 
 

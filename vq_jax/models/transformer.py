@@ -42,6 +42,7 @@ class LayerNorm(nn.Module):
     """(x - mean) / std * scale + bias over the last axis, in float32 (Ba et al. 2016)."""
 
     dtype: Dtype = jnp.float32
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -50,14 +51,27 @@ class LayerNorm(nn.Module):
         x32 = x.astype(jnp.float32)
         x32 -= jnp.mean(x32, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
-        return (x32 * jax.lax.rsqrt(variance + 1e-5) * scale + bias).astype(self.dtype)
+        return (x32 * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(self.dtype)
 
 
-NORMS: dict[str, Callable[..., nn.Module]] = {"rms": RMSNorm, "layer": LayerNorm}
+# "bert" is LayerNorm after each addition instead of before each layer, and once on the embeddings; the
+# logits then come of another dense layer and are tied to the embeddings (Devlin et al. 2018; MaskGIT).
+NORMS: dict[str, Callable[..., nn.Module]] = {
+    "rms": RMSNorm,
+    "layer": LayerNorm,
+    "bert": partial(LayerNorm, epsilon=1e-12),
+}
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": nn.gelu,  # by tanh
+    "gelu_erf": partial(nn.gelu, approximate=False),
+}
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward layer, each on normalised input and added to it (Radford et al. 2019)."""
+    """Attention and a feed-forward layer, each on normalised input and added to it (Radford et al. 2019).
+
+    With the norm "bert", what comes of each addition is normalised instead (Vaswani et al. 2017).
+    """
 
     heads: int
     hidden: int
@@ -72,7 +86,7 @@ class Block(nn.Module):
         """A dense layer over tokens as rows: in three dimensions XLA's CPU compiler transposes the
         layer's activations by themselves, and slowly, for the kernel's gradient."""
         layer = nn.Dense(
-            features, use_bias=self.norm == "layer", kernel_init=init, dtype=self.dtype, name=name
+            features, use_bias=self.norm != "rms", kernel_init=init, dtype=self.dtype, name=name
         )
         return layer(x_BSD.reshape(-1, x_BSD.shape[-1])).reshape(*x_BSD.shape[:-1], features)
 
@@ -88,7 +102,10 @@ class Block(nn.Module):
         """Returns the tokens after the block; and the cache with theirs, written from `start` on."""
         b, s, width = x_BSD.shape
         drop = partial(nn.Dropout(self.dropout), deterministic=not train)
-        normed = NORMS[self.norm](dtype=self.dtype, name="norm_attention")(x_BSD)
+        after = self.norm == "bert"
+        norm_attention = NORMS[self.norm](dtype=self.dtype, name="norm_attention")
+        norm_feed_forward = NORMS[self.norm](dtype=self.dtype, name="norm_feed_forward")
+        normed = x_BSD if after else norm_attention(x_BSD)
         qkv = self._dense(normed, 3 * width, "qkv").reshape(b, s, 3, self.heads, -1)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)
         if angles is not None:
@@ -106,13 +123,15 @@ class Block(nn.Module):
         mixed = mixed.swapaxes(1, 2).reshape(b, s, width)
         x_BSD += drop(self._dense(mixed, width, "out", self.out_init))
 
-        normed = NORMS[self.norm](dtype=self.dtype, name="norm_feed_forward")(x_BSD)
+        x_BSD = norm_attention(x_BSD) if after else x_BSD
+        normed = x_BSD if after else norm_feed_forward(x_BSD)
         if self.activation == "swiglu":  # Shazeer 2020
             gate, h = jnp.split(self._dense(normed, 2 * self.hidden, "up"), 2, axis=-1)
             h = nn.silu(gate) * h
         else:
-            h = nn.gelu(self._dense(normed, self.hidden, "up"))
-        return x_BSD + drop(self._dense(h, width, "down", self.out_init)), cache
+            h = ACTIVATIONS[self.activation](self._dense(normed, self.hidden, "up"))
+        x_BSD += drop(self._dense(h, width, "down", self.out_init))
+        return norm_feed_forward(x_BSD) if after else x_BSD, cache
 
 
 class Transformer(nn.Module):
@@ -130,8 +149,8 @@ class Transformer(nn.Module):
       layers, width, heads: of the transformer.
       hidden: width of the feed-forward layers.
       position: "rope", rotary embeddings of row and column, or "learned", a vector a position.
-      norm: "rms" or "layer"; the latter brings biases along.
-      activation: "swiglu" or "gelu".
+      norm: "rms", "layer" or "bert"; the latter two bring biases along (see `NORMS`).
+      activation: "swiglu", "gelu" or "gelu_erf".
       dropout: of embeddings and of what each layer adds.
       remat: layers are computed again for their gradient instead of kept.
       scan: layers are one compiled loop over stacked params.
@@ -206,10 +225,17 @@ class Transformer(nn.Module):
         else:
             self.blocks = [make(name=f"block_{i}") for i in range(self.layers)]
         self.norm_out = NORMS[self.norm](dtype=self.dtype)
-        self.head = self.param(
-            "head", lambda key, shape: {"kernel": _normal(key, shape)},
-            (self.books, self.width, self.num_codes),
-        )  # fmt: skip
+        if self.norm == "bert":
+            self.norm_in = NORMS[self.norm](dtype=self.dtype)
+            self.dense_out = nn.Dense(self.width, kernel_init=_normal, dtype=self.dtype)
+            self.bias_out = self.param(
+                "bias_out", nn.initializers.zeros, (self.books, self.num_codes)
+            )
+        else:
+            self.head = self.param(
+                "head", lambda key, shape: {"kernel": _normal(key, shape)},
+                (self.books, self.width, self.num_codes),
+            )  # fmt: skip
         self.embedding_dropout = nn.Dropout(self.dropout)
 
     # --- tokens ---
@@ -266,15 +292,28 @@ class Transformer(nn.Module):
         """What a token is told of the position it predicts."""
         return self.target_embedding[position] if self.target_aware else 0.0
 
+    def _before_head(self, h: jax.Array) -> jax.Array:
+        """What the head's kernel meets: [..., D]."""
+        if self.norm == "bert":
+            h = ACTIVATIONS[self.activation](self.dense_out(h))
+        return self.norm_out(h)
+
+    def _head(self) -> tuple[jax.Array, jax.Array | float]:
+        """The head's kernel [Q, D, K], and its bias [Q, K] or 0."""
+        if self.norm != "bert":
+            return self.head["kernel"].astype(self.dtype), 0.0
+        entries = self.embedding.embedding[:-1].reshape(self.books, self.num_codes, self.width)
+        return entries.swapaxes(1, 2).astype(self.dtype), self.bias_out
+
     def _logits(self, h_BND: jax.Array) -> jax.Array:
-        h = self.norm_out(h_BND)
+        h = self._before_head(h_BND)
         b, n, d = h.shape
-        kernel = self.head["kernel"].astype(self.dtype)
+        kernel_QDK, bias_QK = self._head()
         logits = jnp.einsum(
-            "bpqd,qdk->bpqk", h.reshape(b, n // self.books, self.books, d), kernel,
+            "bpqd,qdk->bpqk", h.reshape(b, n // self.books, self.books, d), kernel_QDK,
             preferred_element_type=jnp.float32,
         )  # fmt: skip
-        return logits.reshape(b, n, self.num_codes).astype(jnp.float32)
+        return (logits + bias_QK).reshape(b, n, self.num_codes).astype(jnp.float32)
 
     # --- whole sequences ---
 
@@ -338,6 +377,8 @@ class Transformer(nn.Module):
         return jnp.concatenate([prefix, image[position]], axis=1)[:, :length]
 
     def _run(self, x_BSD: jax.Array, angles: jax.Array | None, train: bool) -> jax.Array:
+        if self.norm == "bert":
+            x_BSD = self.norm_in(x_BSD)
         x_BSD = self.embedding_dropout(x_BSD, deterministic=not train).astype(self.dtype)
         if self.scan:
             return self.stack(x_BSD, angles, train)[0]
@@ -409,13 +450,16 @@ class Transformer(nn.Module):
         if self.scan:
             raise ValueError("sample from unstacked params: see `unstack`")
         x_BSD, kept = x_BSD.astype(self.dtype), []
+        if self.norm == "bert":
+            x_BSD = self.norm_in(x_BSD)
         for block, of_layer in zip(self.blocks, cache, strict=True):
             x_BSD, of_layer = block(x_BSD, angles, False, of_layer, start)
             kept.append(of_layer)
-        h_BD = self.norm_out(x_BSD[:, -1])
-        kernel = self.head["kernel"].astype(self.dtype)
-        kernel = kernel[0] if self.books == 1 else kernel[book]
-        return jnp.dot(h_BD, kernel, preferred_element_type=jnp.float32), tuple(kept)
+        h_BD = self._before_head(x_BSD[:, -1])
+        of = 0 if self.books == 1 else book
+        kernel_QDK, bias_QK = self._head()
+        logits = jnp.dot(h_BD, kernel_QDK[of], preferred_element_type=jnp.float32)
+        return logits if isinstance(bias_QK, float) else logits + bias_QK[of], tuple(kept)
 
 
 class _Scanned(nn.Module):
@@ -450,6 +494,13 @@ def unstack(module: Transformer, params: Any) -> tuple[Transformer, Any]:
     return module.clone(scan=False), rest | layers
 
 
+def stack(params: Any, layers: int) -> Any:
+    """The inverse of `unstack`, on NumPy arrays."""
+    of_layers = [params[f"block_{i}"] for i in range(layers)]
+    rest = {name: tree for name, tree in params.items() if not name.startswith("block_")}
+    return rest | {"blocks": {"block": jax.tree.map(lambda *leaves: np.stack(leaves), *of_layers)}}
+
+
 # --- the table ------------------------------------------------------------------------------------
 
 
@@ -482,14 +533,14 @@ def transformer(
     for name, value, known in (
         ("position", position, ("rope", "learned")),
         ("norm", norm, tuple(NORMS)),
-        ("activation", activation, ("swiglu", "gelu")),
+        ("activation", activation, ("swiglu", *ACTIVATIONS)),
     ):
         if value not in known:
             raise ValueError(f"prior.{name} is {value!r}: use one of {', '.join(known)}")
     if width % heads or width // heads % 4:
         raise ValueError(f"prior.width {width} must be a multiple of 4 * prior.heads, {4 * heads}")
     if not hidden:
-        hidden = 4 * width if activation == "gelu" else -(-8 * width // 3 // 32) * 32
+        hidden = -(-8 * width // 3 // 32) * 32 if activation == "swiglu" else 4 * width
     return Transformer(
         num_codes=num_codes,
         grid=grid,

@@ -39,7 +39,7 @@ class Encoder(nn.Module):
 
     dim: int
     ch: int
-    ch_mult: tuple[int, ...]
+    ch_mult: tuple[float, ...]
     num_res_blocks: int
     attn_levels: tuple[int, ...]
     mid_attention: bool
@@ -52,12 +52,13 @@ class Encoder(nn.Module):
         block, attention = (remat_if(self.remat, m) for m in (ResidualBlock, Attention))
         h = conv(self.ch, 3, dtype=self.dtype, name="conv_in")(x)
         for level, mult in enumerate(self.ch_mult):
+            width = round(self.ch * mult)
             for i in range(self.num_res_blocks):
-                h = block(self.ch * mult, self.dtype, name=f"down_{level}_block_{i}")(h)
+                h = block(width, self.dtype, name=f"down_{level}_block_{i}")(h)
                 if level in self.attn_levels:
                     h = attention(self.dtype, name=f"down_{level}_attn_{i}")(h)
             if level < len(self.ch_mult) - 1:
-                h = Downsample(self.ch * mult, self.dtype, name=f"down_{level}_downsample")(h)
+                h = Downsample(width, self.dtype, name=f"down_{level}_downsample")(h)
         h = Middle(h.shape[-1], self.mid_attention, self.dtype, self.remat, name="mid")(h)
         h = nn.swish(GroupNorm(dtype=self.dtype, name="norm_out")(h))
         h = conv(self.z_channels, 3, dtype=self.dtype, name="conv_out")(h)
@@ -69,7 +70,7 @@ class Decoder(nn.Module):
 
     channels: int
     ch: int
-    ch_mult: tuple[int, ...]
+    ch_mult: tuple[float, ...]
     num_res_blocks: int
     attn_levels: tuple[int, ...]
     mid_attention: bool
@@ -87,11 +88,11 @@ class Decoder(nn.Module):
             remat_if(self.remat, m) for m in (ResidualBlock, Attention, Upsample)
         )
         h = conv(self.z_channels, 1, dtype=self.dtype, name="post_quant_conv")(z)
-        width = self.ch * self.ch_mult[-1]
+        width = round(self.ch * self.ch_mult[-1])
         h = conv(width, 3, dtype=self.dtype, name="conv_in")(h)
         h = Middle(width, self.mid_attention, self.dtype, self.remat, name="mid")(h)
         for level in reversed(range(len(self.ch_mult))):
-            width = self.ch * self.ch_mult[level]
+            width = round(self.ch * self.ch_mult[level])
             for i in range(self.num_res_blocks + 1):
                 h = block(width, self.dtype, name=f"up_{level}_block_{i}")(h)
                 if level in self.attn_levels:
@@ -105,6 +106,14 @@ class Decoder(nn.Module):
         return self.conv_out(h).astype(jnp.float32)
 
 
+def attention_levels(
+    resolution: int, levels: int, attn_resolutions: tuple[int, ...]
+) -> tuple[int, ...]:
+    """The levels whose blocks are followed by attention, where images have a side of `resolution`."""
+    sides = [resolution // 2**level for level in range(levels)]
+    return tuple(i for i, side in enumerate(sides) if side in attn_resolutions)
+
+
 def vqgan(
     *,
     resolution: int,
@@ -112,7 +121,7 @@ def vqgan(
     dim: int,
     dtype: Any,
     ch: int = 128,
-    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4),
+    ch_mult: tuple[float, ...] = (1, 1, 2, 2, 4),
     num_res_blocks: int = 2,
     attn_resolutions: tuple[int, ...] = (16,),
     mid_attention: bool = True,
@@ -136,12 +145,11 @@ def vqgan(
       remat_encoder, remat_decoder: compute blocks again for the gradient instead of keeping their
         activations: less memory, about a third more time.
     """
-    sides = [resolution // 2**level for level in range(len(ch_mult))]
     shared = {
         "ch": ch,
         "ch_mult": tuple(ch_mult),
         "num_res_blocks": num_res_blocks,
-        "attn_levels": tuple(i for i, side in enumerate(sides) if side in attn_resolutions),
+        "attn_levels": attention_levels(resolution, len(ch_mult), attn_resolutions),
         "mid_attention": mid_attention,
         "z_channels": z_channels,
         "dtype": dtype,

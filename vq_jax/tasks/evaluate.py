@@ -15,7 +15,8 @@ from vq_jax.data.images import rows_of, save_image, to_uint8
 from vq_jax.data.pipeline import eval_batches
 from vq_jax.data.sources import Source, open_source
 from vq_jax.errors import UserError
-from vq_jax.models.perceptual import load_lpips, lpips
+from vq_jax.interop.lpips import load_lpips
+from vq_jax.models.perceptual import lpips
 from vq_jax.quantizers.functions import nearest_other
 from vq_jax.tokenizer import TrainedTokenizer, load
 from vq_jax.training.report import plot_codebook, save_figures, show_figures, stderr

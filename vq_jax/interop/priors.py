@@ -1,0 +1,215 @@
+"""Priors of other codebases: taming's minGPT and MaskGIT's transformer."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vq_jax.errors import UserError
+from vq_jax.interop.weights import Weights, listing
+
+_MINGPT = r"(.*\.|)tok_emb\.weight$"
+_MASKGIT = r"(.*/|)Embed_0/word_embeddings/embedding$"
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundPrior:
+    """A prior in a file of weights.
+
+    Attributes:
+      format: "taming_transformer" or "maskgit_transformer".
+      name: in `PRIORS`.
+      fields: of `config.prior`.
+      sampling: of `config.sampling`, what its authors draw with.
+      classes: how many labels it has.
+      params: its arrays, by our paths.
+    """
+
+    format: str
+    name: str
+    fields: dict[str, Any]
+    sampling: dict[str, Any]
+    classes: int
+    params: dict[str, np.ndarray]
+
+
+def holds_prior(weights: Weights) -> str | None:
+    """Which kind of prior a file holds, by the names of its arrays; None for none."""
+    for key in weights.arrays:
+        if re.match(_MINGPT, key):
+            return "taming_transformer"
+        if re.match(_MASKGIT, key):
+            return "maskgit_transformer"
+    return None
+
+
+class _Reader:
+    """Arrays by their names, which keeps count of what was asked for in vain and of what was not."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], prefix: str, idle: str):
+        self.arrays = {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
+        self.left = {name for name in self.arrays if not re.search(idle, name)}
+        self.missing: list[str] = []
+
+    def __call__(self, name: str) -> np.ndarray:
+        if name not in self.arrays:
+            self.missing.append(name)
+            return np.zeros((1,) * 4, np.float32)
+        self.left.discard(name)
+        return np.asarray(self.arrays[name], np.float32)
+
+    def count(self, pattern: str) -> int:
+        found = (re.match(pattern, name) for name in self.arrays)
+        return 1 + max((int(m[1]) for m in found if m), default=-1)
+
+    def check(self, weights: Weights) -> None:
+        lines = [f"missing: {name}" for name in self.missing]
+        lines += [f"left over: {name}, {self.arrays[name].shape}" for name in sorted(self.left)]
+        if lines:
+            raise UserError(f"{weights.path} does not hold what it should:" + listing(lines))
+
+
+def read_prior(
+    weights: Weights, grid: tuple[int, ...], num_codes: int, classes: int, heads: int
+) -> FoundPrior:
+    """The prior in a file.
+
+    Args:
+      weights: the file.
+      grid: positions of an image's codes.
+      num_codes: of the tokenizer.
+      classes: of taming's, how many of its codes stand for classes; 0 for none.
+      heads: of taming's, which its arrays do not tell.
+
+    Raises:
+      UserError: arrays are missing or left over, or it is conditioned on more than a class.
+    """
+    if holds_prior(weights) == "maskgit_transformer":
+        return _read_maskgit(weights, grid, num_codes)
+    return _read_mingpt(weights, grid, num_codes, classes, heads)
+
+
+def _prefix(weights: Weights, pattern: str) -> str:
+    return next(m[1] for m in (re.match(pattern, key) for key in weights.arrays) if m)
+
+
+def _read_mingpt(
+    weights: Weights, grid: tuple[int, ...], num_codes: int, classes: int, heads: int
+) -> FoundPrior:
+    """Esser et al. 2021's second stage: [class or start token, codes], each from those before it."""
+    if any("cond_stage_model." in name for name in weights.arrays):
+        raise UserError(
+            f"{weights.path} is conditioned on an image of its own kind (cond_stage_model): only "
+            "unconditional and class-conditional transformers have a form here"
+        )
+    read = _Reader(weights.arrays, _prefix(weights, _MINGPT), r"attn\.mask$")
+    tokens, places = read("tok_emb.weight"), read("pos_emb").reshape(-1, read("pos_emb").shape[-1])
+    vocabulary, width = tokens.shape
+    positions = int(np.prod(grid))
+    if len(places) not in (positions, positions + 1):
+        raise UserError(
+            f"{weights.path} reads {len(places)} tokens, and the tokenizer's images have {positions}: "
+            "it is conditioned on more than a class, or belongs to another tokenizer"
+        )
+    if vocabulary < max(num_codes, classes):
+        raise UserError(
+            f"{weights.path} knows {vocabulary} tokens, and the tokenizer has {num_codes} codes"
+            + (f", --classes is {classes}" if classes > vocabulary else "")
+        )
+    zero = np.zeros((1, width), np.float32)
+    params = {
+        "codes/embedding": np.concatenate([tokens[:num_codes], zero]),
+        # The start token, or the label, is the code of that number.
+        "labels/embedding": np.concatenate([tokens[:classes], tokens[:1]]),
+        "books": zero,
+        "places": np.concatenate([places, zero])[: positions + 1],
+        "norm_out/scale": read("ln_f.weight"),
+        "norm_out/bias": read("ln_f.bias"),
+        "head/kernel": read("head.weight").T[None, ..., :num_codes],
+    }
+    layers = read.count(r"blocks\.(\d+)\.")
+    for i in range(layers):
+        theirs, ours = f"blocks.{i}", f"block_{i}"
+        for name, path in (("ln1", "norm_attention"), ("ln2", "norm_feed_forward")):
+            params[f"{ours}/{path}/scale"] = read(f"{theirs}.{name}.weight")
+            params[f"{ours}/{path}/bias"] = read(f"{theirs}.{name}.bias")
+        three = [f"{theirs}.attn.{name}" for name in ("query", "key", "value")]
+        params[f"{ours}/qkv/kernel"] = np.concatenate(
+            [read(f"{n}.weight").T for n in three], axis=1
+        )
+        params[f"{ours}/qkv/bias"] = np.concatenate([read(f"{n}.bias") for n in three])
+        for name, path in (("attn.proj", "out"), ("mlp.0", "up"), ("mlp.2", "down")):
+            params[f"{ours}/{path}/kernel"] = read(f"{theirs}.{name}.weight").T
+            params[f"{ours}/{path}/bias"] = read(f"{theirs}.{name}.bias")
+    read.check(weights)
+    fields = {
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "hidden": params["block_0/up/kernel"].shape[1] if layers else 0,
+        "position": "learned",
+        "norm": "layer",
+        "activation": "gelu_erf",
+    }
+    sampling = {"top_k": 600, "top_p": 0.92}
+    return FoundPrior("taming_transformer", "causal", fields, sampling, classes, params)
+
+
+def _read_maskgit(weights: Weights, grid: tuple[int, ...], num_codes: int) -> FoundPrior:
+    """Chang et al. 2022's: [num_codes + class, codes], masked ones the vocabulary's last."""
+    read = _Reader(weights.arrays, _prefix(weights, _MASKGIT), r"$^")
+    words = read("Embed_0/word_embeddings/embedding")
+    places = read("Embed_0/position_embeddings/embedding")
+    vocabulary, width = words.shape
+    positions = int(np.prod(grid))
+    classes = vocabulary - num_codes - 1
+    if len(places) != positions + 1 or classes < 1:
+        raise UserError(
+            f"{weights.path} reads {len(places)} of {vocabulary} tokens, and the tokenizer's images "
+            f"have {positions} of {num_codes} codes: it belongs to another tokenizer"
+        )
+    params = {
+        "codes/embedding": np.concatenate([words[:num_codes], words[-1:]]),
+        "labels/embedding": np.concatenate([words[num_codes:-1], np.zeros((1, width), np.float32)]),
+        "books": np.zeros((1, width), np.float32),
+        "places": places,
+        "bias_out": read("MlmLayer_0/mlm_bias/bias")[..., :num_codes].reshape(1, -1),
+        "dense_out/kernel": read("MlmLayer_0/mlm_dense/kernel"),
+        "dense_out/bias": read("MlmLayer_0/mlm_dense/bias"),
+    }
+    norms = [("Embed_0/embeddings_ln", "norm_in"), ("MlmLayer_0/mlm_ln", "norm_out")]
+    layers, heads = read.count(r"TransformerLayer_(\d+)/"), 1
+    for i in range(layers):
+        theirs, ours = f"TransformerLayer_{i}", f"block_{i}"
+        attention = f"{theirs}/Attention_0/self_attention"
+        three = [f"{attention}/{name}" for name in ("query", "key", "value")]
+        heads = read(f"{three[0]}/kernel").shape[1]
+        kernels = [read(f"{n}/kernel").reshape(width, -1) for n in three]
+        params[f"{ours}/qkv/kernel"] = np.concatenate(kernels, axis=1)
+        params[f"{ours}/qkv/bias"] = np.concatenate([read(f"{n}/bias").reshape(-1) for n in three])
+        params[f"{ours}/out/kernel"] = read(f"{attention}/out/kernel").reshape(-1, width)
+        params[f"{ours}/out/bias"] = read(f"{attention}/out/bias")
+        for name, path in (("intermediate_output", "up"), ("layer_output", "down")):
+            for leaf in ("kernel", "bias"):
+                params[f"{ours}/{path}/{leaf}"] = read(f"{theirs}/Mlp_0/{name}/{leaf}")
+        norms += [
+            (f"{theirs}/Attention_0/attention_output_ln", f"{ours}/norm_attention"),
+            (f"{theirs}/Mlp_0/layer_output_ln", f"{ours}/norm_feed_forward"),
+        ]
+    for name, path in norms:
+        for leaf in ("scale", "bias"):
+            params[f"{path}/{leaf}"] = read(f"{name}/{leaf}")
+    read.check(weights)
+    fields = {
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "hidden": params["block_0/up/bias"].shape[-1] if layers else 0,
+        "position": "learned",
+        "norm": "bert",
+        "activation": "gelu",
+    }
+    sampling = {"steps": 16, "choice_temperature": 4.5}
+    return FoundPrior("maskgit_transformer", "masked", fields, sampling, classes, params)

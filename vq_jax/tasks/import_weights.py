@@ -1,0 +1,252 @@
+"""Brings a tokenizer, or a prior, of another codebase into a folder that every mode opens."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from vq_jax import config as configs
+from vq_jax.errors import UserError
+from vq_jax.interop import families, priors
+from vq_jax.interop.names import Names
+from vq_jax.interop.weights import (
+    ARRAYS,
+    CONFIG,
+    Weights,
+    differences,
+    flat,
+    holds_arrays,
+    listing,
+    nested,
+    read_weights,
+    save_arrays,
+)
+from vq_jax.models.transformer import init_params
+from vq_jax.prior import load, load_tokenizer
+from vq_jax.tasks.export import own_arrays
+from vq_jax.tokenizer import TrainedTokenizer
+
+FORMATS = (*families.FAMILIES, "taming_transformer", "maskgit_transformer", "vq_jax")
+# In the imported folder: the config once more, as a file for --config.
+_PYTHON = "config.py"
+_CONFIG_FILE = '''"""What was imported into this folder, as a config to train on from.
+
+    python -m vq_jax.main --config={folder}/config.py --workdir=runs/tuned \\\\
+        --config.data.source=folder --config.data.folder=PATH
+"""
+
+from pathlib import Path
+
+from vq_jax.config import load
+
+
+def get_config():
+    folder = Path(__file__).parent
+    config = load(folder / "config.json")
+    config.start_from = str(folder)
+    return config
+'''
+
+
+def import_weights(
+    input: Path,
+    workdir: Path,
+    *,
+    format: str | None = None,
+    tokenizer: Path | None = None,
+    classes: int = 0,
+    heads: int = 16,
+) -> None:
+    """`--mode=import`: weights of another codebase, as a run's folder with a config.
+
+    Args:
+      input: a file of weights, or a folder with one.
+      workdir: the folder to write; it must not hold a run.
+      format: one of `FORMATS`; by default it is told by names and shapes.
+      tokenizer: of a prior whose file holds none.
+      classes, heads: see `priors.read_prior`.
+
+    Raises:
+      UserError: it cannot be read or is of no known kind, or arrays are missing, left over or of
+        another shape; the text lists all of them, and nothing is written.
+    """
+    if format and format not in FORMATS:
+        raise UserError(f"--format={format}: use one of {', '.join(FORMATS)}")
+    if not input.exists():
+        raise UserError(
+            f"there is no {input}: --input takes a file of weights or a folder with one"
+        )
+    if (workdir / CONFIG).exists() or workdir.is_file():
+        raise UserError(f"{workdir} holds a run already: name another --workdir")
+    if format == "vq_jax" or (not format and input.is_dir() and _is_own(input)):
+        config, arrays, step = own_arrays(load(input), input)
+        _write(workdir, config, arrays, step)
+        print(f"imported vq_jax, {_size(arrays)}, into {workdir}")
+        return
+    weights = read_weights(input)
+    kind = format if format in ("taming_transformer", "maskgit_transformer") else None
+    if kind is None and format is None:
+        kind = priors.holds_prior(weights)
+    if kind is None:
+        _import_tokenizer(weights, workdir, format)
+        return
+    if priors.holds_prior(weights) != kind:
+        raise UserError(f"{weights.path} is no {kind}: leave --format out, or name another")
+    _import_prior(weights, workdir, tokenizer, classes, heads)
+
+
+def _is_own(folder: Path) -> bool:
+    return holds_arrays(folder) and (folder / CONFIG).exists() and _PHASES in _text(folder)
+
+
+_PHASES = '"phases"'
+
+
+def _text(folder: Path) -> str:
+    return (folder / CONFIG).read_text(errors="replace")
+
+
+def _size(arrays: dict[str, np.ndarray]) -> str:
+    params = sum(a.size for name, a in arrays.items() if name.startswith("params/"))
+    return f"{params / 1e6:,.1f} million params"
+
+
+def _write(workdir: Path, config: ConfigDict, arrays: dict[str, Any], step: int = 0) -> None:
+    """The arrays first: a folder with a config is whole."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    save_arrays(arrays, workdir / ARRAYS, step=str(step))
+    (workdir / _PYTHON).write_text(_CONFIG_FILE.replace("{folder}", str(workdir)))
+    configs.save(config, workdir / CONFIG)
+
+
+# --- tokenizers -----------------------------------------------------------------------------------
+
+
+def _config_of(sections: dict[str, Any], discriminator: dict[str, Any] | None) -> ConfigDict:
+    """The config that a family's reader describes, ready to be trained on."""
+    config = configs.base(sections["model"]["name"], sections["quantizer"]["name"])
+    for name, section in sections.items():
+        config[name].update({k: v for k, v in section.items() if k != "name"})
+    if discriminator:
+        config.discriminator.update({k: v for k, v in discriminator.items() if k != "name"})
+    # What training on from it does where it is not told otherwise: everything from the first step.
+    config.phases.adversarial = 100_000
+    config.kmeans_batches = 0
+    config.data.batch_size = 8
+    config.data.crop = "random"
+    for optim in (config.optim, config.disc_optim):
+        optim.update({"lr": 3.6e-5, "b1": 0.5, "b2": 0.9})
+    return config
+
+
+def _import_tokenizer(weights: Weights, workdir: Path, format: str | None) -> TrainedTokenizer:
+    try:
+        found = families.find_tokenizer(weights, format)
+    except UserError as e:
+        text = str(e)
+        raise UserError(text if str(weights.path) in text else f"{weights.path}: {text}") from e
+    judge = families.find_discriminator(weights)
+    config = _config_of(found.sections, judge and judge[0])
+    configs.check(config)
+    module = configs.make_tokenizer(config)
+    wanted = flat(configs.variable_shapes(config, module))
+    table = Names.of(found.family.rows(config.model))
+    arrays, used = table.take(found.arrays, wanted)
+    # Statistics of how often codes are used start anew.
+    statistics = {name for name in wanted if name.endswith("/cluster_size")}
+    arrays |= {name: np.ones(wanted[name].shape, np.float32) for name in statistics}
+    lines = differences(arrays, wanted)
+    lines = [
+        line.replace(path, f"{table.theirs(path) or 'nothing'} (here {path})")
+        for line in lines
+        for path in [line.split(": ", 1)[1].split(",")[0].split(" is ")[0]]
+    ]
+    left = sorted(found.arrays.keys() - used)
+    lines += [f"left over: {name}, {found.arrays[name].shape}" for name in left]
+    if lines:
+        raise UserError(
+            f"{weights.path} looks like {found.family.name}'s, and does not fit; nothing is "
+            "imported:" + listing(lines)
+        )
+    variables = jax.tree.map(jnp.asarray, nested(arrays))
+    tokenizer = TrainedTokenizer(config, module, variables, 0)
+    lpips = families.find_lpips(weights)
+    arrays |= (judge[1] if judge else {}) | lpips
+    _write(workdir, config, arrays)
+    _say(tokenizer, found, _size(arrays), workdir, judge=bool(judge), lpips=bool(lpips))
+    return tokenizer
+
+
+def _say(
+    tokenizer: TrainedTokenizer,
+    found: families.Found,
+    size: str,
+    workdir: Path,
+    *,
+    judge: bool,
+    lpips: bool,
+) -> None:
+    what = (
+        f"{tokenizer.num_codes:,} codes, {tokenizer.factor} pixels each" if tokenizer.factor else ""
+    )
+    print(f"imported {found.family.name}: {size}, {what}, into {workdir}")
+    if found.averaged:
+        print("  its moving averages were taken")
+    if judge or lpips:
+        came = " and ".join(["the discriminator"] * judge + ["LPIPS"] * lpips)
+        print(f"  {came} came along: training starts from them with --config={workdir}/{_PYTHON}")
+    if found.family.name == "taming":
+        print("  IBQ's files have the same names: if this is one, --format=ibq")
+    others = {k: n for k, n in found.beside.items() if not (k == "loss" and judge and lpips)}
+    if others:
+        named = ", ".join(f"{count} of {name}" for name, count in sorted(others.items()))
+        print(f"  other arrays in the file: {named}")
+
+
+# --- priors ---------------------------------------------------------------------------------------
+
+
+def _import_prior(
+    weights: Weights, workdir: Path, tokenizer: Path | None, classes: int, heads: int
+) -> None:
+    place = tokenizer or workdir / "tokenizer"
+    if tokenizer is None and not (place / CONFIG).exists():
+        try:
+            opened = _import_tokenizer(weights, place, None)
+        except UserError as e:
+            raise UserError(
+                f"{weights.path} is a prior, without the tokenizer of its codes: import that first, "
+                f"and name it with --tokenizer ({e})"
+            ) from e
+    else:
+        opened = load_tokenizer(place, "--tokenizer")
+    if opened.code_shape:
+        raise UserError(f"{place} has several codes a position, and this prior one")
+    found = priors.read_prior(weights, opened.grid, opened.num_codes, classes, heads)
+
+    config = configs.base_prior(found.name)
+    config.tokenizer = str(place)
+    config.prior.update(found.fields)
+    config.sampling.update(found.sampling)
+    config.phases.prior = 100_000
+    # Without labels there is nothing to leave out; with them, it was never trained without.
+    config.loss.label_dropout = 0.0
+    config.data.resolution = opened.config.data.resolution
+    codes = config.codes
+    codes.num_codes, codes.grid = opened.num_codes, opened.grid
+    codes.image = configs.image_shape(opened.config)
+    codes.classes = tuple(str(i) for i in range(found.classes))
+    configs.check(config)
+
+    module = configs.make_prior(config)
+    shapes = jax.eval_shape(lambda: init_params(module, jax.random.key(0)))
+    arrays = {f"params/{name}": array for name, array in found.params.items()}
+    if lines := differences(arrays, flat({"params": shapes})):
+        raise UserError(f"{weights.path} does not fit; nothing is imported:" + listing(lines))
+    arrays["fingerprint"] = np.frombuffer(opened.fingerprint, np.uint8)
+    _write(workdir, config, arrays)
+    labels = f"{found.classes} classes" if found.classes else "no classes"
+    print(f"imported {found.format}: {_size(arrays)}, {labels}, for {place}, into {workdir}")
