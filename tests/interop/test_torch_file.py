@@ -1,23 +1,40 @@
 """PyTorch files read without PyTorch: what is in them, and nothing that they would like to run."""
 
+import argparse
 import importlib.util
+import io
+import os
 import pickle
+import pickletools
+import resource
+import signal
+import struct
+import zipfile
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from flax import serialization
+from safetensors.numpy import save_file
 
 from vq_jax.errors import UserError
+from vq_jax.interop.pickles import Global, Inert, read_pickle
 from vq_jax.interop.torch_file import read_torch_file
+from vq_jax.interop.weights import read_weights
+
+FORMS = {"zip": True, "row": False}
+WITNESS = Path("/tmp/vq_jax_was_here")
 
 
-def save(path, state):
-    torch.save(state, path, _use_new_zipfile_serialization=False)
+def save(path, state, form="zip"):
+    torch.save(state, path, _use_new_zipfile_serialization=FORMS[form])
     return path
 
 
-def test_tensors_are_those_that_were_saved(tmp_path):
+@pytest.mark.parametrize("form", FORMS)
+def test_tensors_are_those_that_were_saved(tmp_path, form):
     whole = torch.randn(4, 6)
     state = {
         "plain": torch.randn(3, 2, 5),
@@ -25,11 +42,35 @@ def test_tensors_are_those_that_were_saved(tmp_path):
         "part": whole[1:3, ::2],
         "number": torch.tensor(7),
         "scalar": torch.tensor(0.5),
+        "none": torch.zeros(0, 3),
+        "double": torch.randn(3, dtype=torch.float64),
+        "half": torch.randn(3).half(),
+        "bytes": torch.arange(5, dtype=torch.uint8),
+        "parameter": torch.nn.Parameter(torch.randn(2)),
     }
-    read = read_torch_file(save(tmp_path / "x.pth", state))
-    assert read.keys() == state.keys()
+    read = read_torch_file(save(tmp_path / "x.pth", {"state_dict": state, "epoch": 3}, form))
+    assert read["epoch"] == 3 and read["state_dict"].keys() == state.keys()
     for name, tensor in state.items():
-        np.testing.assert_array_equal(read[name], tensor.numpy())
+        found = read["state_dict"][name]
+        np.testing.assert_array_equal(found, tensor.detach().numpy())
+        assert found.shape == tensor.shape and not found.flags.writeable or not found.size
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_bfloat16_is_kept(tmp_path, form):
+    x = torch.randn(50).bfloat16()
+    (read,) = read_torch_file(save(tmp_path / "x.pt", [x], form))
+    assert read.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(read.astype(np.float32), x.float().numpy())
+
+
+def test_nothing_is_copied_into_memory(tmp_path):
+    big = torch.zeros(40_000_000)  # 160 MB
+    state = {str(i): big for i in range(1000)}  # which alone would be 160 GB, copied
+    path = save(tmp_path / "x.pt", state)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert len(read_torch_file(path)) == 1000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
 
 
 def test_the_packaged_weights_are_read_as_torch_reads_them():
@@ -42,20 +83,167 @@ def test_the_packaged_weights_are_read_as_torch_reads_them():
         np.testing.assert_array_equal(read[name], tensor.numpy())
 
 
-class _Evil:
+class ModelCheckpoint:
+    """Stands for a Lightning callback: a class that no reader of weights has."""
+
+    def __init__(self):
+        self.best = torch.zeros(2)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_unknown_classes_become_inert(tmp_path, form):
+    state = {
+        "state_dict": {"a": torch.ones(3)},
+        "callbacks": {ModelCheckpoint: {"best": 1}},
+        "callback": ModelCheckpoint(),
+        "hyper_parameters": argparse.Namespace(lr=0.1),
+        "folder": Path("x"),
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(3)}}}],
+    }
+    read = read_torch_file(save(tmp_path / "x.ckpt", state, form))
+    np.testing.assert_array_equal(read["state_dict"]["a"], np.ones(3))
+    assert isinstance(read["callback"], Inert) and "ModelCheckpoint" in repr(read["callback"])
+    assert isinstance(read["hyper_parameters"], Inert) and isinstance(read["folder"], Inert)
+    assert all(isinstance(key, Global) for key in read["callbacks"])
+    arrays = read_weights(tmp_path / "x.ckpt").arrays
+    assert set(arrays) == {"state_dict.a"}
+
+
+# --- files that mean harm -------------------------------------------------------------------------
+
+
+class Calls:
+    """A pickle that calls `function` when it is opened."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
     def __reduce__(self):
-        return eval, ("open('/tmp/vq_jax_was_here', 'w')",)
+        return self.call
 
 
-def test_nothing_in_a_file_is_run(tmp_path):
-    path = save(tmp_path / "evil.pth", {"a": torch.zeros(2), "b": _Evil()})
-    with pytest.raises(UserError, match=r"eval.*refused"):
+HOSTILE = {
+    "system": (lambda: Calls(os.system, f"touch {WITNESS}"), "system"),
+    "eval": (lambda: Calls(eval, f"open('{WITNESS}', 'w')"), "eval"),
+    "open": (lambda: Calls(open, str(WITNESS), "w"), "open"),
+    "import": (lambda: Calls(__import__, "antigravity"), "__import__"),
+    "getattr": (lambda: Calls(getattr, os, "system"), "getattr"),
+    "nested": (lambda: Calls(list, [Calls(os.system, f"touch {WITNESS}")]), "system"),
+    "numpy": (lambda: Calls(np.load, str(WITNESS)), "load"),
+    "bytearray": (lambda: Calls(bytearray, 10**12), "bytearray"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", HOSTILE)
+def test_nothing_in_a_file_is_run(tmp_path, name, form):
+    make, asked = HOSTILE[name]
+    if name == "getattr":
+        make = lambda: Calls(getattr, "x", "upper")
+    path = save(tmp_path / "evil.pth", {"a": torch.zeros(2), "b": make()}, form)
+    with pytest.raises(UserError, match=rf"evil\.pth: it asks to call .*{asked}.*refused"):
         read_torch_file(path)
-    assert not Path("/tmp/vq_jax_was_here").exists()
+    assert not WITNESS.exists()
 
 
-def test_damaged_files_are_named(tmp_path):
-    good = save(tmp_path / "x.pth", {"a": torch.randn(100)}).read_bytes()
+def opcodes(*parts):
+    return b"\x80\x04" + b"".join(parts) + b"."
+
+
+GLOBAL_EVAL = b"cbuiltins\neval\n"
+# Written by hand, as no pickler would.
+CRAFTED = {
+    "INST": opcodes(b"(X\x01\x00\x00\x00xibuiltins\neval\n"),
+    "OBJ": opcodes(b"(" + GLOBAL_EVAL + b"X\x01\x00\x00\x00xo"),
+    "STACK_GLOBAL": opcodes(b"\x8c\x08builtins\x8c\x04eval\x93\x8c\x01x\x85R"),
+    "extension": opcodes(b"\x82\x01"),
+    "persistent": opcodes(b"X\x01\x00\x00\x00xQ"),
+    "huge string": opcodes(b"\x8d" + struct.pack("<Q", 2**62) + b"abc"),
+    "huge bytes": opcodes(b"\x8e" + struct.pack("<Q", 2**62) + b"abc"),
+    "huge memo": opcodes(b"]r" + struct.pack("<I", 2**32 - 1) + b"0N" + b"u"),
+    "long int": opcodes(b"I" + b"9" * 100_000 + b"\n"),
+    "doubling": opcodes(b")" + b"q\x00h\x00\x86" * 64),
+    "doubling as key": opcodes(b"})" + b"q\x00h\x00\x86" * 64 + b"Ns"),
+    "list in itself": opcodes(b"]q\x00h\x00a"),
+    "deep": opcodes(b"]" * 5000 + b"a" * 4999),
+    "marks": opcodes(b"((((0000tttt"),
+    "no end": b"\x80\x04]",
+    "state of eval": opcodes(GLOBAL_EVAL + b"}b"),
+}
+
+
+@pytest.mark.parametrize("name", CRAFTED)
+def test_crafted_pickles_are_refused_at_once(name):
+    signal.alarm(20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError):
+        read_pickle(io.BytesIO(CRAFTED[name]))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+    signal.alarm(0)
+
+
+def zip_with(path, members, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+def tensor_pickle(offset, shape, strides, count=4):
+    """A state dict of one tensor, written by torch and then given other numbers."""
+    storage = (
+        b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
+    )
+    storage += pickle.dumps(count, 2)[2:-1] + b"tQ"
+    numbers = b"".join(pickle.dumps(x, 2)[2:-1] for x in (offset, shape, strides))
+    call = b"ctorch._utils\n_rebuild_tensor_v2\n"
+    rest = b"\x89ccollections\nOrderedDict\n)R"
+    return b"\x80\x02}X\x01\x00\x00\x00a" + call + b"(" + storage + numbers + rest + b"tRs."
+
+
+@pytest.mark.parametrize(
+    "offset,shape,strides",
+    [
+        (0, (5,), (1,)),
+        (3, (2,), (1,)),
+        (-1, (2,), (1,)),
+        (0, (2,), (2**40,)),
+        (0, (2**20, 2**20), (0, 0)),  # one number, shown 10^12 times
+        (0, (2,), (-1,)),
+        (2**63, (1,), (1,)),
+        (0, (2, 2), (1,)),
+        (0, (1.5,), (1,)),
+        ("0", (1,), (1,)),
+    ],
+)
+def test_tensors_that_are_not_in_the_file_are_refused(tmp_path, offset, shape, strides):
+    data = np.arange(4, dtype=np.float32).tobytes()
+    good = {"x/data.pkl": tensor_pickle(0, (2, 2), (2, 1)), "x/data/0": data}
+    np.testing.assert_array_equal(
+        read_torch_file(zip_with(tmp_path / "good.pt", good))["a"], [[0, 1], [2, 3]]
+    )
+    bad = good | {"x/data.pkl": tensor_pickle(offset, shape, strides)}
+    with pytest.raises(UserError, match=r"bad\.pt"):
+        read_torch_file(zip_with(tmp_path / "bad.pt", bad))
+
+
+def test_zip_bombs_are_refused(tmp_path):
+    bomb = {"x/data.pkl": tensor_pickle(0, (4,), (1,)), "x/data/0": b"\0" * 2**28}
+    path = zip_with(tmp_path / "bomb.pt", bomb, zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 10**6
+    with pytest.raises(UserError, match="compressed"):
+        read_torch_file(path)
+
+
+def test_programs_are_not_state_dicts(tmp_path):
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "x.pt")
+    with pytest.raises(UserError, match="TorchScript"):
+        read_torch_file(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_damaged_files_are_named(tmp_path, form):
+    good = save(tmp_path / "x.pth", {"a": torch.randn(100)}, form).read_bytes()
     path = tmp_path / "bad.pth"
     for data in (b"", b"nothing", good[: len(good) // 2], good[:-40], pickle.dumps(3)):
         path.write_bytes(data)
@@ -63,3 +251,61 @@ def test_damaged_files_are_named(tmp_path):
             read_torch_file(path)
     with pytest.raises(UserError, match="nowhere"):
         read_torch_file(tmp_path / "nowhere")
+
+
+def test_ten_thousand_mutated_files_are_read_or_refused(tmp_path, rng):
+    """Never another error than the user's, a hang, or memory beyond the file's own size."""
+    state = {"state_dict": {"w.weight": torch.randn(4, 3).T, "b": torch.ones(2)}, "epoch": 1}
+    state["callbacks"] = {ModelCheckpoint: ModelCheckpoint()}
+    arrays = {"a": np.ones((2, 3), np.float32), "b": np.zeros(2, np.float16)}
+    files = [save(tmp_path / form, state, form).read_bytes() for form in FORMS]
+    save_file(arrays, tmp_path / "safetensors")
+    files += [(tmp_path / "safetensors").read_bytes(), serialization.to_bytes({"params": arrays})]
+    path = tmp_path / "mutated"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    read = refused = 0
+    for i in range(10_000):
+        data = bytearray(files[i % len(files)])
+        for _ in range(rng.integers(1, 6)):
+            place = int(rng.integers(len(data)))
+            kind = rng.integers(4)
+            if kind == 0:
+                data[place] = int(rng.integers(256))
+            elif kind == 1:
+                del data[place : place + int(rng.integers(1, 40))]
+            elif kind == 2:
+                data[place:place] = bytes(rng.integers(0, 256, int(rng.integers(1, 9)), np.uint8))
+            else:
+                data[place : place + 4] = b"\xff\xff\xff\x7f"
+            if not data:
+                break
+        path.write_bytes(bytes(data))
+        signal.alarm(10)
+        try:
+            found = read_weights(path)
+            assert all(np.asarray(a, np.float32).size <= 1000 for a in found.arrays.values())
+            read += 1
+        except UserError as e:
+            assert len(str(e).splitlines()) == 1
+            refused += 1
+        signal.alarm(0)
+    assert read > 100 and refused > 1000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 256_000  # kB
+
+
+def test_the_reader_knows_every_opcode_it_needs():
+    """All that Python's picklers write of containers and numbers, in every protocol."""
+    value = {
+        "a": [1, -1, 300, 70_000, 2**40, 2**300, 1.5, None, True, False],
+        "b": ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)),
+        "c": {"x": "text", "y": "ünï", "z": "long" * 100},
+        "d": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "e": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "f": np.float32(2.5),
+    }
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        read = read_pickle(io.BytesIO(pickle.dumps(value, protocol)))
+        assert read["a"] == value["a"] and read["b"] == value["b"] and read["c"] == value["c"]
+        for name in "def":
+            np.testing.assert_array_equal(read[name], value[name])
+    assert "MEMOIZE" in {op.name for op, *_ in pickletools.genops(pickle.dumps(value))}

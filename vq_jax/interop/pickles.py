@@ -29,7 +29,7 @@ class Global(NamedTuple):
     name: str
 
     def __str__(self) -> str:
-        return f"{self.module}.{self.name}"[:120]
+        return ascii(f"{self.module}.{self.name}")[1:-1][:120]  # shown on a terminal
 
 
 class Inert:
@@ -54,10 +54,7 @@ class _Array:
             self.dtype = self.dtype.newbyteorder({"|": "=", "=": "="}.get(state[1], state[1]))
             return
         _, shape, of, column_major, data = state
-        if not isinstance(of, _Array) or of.dtype is None or not isinstance(data, bytes):
-            raise ValueError("an array of objects")
-        flat = np.frombuffer(data, of.dtype)
-        self.value = flat.reshape(shape[::-1]).T if column_major else flat.reshape(shape)
+        self.value = _frombuffer(data, of, shape, "F" if column_major else "C")
 
 
 def _dtype(code: Any, *_: Any) -> _Array:
@@ -69,6 +66,13 @@ def _dtype(code: Any, *_: Any) -> _Array:
 
 def _scalar(of: _Array, data: bytes) -> Any:
     return np.frombuffer(data, of.dtype, 1)[0]
+
+
+def _frombuffer(data: bytes, of: Any, shape: Any, order: str) -> np.ndarray:
+    if not isinstance(of, _Array) or of.dtype is None:
+        raise ValueError("an array of objects")
+    flat = np.frombuffer(data, of.dtype)
+    return flat.reshape(shape[::-1]).T if order == "F" else flat.reshape(shape)
 
 
 def _pairs(items: Any = ()) -> dict[Any, Any]:
@@ -99,8 +103,11 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "numpy.dtype": _dtype,
     "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
     "numpy.core.multiarray.scalar": _scalar,
+    "numpy.core.numeric._frombuffer": _frombuffer,
     "torch.Size": lambda items=(): tuple(_items(items)),
 }
+# Modules that had other names when the pickle was written, or in protocol 2.
+_MODULES = {"numpy._core.": "numpy.core.", "__builtin__.": "builtins.", "copy_reg.": "copyreg."}
 # What it may call in vain.
 _HARMLESS = {
     "copyreg._reconstructor",
@@ -150,7 +157,9 @@ class _Machine:
     def call(self, function: Any, arguments: Any) -> Any:
         if not isinstance(function, Global):
             raise TypeError("a call of what is no function")
-        name = str(function).replace("numpy._core.", "numpy.core.")
+        name = str(function)
+        for old, new in _MODULES.items():
+            name = new + name.removeprefix(old) if name.startswith(old) else name
         if name in _HARMLESS:
             return Inert(function)
         if name not in self.calls:
@@ -314,7 +323,7 @@ def read_pickle(
         raise
     except Exception as e:  # whatever a damaged pickle leads to
         what = "something that is not there" if isinstance(e, LookupError) else str(e)
-        raise UserError(f"it is damaged, or no file of weights: {what[:120]}") from e
+        raise UserError(f"it is damaged, or no file of weights: {ascii(what)[1:-1][:120]}") from e
     raise UserError("it is damaged: it has no end")
 
 

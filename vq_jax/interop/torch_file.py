@@ -138,14 +138,14 @@ def _read_zip(path: Path, data: mmap.mmap) -> Any:
         """Where a member's bytes lie in the file: (start, length)."""
         info = members[name]
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-            raise UserError(f"{name[:80]} is compressed, which torch.save never does: refused")
+            raise UserError(f"{name[:80]!a} is compressed, which torch.save never does: refused")
         header = data[info.header_offset : info.header_offset + 30]
         if header[:4] != b"PK\x03\x04":
-            raise ValueError(f"{name[:80]} is not where the archive says")
+            raise ValueError(f"{name[:80]!a} is not where the archive says")
         name_length, extra_length = struct.unpack("<HH", header[26:30])
         start = info.header_offset + 30 + name_length + extra_length
         if info.file_size != info.compress_size or start + info.file_size > len(data):
-            raise ValueError(f"{name[:80]} does not lie within the file: is it whole?")
+            raise ValueError(f"{name[:80]!a} does not lie within the file: is it whole?")
         return start, info.file_size
 
     order = "<"
