@@ -2,10 +2,12 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import linalg
+from scipy import linalg, signal, stats
+from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from vq_jax import metrics
+from vq_jax.data.images import fit, to_float
 
 
 @pytest.fixture
@@ -82,3 +84,104 @@ def test_distances_are_euclidean(rng):
     a, b = rng.normal(size=(4, 3)), rng.normal(size=(5, 3))
     expected = np.linalg.norm(a[:, None] - b[None], axis=-1)
     np.testing.assert_allclose(metrics.distances(a, b), expected, rtol=1e-9)
+
+
+def reference_ms_ssim(a, b):
+    """Wang et al. 2003 in float64, one channel at a time, by SciPy's convolution."""
+    taps = np.exp(-0.5 * ((np.arange(11) - 5) / 1.5) ** 2)
+    window = np.outer(taps, taps) / taps.sum() ** 2
+
+    def blur(x):
+        return signal.convolve2d(x, window, mode="valid")
+
+    weights, product = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333), 1.0
+    for scale, weight in enumerate(weights):
+        if scale:
+            h, w = (n // 2 * 2 for n in a.shape)
+            a, b = (x[:h, :w].reshape(h // 2, 2, w // 2, 2).mean((1, 3)) for x in (a, b))
+        mean_a, mean_b = blur(a), blur(b)
+        variance = blur(a * a) - mean_a**2 + blur(b * b) - mean_b**2
+        contrast = (2 * (blur(a * b) - mean_a * mean_b) + 0.0009) / (variance + 0.0009)
+        luminance = (2 * mean_a * mean_b + 0.0001) / (mean_a**2 + mean_b**2 + 0.0001)
+        last = scale == len(weights) - 1
+        product *= max(0.0, (luminance * contrast if last else contrast).mean()) ** weight
+    return product
+
+
+def test_ms_ssim_equals_its_definition(rng):
+    a = to_float(fit(data.astronaut(), 181, 181))[None]
+    b = np.clip(a + 0.2 * rng.normal(size=a.shape), -1, 1).astype(np.float32)
+    x, y = (np.asarray(i[0], np.float64) / 2 + 0.5 for i in (a, b))
+    expected = np.mean([reference_ms_ssim(x[..., c], y[..., c]) for c in range(3)])
+    assert float(metrics.ms_ssim(a, b)[0]) == pytest.approx(expected, abs=1e-5)
+    assert float(metrics.ms_ssim(a, a)[0]) == pytest.approx(1.0, abs=1e-5)
+    with pytest.raises(ValueError, match="at least 176"):
+        metrics.ms_ssim(a[:, :100], a[:, :100])
+
+
+def test_the_scales_of_ms_ssim_are_scikit_images_ssim(rng):
+    """On the finest scale alone, luminance times contrast is SSIM."""
+    a = to_float(fit(data.astronaut(), 64, 64))[None] / 2 + 0.5
+    b = np.clip(a + 0.1 * rng.normal(size=a.shape), 0, 1).astype(np.float32)
+    _, full = structural_similarity(
+        a[0], b[0], full=True, data_range=1.0, gaussian_weights=True, sigma=1.5, channel_axis=-1,
+        use_sample_covariance=False,
+    )  # fmt: skip
+    similarity, _ = metrics._ssim_terms(a, b)
+    np.testing.assert_allclose(similarity[0], full[5:-5, 5:-5].mean((0, 1)), atol=1e-4)
+
+
+def statistics_of(rows, *cuts):
+    found = metrics.Statistics.empty(rows.shape[1])
+    for part in np.split(rows, cuts):
+        found.add(part)
+    return found
+
+
+def test_statistics_come_in_batches_of_any_size(rng):
+    # Far from 0, where the difference of sums of squares has no digits left in float32.
+    rows = (rng.normal(size=(500, 7)) @ rng.normal(size=(7, 7)) + 1e4).astype(np.float32)
+    found = statistics_of(rows, 1, 1, 17, 300)
+    exact = rows.astype(np.float64)
+    assert found.count == 500
+    np.testing.assert_allclose(found.mean, exact.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.covariance(), np.cov(exact, rowvar=False), rtol=1e-8)
+
+
+def test_the_frechet_distance_of_statistics_is_scipys(rng):
+    a = rng.normal(size=(300, 6)) @ rng.normal(size=(6, 6))
+    b = rng.normal(size=(200, 6)) @ rng.normal(size=(6, 6)) + 1.0
+    of = metrics.frechet_distance_of(statistics_of(a, 100), statistics_of(b, 30))
+    root = linalg.sqrtm(np.cov(a, rowvar=False) @ np.cov(b, rowvar=False)).real
+    expected = np.square(a.mean(0) - b.mean(0)).sum() - 2 * np.trace(root)
+    expected += np.trace(np.cov(a, rowvar=False)) + np.trace(np.cov(b, rowvar=False))
+    assert of == pytest.approx(expected, rel=1e-9)
+    assert of == pytest.approx(metrics.frechet_distance(a, b), rel=1e-9)
+
+
+def test_the_frechet_distance_of_singular_covariances_is_finite_and_right(rng):
+    few = rng.normal(size=(10, 40))
+    moved = few + 3 * np.eye(40)[0]
+    of = metrics.frechet_distance_of(statistics_of(few), statistics_of(moved))
+    assert of == pytest.approx(9.0, abs=1e-4)
+    constant = np.ones((10, 40))
+    alone = metrics.frechet_distance_of(statistics_of(constant), statistics_of(few))
+    assert alone == pytest.approx(metrics.frechet_distance(constant, few), rel=1e-6)
+
+
+def test_the_inception_score_counts_classes_that_are_told_apart():
+    sure = np.eye(4)[np.arange(400) % 4]
+    assert metrics.inception_score(sure) == pytest.approx(4.0)
+    assert metrics.inception_score(np.full((400, 4), 0.25)) == pytest.approx(1.0)
+    assert metrics.inception_score(np.concatenate([sure] * 3), split=400) == pytest.approx(4.0)
+    p = np.array([[0.7, 0.3], [0.2, 0.8]])
+    mean = p.mean(0)
+    by_hand = np.exp(np.mean([stats.entropy(row, mean) for row in p]))
+    assert metrics.inception_score(p) == pytest.approx(by_hand)
+
+
+def test_precision_and_recall_in_blocks_are_those_at_once(rng, monkeypatch):
+    real, fake = rng.normal(size=(90, 3)), rng.normal(size=(70, 3)) + 0.5
+    at_once = metrics.precision_recall(real, fake)
+    monkeypatch.setattr(metrics, "_ROWS", 13)
+    assert metrics.precision_recall(real, fake) == at_once

@@ -74,6 +74,10 @@ _FORMAT = flags.DEFINE_string(
     "export: diffusers, taming, vq_jax or stablehlo; import: whose weights, where it is not told "
     "by their names.",
 )
+_INCEPTION = flags.DEFINE_string(
+    "inception", "", "evaluate: the file of FID's Inception weights, or 'download'; then with FID."
+)
+_PROTOCOL = flags.DEFINE_string("protocol", "adm", "evaluate: how FID sees images, adm or clean.")
 _CLASSES = flags.DEFINE_integer(
     "classes", 0, "import of taming's transformer: how many classes it is conditioned on."
 )
@@ -142,10 +146,11 @@ def _evaluate(workdir: Path) -> None:
     from vq_jax.tasks.evaluate import evaluate
     from vq_jax.tasks.evaluate_prior import evaluate_prior
 
+    how = {"inception": _INCEPTION.value, "protocol": _PROTOCOL.value}
     if configs.holds_prior(workdir):
-        evaluate_prior(workdir, _tokenizer())
+        evaluate_prior(workdir, _tokenizer(), **how, count=_COUNT.value)
     else:
-        evaluate(workdir)
+        evaluate(workdir, _data(), **how)
 
 
 def _reconstruct(workdir: Path) -> None:
@@ -164,22 +169,27 @@ def _tokenizer() -> Path | None:
     return Path(_TOKENIZER.value) if _TOKENIZER.value else None
 
 
-def _tokenize(workdir: Path) -> None:
+def _data() -> Any:
+    """The section `data` of --config, which names other images than the run's own; or None."""
     from vq_jax import config as configs
+
+    if _CONFIG.value is None:
+        return None
+    configs.check(_CONFIG.value)
+    if _CONFIG.value.data.source == "codes":
+        raise UserError(f"{_MODE.value} takes images: name a data.source of images")
+    return _CONFIG.value.data
+
+
+def _tokenize(workdir: Path) -> None:
     from vq_jax.tasks.tokenize import tokenize
 
     if not _OUTPUT.value:
         raise UserError("tokenize needs --output, the folder of the data set")
-    data = None
-    if _CONFIG.value is not None:
-        configs.check(_CONFIG.value)
-        data = _CONFIG.value.data
-        if data.source == "codes":
-            raise UserError("tokenize makes codes of images: name a data.source of images")
     tokenize(
         Path(_WORKDIR.value or "runs/default"),
         output=Path(_OUTPUT.value),
-        data=data,
+        data=_data(),
         flips=_FLIPS.value,
         crops=_CROPS.value,
         process=_PROCESS.value or 0,
@@ -272,7 +282,7 @@ _EDITED = {"input", "output", *_DRAWN}
 _READS: dict[str, set[str]] = {
     "train": {"distributed", "coordinator", "processes", "process", "profile"},
     "plan": {"device", "devices", "share"},
-    "evaluate": {"tokenizer"},
+    "evaluate": {"tokenizer", "inception", "protocol", "count"},
     "reconstruct": {"input", "output", "side_by_side"},
     "tokenize": {"output", "flips", "crops", "process", "processes"},
     "sample": {"output", "count", *_DRAWN},

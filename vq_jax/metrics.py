@@ -1,5 +1,6 @@
 """Image and codebook measures as pure functions. Images are float32 [B, H, W, C] in [-1, 1]."""
 
+import dataclasses
 import math
 
 import dm_pix
@@ -24,6 +25,57 @@ def ssim(a: jax.Array, b: jax.Array) -> jax.Array:
     """
     window = min(11, *(side - (side % 2 == 0) for side in a.shape[1:3]))
     return dm_pix.ssim((a + 1) / 2, (b + 1) / 2, max_val=1.0, filter_size=window)
+
+
+# Of the five scales, finest first (Wang et al. 2003, table 1).
+_MS_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+MS_SSIM_SIDE = 11 * 2 ** (len(_MS_WEIGHTS) - 1)  # the least: the coarsest scale holds one window
+
+
+def ms_ssim(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Multi-scale structural similarity of each image, float32 [B] (Wang et al. 2003, eq. 7).
+
+    The window is `ssim`'s, without padding; scales are halved by 2x2 means, odd sides losing their
+    last row; negative terms count as 0. Images need sides of at least `MS_SSIM_SIDE` pixels.
+    """
+    if min(a.shape[1:3]) < MS_SSIM_SIDE:
+        raise ValueError(f"MS-SSIM needs sides of at least {MS_SSIM_SIDE}, not {a.shape[1:3]}")
+    a, b = (a + 1) / 2, (b + 1) / 2
+    product_BC = jnp.ones((a.shape[0], a.shape[-1]), jnp.float32)
+    for scale, weight in enumerate(_MS_WEIGHTS):
+        if scale:
+            a, b = _halved(a), _halved(b)
+        similarity, contrast = _ssim_terms(a, b)
+        term = similarity if scale == len(_MS_WEIGHTS) - 1 else contrast
+        product_BC *= jnp.maximum(term, 0.0) ** weight
+    return product_BC.mean(-1)
+
+
+def _halved(x: jax.Array) -> jax.Array:
+    b, h, w, c = x.shape
+    x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
+    return x.mean((2, 4))
+
+
+def _ssim_terms(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Means over windows of SSIM and of its contrast-structure term, [B, C] each, of images in [0, 1]."""
+    taps = np.exp(-0.5 * np.square((np.arange(11) - 5) / 1.5))
+    taps /= taps.sum()
+
+    def blur(x):
+        for axis in (1, 2):
+            size = x.shape[axis] - 10
+            parts = (jax.lax.slice_in_dim(x, i, i + size, axis=axis) for i in range(11))
+            x = sum(float(tap) * part for tap, part in zip(taps, parts, strict=True))
+        return x
+
+    c1, c2 = 0.01**2, 0.03**2
+    mean_a, mean_b = blur(a), blur(b)
+    variance = blur(a * a) - mean_a**2 + blur(b * b) - mean_b**2
+    covariance = blur(a * b) - mean_a * mean_b
+    contrast = (2 * covariance + c2) / (variance + c2)
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    return (luminance * contrast).mean((1, 2)), contrast.mean((1, 2))
 
 
 def l1(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -52,6 +104,9 @@ def bits_per_pixel(num_codes: int, codes_per_image: int, pixels: int) -> float:
     return codes_per_image * math.log2(num_codes) / pixels
 
 
+# Rows of a distance matrix that are held at a time.
+_ROWS = 4096
+
 # --- sets of images, by their features, in float64 ------------------------------------------------
 
 
@@ -76,6 +131,75 @@ def frechet_distance(a_NF: np.ndarray, b_MF: np.ndarray) -> float:
     return float(np.square(mean_a - mean_b).sum() + spread)
 
 
+@dataclasses.dataclass
+class Statistics:
+    """Mean and covariance of features that come in batches, in float64.
+
+    What was seen is joined with what comes by the parallel form of Welford's sums (Chan et al. 1979):
+    no sum of squares whose difference would cancel, and no array of all features.
+
+    Attributes:
+      count: rows seen.
+      mean: [F].
+      scatter: [F, F], the sum of the outer products of the rows' differences from the mean.
+    """
+
+    count: int
+    mean: np.ndarray
+    scatter: np.ndarray
+
+    @classmethod
+    def empty(cls, size: int) -> "Statistics":
+        return cls(0, np.zeros(size), np.zeros((size, size)))
+
+    def add(self, rows_NF: np.ndarray) -> None:
+        """Takes another batch in."""
+        rows = np.asarray(rows_NF, np.float64)
+        if not len(rows):
+            return
+        mean, count = rows.mean(0), self.count + len(rows)
+        rows = rows - mean
+        apart = mean - self.mean
+        self.scatter += rows.T @ rows
+        self.scatter += np.outer(apart, apart) * (self.count * len(rows_NF) / count)
+        self.mean = self.mean + apart * (len(rows_NF) / count)
+        self.count = count
+
+    def covariance(self) -> np.ndarray:
+        """Unbiased, [F, F]."""
+        return self.scatter / (self.count - 1)
+
+
+def frechet_distance_of(a: Statistics, b: Statistics) -> float:
+    """`frechet_distance` from means and covariances.
+
+    The trace of the root of C_a C_b is the sum of the roots of the eigenvalues of the symmetric
+    C_a^(1/2) C_b C_a^(1/2): none of them can be complex, and those that rounding has made negative
+    are 0. Nothing is added to the diagonal.
+    """
+    cov_a, cov_b = a.covariance(), b.covariance()
+    values, vectors = np.linalg.eigh(cov_a)
+    root_a = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+    shared = np.linalg.eigvalsh(root_a @ cov_b @ root_a)
+    spread = np.trace(cov_a) + np.trace(cov_b) - 2.0 * np.sqrt(np.maximum(shared, 0.0)).sum()
+    return float(np.square(a.mean - b.mean).sum() + spread)
+
+
+def inception_score(probabilities_NC: np.ndarray, split: int = 5000) -> float:
+    """exp of the mean KL(p(class | image) | p(class)) (Salimans et al. 2016), averaged over parts.
+
+    Args:
+      probabilities_NC: of each image's classes.
+      split: images a part, in order; the last may be smaller.
+    """
+    scores = []
+    for start in range(0, len(probabilities_NC), split):
+        p = np.asarray(probabilities_NC[start : start + split], np.float64)
+        p = np.maximum(p, 1e-16)
+        scores.append(math.exp(np.sum(p * (np.log(p) - np.log(p.mean(0))), axis=1).mean()))
+    return float(np.mean(scores))
+
+
 def distances(a_NF: np.ndarray, b_MF: np.ndarray) -> np.ndarray:
     """Euclidean distances float64 [N, M] of features [N, F] and [M, F]."""
     a, b = np.asarray(a_NF, np.float64), np.asarray(b_MF, np.float64)
@@ -96,7 +220,17 @@ def precision_recall(
     """
 
     def covered(points, by):
-        reach = np.sort(distances(by, by), axis=1)[:, neighbours]  # the nearest is itself
-        return float((distances(points, by) <= reach).any(axis=1).mean())
+        blocks = range(0, len(by), _ROWS)
+        reach = np.concatenate(  # the nearest is itself
+            [
+                np.partition(distances(by[i : i + _ROWS], by), neighbours)[:, neighbours]
+                for i in blocks
+            ]
+        )
+        found = [
+            (distances(points[i : i + _ROWS], by) <= reach).any(axis=1)
+            for i in range(0, len(points), _ROWS)
+        ]
+        return float(np.concatenate(found).mean())
 
     return covered(fake_MF, real_NF), covered(real_NF, fake_MF)

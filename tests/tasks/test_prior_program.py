@@ -83,7 +83,7 @@ def test_a_run_leaves_everything_it_names(trained):
     figures = json.loads((workdir / "evaluation.json").read_text())
     assert 0 < figures["bits_per_code"] < 12 and figures["images"] == 253
     assert figures["bits_per_pixel"] == pytest.approx(figures["bits_per_code"] / 16)
-    assert figures["frechet_floor"] < figures["frechet"]
+    assert figures["efficientnet_frechet_floor"] < figures["efficientnet_frechet"]
     assert [s["step"] for s in lines(workdir)] == list(range(1, 13))
 
 

@@ -61,14 +61,14 @@ def hold_out(names: Sequence[str], fraction: float, seed: int) -> tuple[list[int
 
     Args:
       names: one for each example, all different.
-      fraction: share to hold out, about; at least one is.
+      fraction: share to hold out, about; at least one is. 1 holds out all, to be measured on.
       seed: another seed holds out others.
 
     Returns:
       the positions in `names` of either side.
     """
-    if not 0 < fraction < 1:
-        raise UserError(f"data.val_fraction is {fraction}: use a number between 0 and 1")
+    if not 0 < fraction <= 1:
+        raise UserError(f"data.val_fraction is {fraction}: use a number above 0, and 1 at most")
     digests = [hashlib.sha256(f"{seed}/{name}".encode()).digest() for name in names]
     places = [int.from_bytes(digest[:8], "big") / 2**64 for digest in digests]
     limit = max(fraction, min(places))

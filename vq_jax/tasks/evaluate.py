@@ -1,24 +1,35 @@
 """Measures a tokenizer on the whole held-out split."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 from rich.console import Console
 
 from vq_jax import metrics
-from vq_jax.data.images import rows_of, save_image, to_uint8
+from vq_jax.data.images import rows_of as rows_of_images
+from vq_jax.data.images import save_image, to_uint8
 from vq_jax.data.pipeline import eval_batches
 from vq_jax.data.sources import Source, open_source
 from vq_jax.errors import UserError
 from vq_jax.interop.lpips import load_lpips
-from vq_jax.models.perceptual import lpips
+from vq_jax.models.perceptual import LEAST_SIDE, lpips
 from vq_jax.quantizers.functions import nearest_other
-from vq_jax.tokenizer import TrainedTokenizer, load
+from vq_jax.tasks.frechet import (
+    Network,
+    compare,
+    efficientnet_network,
+    inception_network,
+    look,
+    look_once,
+    rows_of,
+)
+from vq_jax.tokenizer import TrainedTokenizer, in_one_file, load
 from vq_jax.training.report import plot_codebook, save_figures, show_figures, stderr
 from vq_jax.training.watch import what_to_turn
 
@@ -26,7 +37,9 @@ from vq_jax.training.watch import what_to_turn
 _ROWS = {
     "psnr": ("PSNR, dB", ".2f"),
     "ssim": ("SSIM", ".4f"),
+    "ms_ssim": ("MS-SSIM", ".4f"),
     "lpips": ("LPIPS (VGG16)", ".4f"),
+    "lpips_alex": ("LPIPS (AlexNet)", ".4f"),
     "l1": ("L1 on [-1, 1]", ".4f"),
     "nmse": ("squared error over variance", ".4f"),
     "usage": ("codebook in use", ".1%"),
@@ -40,28 +53,69 @@ _LOW_USAGE = 0.5
 _SHOWN = 12  # images in reconstructions.png
 
 
-def evaluate(workdir: Path) -> None:
-    """`--mode=evaluate`: the held-out figures of the run in `workdir`, printed and kept as JSON."""
+def evaluate(
+    workdir: Path, data: ConfigDict | None = None, inception: str = "", protocol: str = "adm"
+) -> None:
+    """`--mode=evaluate`: the held-out figures of the run in `workdir`, printed and kept as JSON.
+
+    Args:
+      workdir: the run's folder.
+      data: a section `data` that names the images; by default the tokenizer's own. Resolution and
+        channels are the tokenizer's.
+      inception: the file of Inception's weights, or "download", for the rFID; "" leaves it out.
+      protocol: in `frechet.PROTOCOLS`.
+    """
+    networks = judges(inception, protocol)
     tokenizer = load(workdir)
     config = tokenizer.config
+    if data is not None:
+        with config.unlocked():
+            data.resolution, data.channels = config.data.resolution, config.data.channels
+            config.data = data
     source = open_source(config.data, config.seed).val
     console = Console(highlight=False)
-    measure(tokenizer, source, workdir, console)
+    measure(tokenizer, source, workdir, console, networks)
+
+
+def judges(inception: str, protocol: str) -> list[Network]:
+    """The networks that sets of images are compared by: those whose weights there are."""
+    networks = [inception_network(inception, protocol)] if inception else []
+    try:
+        networks.append(efficientnet_network())
+    except UserError as e:
+        stderr(f"the Frechet distance is left out: {e}")
+    return networks
 
 
 def measure(
-    tokenizer: TrainedTokenizer, source: Source, workdir: Path, console: Console
+    tokenizer: TrainedTokenizer,
+    source: Source,
+    workdir: Path,
+    console: Console,
+    networks: Sequence[Network] = (),
 ) -> dict[str, Any]:
     """Measures on a split, prints the table, and writes evaluation.json and its pictures.
+
+    Args:
+      tokenizer: to measure.
+      source: the split.
+      workdir: where the files go.
+      console: where the table goes.
+      networks: what compares reconstructions with originals as sets.
 
     Returns:
       the figures, by the names in evaluation.json.
     """
-    perceptual = perceptual_or_none() if tokenizer.config.eval_lpips else None
+    folder = workdir if in_one_file(workdir) else None
+    perceptual = perceptual_nets(tokenizer.config, folder)
     figures, counts, shown = measure_split(tokenizer, source, perceptual)
+    for network in networks:
+        figures |= _as_sets(tokenizer, source, network)
+    figures["protocol"] = told(tokenizer.config, figures["images"], networks)
 
-    show_figures(console, figures, _ROWS)
-    save_image(rows_of(*shown), workdir / "reconstructions.png")
+    show_figures(console, figures, _ROWS | rows_of_networks(networks, "r"))
+    console.print("\n".join(figures["protocol"].values()), style="dim")
+    save_image(rows_of_images(*shown), workdir / "reconstructions.png")
     plot_codes(tokenizer, counts, workdir / "codebook.png")
     if figures["usage"] < _LOW_USAGE and counts.sum() > 4 * counts.size:
         turn = what_to_turn(tokenizer.config)
@@ -70,22 +124,74 @@ def measure(
     return figures
 
 
-def perceptual_or_none() -> Callable | None:
+def perceptual_or_none(net: str = "vgg", folder: Path | None = None) -> Callable | None:
     """LPIPS of images and images -> [B], compiled; or None, and a word, where it is not installed."""
     try:
-        params = load_lpips()
+        params = load_lpips(net, folder)
     except UserError as e:
-        stderr(f"LPIPS is left out: {e}")
+        stderr(f"LPIPS ({net}) is left out: {e}")
         return None
-    return jax.jit(lambda a, b: lpips(params, a, b))
+    return jax.jit(lambda a, b: lpips(params, a, b, net))
+
+
+def perceptual_nets(config: ConfigDict, folder: Path | None = None) -> dict[str, Callable]:
+    """Those of `lpips` and `lpips_alex` that a run's evaluation has."""
+    if not config.eval_lpips:
+        return {}
+    wanted = {"lpips": "vgg", "lpips_alex": "alex"}
+    fitting = {k: n for k, n in wanted.items() if config.data.resolution >= LEAST_SIDE[n]}
+    found = {key: perceptual_or_none(net, folder) for key, net in fitting.items()}
+    return {key: function for key, function in found.items() if function is not None}
+
+
+def _as_sets(tokenizer: TrainedTokenizer, source: Source, network: Network) -> dict[str, float]:
+    """A split's reconstructions against its originals, as sets."""
+    config = tokenizer.config
+
+    def originals() -> Iterator[np.ndarray]:
+        for batch in eval_batches(source, config.data):
+            yield to_uint8(batch["image"][batch["valid"]])
+
+    def reconstructions() -> Iterator[np.ndarray]:
+        for batch in eval_batches(source, config.data):
+            y = np.asarray(tokenizer.reconstruct(batch["image"]))
+            yield to_uint8(y[batch["valid"]])
+
+    found = compare(network, look_once(network, originals), look(network, reconstructions()))
+    return {f"r{name}" if name.startswith("fid") else name: v for name, v in found.items()}
+
+
+def rows_of_networks(networks: Sequence[Network], which: str) -> dict[str, tuple[str, str]]:
+    """The table's rows of set figures; FID is rFID of reconstructions, gFID of samples."""
+    return {
+        f"{which}{name}" if name.startswith("fid") else name: (
+            heading.replace("FID (", f"{which}FID ("),
+            form,
+        )
+        for name, (heading, form) in rows_of(networks).items()
+    }
+
+
+def told(config: ConfigDict, count: int, networks: Sequence[Network]) -> dict[str, str]:
+    """What a reader has to know of how images were come by, a line each."""
+    data = config.data
+    side = data.resolution if data.resize is None else data.resize
+    size = f"shorter side to {side} by Lanczos" if side else "as large as they are"
+    place = f"{data.source} {data.folder}".strip()
+    lines = {
+        "images": f"{count:,} held-out images of {place}",
+        "preparation": f"{size}, centre crop to {data.resolution}, range [-1, 1], outputs clipped",
+    }
+    return lines | {network.key: f"{network.heading}: {network.about}" for network in networks}
 
 
 def measure_split(
-    tokenizer: TrainedTokenizer, source: Source, perceptual: Callable | None
+    tokenizer: TrainedTokenizer, source: Source, perceptual: Mapping[str, Callable]
 ) -> tuple[dict[str, Any], np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """Every image of a split once, through the tokenizer.
 
-    Reconstructions are clipped to [-1, 1]. PSNR, SSIM, LPIPS and L1 are means over images; `nmse` is
+    Reconstructions are clipped to [-1, 1]. PSNR, SSIM, MS-SSIM (of images large enough for it), LPIPS
+    and L1 are means over images; `nmse` is
     the squared error over the variance of the split's pixels; usage and perplexity are of the codes
     of the whole split, means where there are several codebooks (`usage_by_level` and
     `perplexity_by_level` have each); `bits_per_pixel` counts log2(num_codes) bits a code,
@@ -94,7 +200,7 @@ def measure_split(
     Args:
       tokenizer: to measure.
       source: the split.
-      perceptual: LPIPS of images and images -> [B], or None.
+      perceptual: name -> LPIPS of images and images -> [B].
 
     Returns:
       the figures; the codes' counts [*code_shape, num_codes]; some originals and their reconstructions, uint8
@@ -112,9 +218,9 @@ def measure_split(
             "mean": x.mean((1, 2, 3)),
             "mean_square": jnp.square(x).mean((1, 2, 3)),
         }
-        if perceptual is not None:
-            values["lpips"] = perceptual(x, y)
-        return values
+        if config.data.resolution >= metrics.MS_SSIM_SIDE:
+            values["ms_ssim"] = metrics.ms_ssim(x, y)
+        return values | {name: distance(x, y) for name, distance in perceptual.items()}
 
     sums: dict[str, float] = {}
     books, num_codes = math.prod(tokenizer.code_shape), tokenizer.num_codes

@@ -1,7 +1,7 @@
 """Measures a prior: the bits it needs for held-out codes, and the images it draws."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
+from rich.progress import track
 
 from vq_jax import config as configs
 from vq_jax import metrics
@@ -20,7 +21,15 @@ from vq_jax.interop.efficientnet import load_efficientnet
 from vq_jax.models import efficientnet
 from vq_jax.prior import TrainedPrior, load_prior
 from vq_jax.sampling import log_probability, row_keys
-from vq_jax.tasks.evaluate import perceptual_or_none
+from vq_jax.tasks.evaluate import perceptual_or_none, rows_of_networks, told
+from vq_jax.tasks.frechet import (
+    Network,
+    compare,
+    in_batches,
+    inception_network,
+    look,
+    look_once,
+)
 from vq_jax.training.prior_steps import codes_of, mask_codes
 from vq_jax.training.report import save_figures, show_figures, stderr
 
@@ -29,9 +38,9 @@ _ROWS = {
     "bits_per_code": ("bits per code", ".3f"),
     "bits_per_pixel": ("bits per pixel", ".4f"),
     "uniform_bits_per_code": ("bits per code, all alike", ".3f"),
-    "frechet": ("Frechet distance (EfficientNet-lite0)", ".1f"),
-    "frechet_reconstructed": ("  of held-out images through the tokenizer", ".1f"),
-    "frechet_floor": ("  of held-out images", ".1f"),
+    "efficientnet_frechet": ("Frechet distance (EfficientNet-lite0; not FID)", ".1f"),
+    "efficientnet_frechet_reconstructed": ("  of held-out images through the tokenizer", ".1f"),
+    "efficientnet_frechet_floor": ("  of held-out images", ".1f"),
     "precision": ("precision", ".3f"),
     "recall": ("recall", ".3f"),
     "precision_floor": ("  precision of held-out images", ".3f"),
@@ -47,18 +56,51 @@ _ROWS = {
     "images": ("held-out images", ",d"),
 }
 _SHOWN = 12
+_AT_ONCE = 64  # samples
 _ORDERS = 8  # shares of masked codes that a masked prior's bound is taken over
 
 
-def evaluate_prior(workdir: Path, tokenizer: Path | None) -> None:
-    """`--mode=evaluate` of a prior: its figures and pictures, printed and kept."""
+def evaluate_prior(
+    workdir: Path,
+    tokenizer: Path | None,
+    inception: str = "",
+    protocol: str = "adm",
+    count: int | None = None,
+) -> None:
+    """`--mode=evaluate` of a prior: its figures and pictures, printed and kept.
+
+    Args:
+      workdir: the prior's run.
+      tokenizer: the tokenizer's, where it is elsewhere than the prior's config says.
+      inception: the file of Inception's weights, or "download", for the gFID; "" leaves it out.
+      protocol: in `frechet.PROTOCOLS`.
+      count: samples of the gFID; by default `config.eval_samples`.
+    """
+    networks = [inception_network(inception, protocol)] if inception else []
     prior = load_prior(workdir, tokenizer)
+    if networks and prior.module.condition:
+        raise UserError("gFID is of images from noise: this prior makes better ones of given ones")
     splits = open_source(prior.config.data, prior.config.seed)
-    measure(prior, splits, workdir, Console(highlight=False))
+    measure(prior, splits, workdir, Console(highlight=False), networks, count)
 
 
-def measure(prior: TrainedPrior, splits: Splits, workdir: Path, console: Console) -> dict[str, Any]:
+def measure(
+    prior: TrainedPrior,
+    splits: Splits,
+    workdir: Path,
+    console: Console,
+    networks: Sequence[Network] = (),
+    count: int | None = None,
+) -> dict[str, Any]:
     """Measures on the held-out split, prints the table, and writes evaluation.json and pictures.
+
+    Args:
+      prior: to measure.
+      splits: the data.
+      workdir: where the files go.
+      console: where the table goes.
+      networks: what compares samples with the whole training split as sets.
+      count: how many samples these get; by default `config.eval_samples`.
 
     Returns:
       the figures, by the names in evaluation.json.
@@ -67,11 +109,41 @@ def measure(prior: TrainedPrior, splits: Splits, workdir: Path, console: Console
     config = prior.config
     if config.eval_samples:
         figures |= (_improve if prior.module.condition else _judge)(prior, splits, workdir)
+    count = config.eval_samples if count is None else count
+    for network in networks:
+        figures |= _as_sets(prior, splits.train, network, count)
+    if networks:
+        figures["protocol"] = told(config, figures["images"], networks) | {
+            "samples": f"{count:,} samples against {len(splits.train):,} training images"
+        }
     figures["step"] = prior.step
 
-    show_figures(console, figures, _ROWS)
+    show_figures(console, figures, _ROWS | rows_of_networks(networks, "g"))
+    if networks:
+        console.print("\n".join(figures["protocol"].values()), style="dim")
     save_figures(figures, workdir)
     return figures
+
+
+def _as_sets(prior: TrainedPrior, train: Source, network: Network, count: int) -> dict[str, float]:
+    """Samples, with the training images' labels, against all training images, as sets."""
+    if count < 2:
+        raise UserError("gFID takes samples: --count=50000, say")
+    places = np.linspace(0, len(train) - 1, count).round().astype(int)
+
+    def real() -> Iterator[np.ndarray]:
+        for batch in _batches(train, prior):
+            yield to_uint8(batch[0])
+
+    def samples() -> Iterator[np.ndarray]:
+        for start in track(range(0, count, _AT_ONCE), "drawing", transient=True):
+            part = places[start : start + _AT_ONCE]
+            labels = [int((train[int(i)] or {}).get("label", 0)) for i in part]
+            how: dict[str, Any] = {"label": labels} if prior.class_names else {}
+            yield to_uint8(prior.sample(len(part), first=start, **how))
+
+    found = compare(network, look_once(network, real), look(network, samples()))
+    return {f"g{name}": value for name, value in found.items()}
 
 
 def code_bits(prior: TrainedPrior, source: Source) -> dict[str, Any]:
@@ -136,35 +208,26 @@ def spread_over(source: Source, count: int) -> Source:
 
 def _images(source: Source, prior: TrainedPrior) -> Iterator[tuple[np.ndarray, int]]:
     """The images of a source, float32 [H, W, C], with their labels; of codes, what they decode to."""
+    for images, labels in _batches(source, prior):
+        yield from zip(images, labels.tolist(), strict=True)
+
+
+def _batches(source: Source, prior: TrainedPrior) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The same, in batches."""
     for batch in eval_batches(source, prior.config.data):
         if (images := batch.get("image")) is None:
             codes = batch["codes"].reshape(-1, *prior.tokenizer.grid)
             images = np.clip(np.asarray(prior.tokenizer.decode(codes)), -1, 1)
-        for i in np.flatnonzero(batch["valid"]):
-            yield images[i], int(batch["label"][i])
+        yield images[batch["valid"]], batch["label"][batch["valid"]]
 
 
 def make_features() -> Callable[[np.ndarray], np.ndarray]:
-    """A function from images float32 [N, H, W, C] to float32 [N, 1280].
+    """EfficientNet-lite0 from images float32 [N, H, W, C] to float32 [N, 1280].
 
     Raises:
       UserError: the weights are not installed.
     """
-    params = load_efficientnet()
-    body = jax.jit(efficientnet.features)
-
-    def features(images: np.ndarray) -> np.ndarray:
-        found = []
-        for start in range(0, len(images), 32):
-            part = images[start : start + 32]
-            fill = 32 - len(part)
-            part = np.pad(part, ((0, fill), (0, 0), (0, 0), (0, 0)))
-            if part.shape[-1] == 1:
-                part = np.repeat(part, 3, axis=-1)
-            found.append(np.asarray(body(params, part))[: 32 - fill])
-        return np.concatenate(found)
-
-    return features
+    return in_batches(efficientnet.features, load_efficientnet())
 
 
 def _judge(prior: TrainedPrior, splits: Splits, workdir: Path) -> dict[str, Any]:
@@ -193,7 +256,9 @@ def _judge(prior: TrainedPrior, splits: Splits, workdir: Path) -> dict[str, Any]
     if not from_codes:
         parts = [prior.tokenizer.reconstruct(held[i : i + 64]) for i in range(0, len(held), 64)]
         through = features(np.clip(np.concatenate(parts), -1, 1))[:count]
-        reconstructed["frechet_reconstructed"] = metrics.frechet_distance(through, of_real)
+        reconstructed["efficientnet_frechet_reconstructed"] = metrics.frechet_distance(
+            through, of_real
+        )
     # As many samples as there are held-out images: the distance of few is larger.
     same = min(len(of_held), len(of_samples))
     precision, recall = metrics.precision_recall(of_real, of_samples[:same])
@@ -203,9 +268,9 @@ def _judge(prior: TrainedPrior, splits: Splits, workdir: Path) -> dict[str, Any]
     twins = real[nearest[shown].argmin(axis=1)]
     save_image(rows_of(to_uint8(samples[shown]), to_uint8(twins)), workdir / "nearest.png")
     return {
-        "frechet": metrics.frechet_distance(of_samples[:same], of_real),
+        "efficientnet_frechet": metrics.frechet_distance(of_samples[:same], of_real),
         **reconstructed,
-        "frechet_floor": metrics.frechet_distance(of_held[:same], of_real),
+        "efficientnet_frechet_floor": metrics.frechet_distance(of_held[:same], of_real),
         "precision": precision,
         "recall": recall,
         "precision_floor": precision_floor,

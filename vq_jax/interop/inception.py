@@ -1,0 +1,95 @@
+"""The weights that the Frechet Inception distance is measured with."""
+
+import hashlib
+import os
+import urllib.request
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from vq_jax.errors import UserError, first_line
+from vq_jax.interop.weights import read_weights
+from vq_jax.models.inception import Params
+
+# The port of TensorFlow's graph of 2015-12-05, by the authors of pytorch-fid.
+URL = (
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+    "pt_inception-2015-12-05-6726825d.pth"
+)
+_DIGEST = "6726825d"  # the SHA-256 begins with it
+_EPSILON = 1e-3  # of its batch norms
+
+
+def cache_folder() -> Path:
+    """Where derived files are kept: $VQ_JAX_CACHE, else $XDG_CACHE_HOME/vq_jax, else ~/.cache."""
+    if folder := os.environ.get("VQ_JAX_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vq_jax"
+
+
+def load_inception(place: str) -> tuple[Params, str]:
+    """Convolutions with the batch norms folded into them, 95 MB of float32.
+
+    Args:
+      place: a file of pytorch-fid's names, or "download".
+
+    Returns:
+      the params; the SHA-256 of the file, in hex, for what is kept of them.
+
+    Raises:
+      UserError: it cannot be had, or is not what it should be.
+    """
+    path = _download() if place == "download" else Path(place)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name the file of Inception's weights")
+    arrays = read_weights(path).arrays
+    params = {}
+    try:
+        for key in arrays:
+            if key.endswith(".conv.weight"):
+                name = key.removesuffix(".conv.weight")
+                scale, bias, mean, variance = (
+                    np.asarray(arrays[f"{name}.bn.{part}"], np.float64)
+                    for part in ("weight", "bias", "running_mean", "running_var")
+                )
+                slope = scale / np.sqrt(variance + _EPSILON)
+                kernel = np.asarray(arrays[key], np.float64).transpose(2, 3, 1, 0) * slope
+                params[name] = (
+                    jnp.asarray(kernel, jnp.float32),
+                    jnp.asarray(bias - mean * slope, jnp.float32),
+                )
+        fc = arrays["fc.weight"], arrays["fc.bias"]
+        params["fc"] = (jnp.asarray(fc[0].T, jnp.float32), jnp.asarray(fc[1], jnp.float32))
+    except KeyError as e:
+        raise UserError(f"{path} has no {e}: it is not {URL.rpartition('/')[2]}") from e
+    if len(params) != 95:
+        raise UserError(f"{path} has {len(params)} layers, not 95: it is not FID's Inception-v3")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return params, digest
+
+
+def _download() -> Path:
+    path = cache_folder() / URL.rpartition("/")[2]
+    if path.exists():
+        return path
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with urllib.request.urlopen(URL, timeout=60) as source, temporary.open("wb") as target:
+            while block := source.read(1 << 20):
+                target.write(block)
+        with temporary.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if not digest.startswith(_DIGEST):
+            raise UserError(f"what came from {URL} is damaged: try again")
+        temporary.replace(path)
+    except OSError as e:
+        raise UserError(
+            f"cannot download Inception's weights ({first_line(e)}): fetch {URL} elsewhere, and name "
+            "the file with --inception=PATH"
+        ) from e
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
