@@ -7,8 +7,8 @@
 
 ImageNet must be prepared for TFDS by hand (`tfds:imagenet2012` says how); the tokenizer comes first,
 and its codes. For many hosts add --distributed. Not run here: MaskGIT
-reports an FID of 6.06, on a tokenizer of its own (rFID 2.28). Its blocks normalise after adding, these
-before.
+reports an FID of 6.06, on a tokenizer of its own (rFID 2.28); its own weights can be imported
+(experiments/imported).
 """
 
 from vq_jax.config import base_prior
@@ -29,7 +29,7 @@ def get_config():
     config.prior.heads = 16
     config.prior.hidden = 3072
     config.prior.position = "learned"
-    config.prior.norm = "layer"
+    config.prior.norm = "bert"
     config.prior.activation = "gelu"
     config.prior.dropout = 0.1
     config.prior.scan = True

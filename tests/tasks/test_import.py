@@ -1,18 +1,13 @@
 """Tokenizers and priors of other codebases, by the same numbers here as there; and back."""
 
-import json
-import shutil
-
 import chex
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from alike import LIMIT, diffusers_model, held_alike, save, to_numpy, to_torch
 from diffusers import VQModel
-from flax import serialization
 from safetensors.numpy import load_file
-from torch_models import VQGAN, Magvit2, MaskGIT, MinGPT, PatchGAN, Transformer, randomise
+from torch_models import VQGAN, Magvit2, PatchGAN, randomise
 
 import vq_jax
 from vq_jax.errors import UserError
@@ -20,51 +15,10 @@ from vq_jax.interop.weights import ARRAYS
 from vq_jax.tasks.export import export
 from vq_jax.tasks.import_weights import import_weights
 
-LIMIT = 1e-4
-
 
 @pytest.fixture
 def images(rng):
     return rng.uniform(-1, 1, size=(2, 32, 32, 3)).astype(np.float32)
-
-
-def to_torch(x):
-    return torch.tensor(np.asarray(x).transpose(0, 3, 1, 2).copy())
-
-
-def to_numpy(x):
-    return x.detach().numpy().transpose(0, 2, 3, 1)
-
-
-def held_alike(tokenizer, images, codes, decode):
-    """The same codes, and what is decoded of them, here as there."""
-    chex.assert_trees_all_equal(np.asarray(tokenizer.encode(images)), np.asarray(codes))
-    assert len(np.unique(codes)) > 3
-    expected = decode(codes)
-    scale = max(1.0, np.abs(expected).max())
-    chex.assert_trees_all_close(
-        np.asarray(tokenizer.decode(np.asarray(codes))) / scale, expected / scale, atol=LIMIT
-    )
-
-
-def save(path, state, **beside):
-    torch.save({"state_dict": state, **beside}, path)
-    return path
-
-
-# --- diffusers ------------------------------------------------------------------------------------
-
-
-def diffusers_model(widths, attended, **kwargs):
-    levels = range(len(widths))
-    down = ["AttnDownEncoderBlock2D" if i in attended else "DownEncoderBlock2D" for i in levels]
-    up = ["AttnUpDecoderBlock2D" if i in attended else "UpDecoderBlock2D" for i in levels]
-    return randomise(
-        VQModel(
-            block_out_channels=widths, down_block_types=down, up_block_types=up[::-1],
-            latent_channels=8, num_vq_embeddings=64, vq_embed_dim=6, sample_size=32, **kwargs,
-        )
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -214,158 +168,3 @@ def test_all_that_does_not_fit_is_listed_and_nothing_is_written(tmp_path):
     assert "left over: encoder.down.0.block.0.extra, (2,)" in text
     assert "of another shape: decoder.conv_out.weight" in text
     assert not (tmp_path / "ours").exists()
-
-
-# --- MaskGIT --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def maskgit(tmp_path, images):
-    model = MaskGIT()
-    variables = model.init(jax.random.key(0), images)
-    variables = jax.tree.map(lambda x: x + 0.1 if x.ndim == 1 else x, variables)
-    path = tmp_path / "tokenizer_imagenet256_checkpoint"
-    path.write_bytes(serialization.to_bytes(variables))
-    import_weights(path, tmp_path / "tokenizer")
-    return model, variables, vq_jax.load(tmp_path / "tokenizer")
-
-
-def test_maskgits_tokenizer(maskgit, images):
-    model, variables, tokenizer = maskgit
-    codes, _ = model.apply(variables, (images + 1) / 2)
-
-    def decode(codes):
-        return np.asarray(2 * model.apply(variables, jnp.asarray(codes), method="decode") - 1)
-
-    held_alike(tokenizer, images, np.asarray(codes), decode)
-
-
-def test_maskgits_transformer(tmp_path, maskgit, rng):
-
-    side, classes = 256 // 16, 5
-    vocabulary = 64 + classes + 1
-    model = Transformer(vocabulary, side * side + 1)
-    tokens = rng.integers(0, 64, size=(2, 1 + side * side)).astype(np.int32)
-    tokens[:, 0] = 64 + np.array([3, 0])
-    tokens[:, 1::3] = vocabulary - 1
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.asarray(tokens))
-    variables = jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x + 0.1, variables)
-    path = tmp_path / "maskgit_imagenet256_checkpoint"
-    path.write_bytes(serialization.to_bytes(variables))
-    import_weights(path, tmp_path / "prior", tokenizer=tmp_path / "tokenizer")
-    prior = vq_jax.load(tmp_path / "prior")
-    assert prior.class_names == ("0", "1", "2", "3", "4")
-    codes = np.where(tokens[:, 1:] == vocabulary - 1, -1, tokens[:, 1:])
-    ours = prior.module.apply({"params": prior.params}, codes, jnp.array([3, 0]))
-    theirs = model.apply(variables, tokens)[:, 1:, :64]
-    chex.assert_trees_all_close(ours, theirs, atol=LIMIT * float(jnp.abs(theirs).max()))
-    with pytest.raises(UserError, match="without the tokenizer"):
-        import_weights(path, tmp_path / "other")
-
-
-# --- taming's transformer -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("classes", [0, 7])
-def test_tamings_transformer_with_the_tokenizer_in_its_file(tmp_path, classes, rng):
-    mults = (1, 1, 1, 1, 1, 1, 1)
-    first = randomise(VQGAN(mults=mults, attended=(), blocks=1))  # 256 pixels to 4 codes a side
-    model = randomise(MinGPT(places=16))
-    state = {f"first_stage_model.{k}": v for k, v in first.state_dict().items()}
-    state |= {f"transformer.{k}": v for k, v in model.state_dict().items()}
-    path = save(tmp_path / "net2net.ckpt", state)
-    import_weights(path, tmp_path / "prior", classes=classes, heads=4)
-    prior = vq_jax.load(tmp_path / "prior")
-    codes = rng.integers(0, 64, size=(2, 16))
-    label = np.array([5, 2]) if classes else np.array([0, 0])
-    tokens = np.concatenate([label[:, None], codes[:, :-1]], axis=1)
-    theirs = model(torch.tensor(tokens)).numpy()
-    ours = prior.module.apply({"params": prior.params}, codes, jnp.asarray(label))
-    chex.assert_trees_all_close(np.asarray(ours), theirs, atol=LIMIT)
-    drawn = prior.sample_codes(2, label=[5, 2] if classes else None)
-    chex.assert_shape(drawn, (2, 4, 4))
-
-
-def test_a_transformer_conditioned_on_images_is_refused(tmp_path):
-    state = {f"transformer.{k}": v for k, v in MinGPT().state_dict().items()}
-    first = VQGAN(mults=(1,) * 7, attended=()).state_dict()
-    for name in ("first_stage_model", "cond_stage_model"):
-        state |= {f"{name}.{k}": v for k, v in first.items()}
-    with pytest.raises(UserError, match="conditioned on an image"):
-        import_weights(save(tmp_path / "x.ckpt", state), tmp_path / "prior", heads=4)
-
-
-# --- ours -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def imported(tmp_path):
-    path = save(tmp_path / "theirs.ckpt", randomise(CASES["taming"]).state_dict())
-    import_weights(path, tmp_path / "ours")
-    return tmp_path / "ours"
-
-
-def test_our_own_form_is_opened_without_orbax_and_comes_back_the_same(tmp_path, imported):
-    export(imported, tmp_path / "exported", "vq_jax")
-    import_weights(tmp_path / "exported", tmp_path / "back")
-    files = [imported, tmp_path / "exported", tmp_path / "back"]
-    arrays = [load_file(folder / ARRAYS) for folder in files]
-    chex.assert_trees_all_equal(*arrays)
-    assert {p.name for p in (tmp_path / "exported").iterdir()} == {ARRAYS, "config.json"}
-    prints = {vq_jax.load(folder).fingerprint for folder in files}
-    assert len(prints) == 1
-
-
-def test_stablehlo_runs_without_the_package_for_any_number_of_images(tmp_path, rng):
-    diffusers_model((32, 64), (1,), layers_per_block=1).save_pretrained(tmp_path / "theirs")
-    import_weights(tmp_path / "theirs", tmp_path / "ours")
-    export(tmp_path / "ours", tmp_path / "programs", "stablehlo")
-    tokenizer = vq_jax.load(tmp_path / "ours")
-
-    def program(name):
-        data = (tmp_path / "programs" / f"{name}.stablehlo").read_bytes()
-        return jax.export.deserialize(bytearray(data)).call
-
-    for count in (1, 3):
-        x = rng.uniform(-1, 1, size=(count, 32, 32, 3)).astype(np.float32)
-        codes = program("encode")(x)
-        chex.assert_trees_all_equal(codes, tokenizer.encode(x))
-        chex.assert_trees_all_close(program("decode")(codes), tokenizer.decode(codes), atol=LIMIT)
-
-
-def test_what_cannot_be_exported_says_so(tmp_path, imported):
-    with pytest.raises(UserError, match="--format=onnx: use one of"):
-        export(imported, tmp_path / "x", "onnx")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "file").touch()
-    with pytest.raises(UserError, match="is there already"):
-        export(imported, tmp_path / "full", "vq_jax")
-    path = save(tmp_path / "magvit2.ckpt", randomise(Magvit2()).state_dict())
-    import_weights(path, tmp_path / "magvit2")
-    with pytest.raises(UserError, match=r"no model like model.name='magvit2'"):
-        export(tmp_path / "magvit2", tmp_path / "x", "diffusers")
-    assert not (tmp_path / "x").exists()
-
-
-def test_import_says_what_is_wrong_with_its_input(tmp_path, imported):
-    with pytest.raises(UserError, match="there is no"):
-        import_weights(tmp_path / "nowhere", tmp_path / "x")
-    with pytest.raises(UserError, match="holds a run already"):
-        import_weights(tmp_path / "theirs.ckpt", imported)
-    (tmp_path / "text").write_text("hello")
-    with pytest.raises(UserError, match="no file of weights"):
-        import_weights(tmp_path / "text", tmp_path / "x")
-    torch.save({"weight": torch.zeros(3)}, tmp_path / "linear.pt")
-    with pytest.raises(UserError, match="of no known kind: its arrays are called weight"):
-        import_weights(tmp_path / "linear.pt", tmp_path / "x")
-    with pytest.raises(UserError, match="of no known llamagen"):
-        import_weights(tmp_path / "theirs.ckpt", tmp_path / "x", format="llamagen")
-
-
-def test_a_folder_that_has_been_tampered_with_is_refused(tmp_path, imported):
-    config = json.loads((imported / "config.json").read_text())
-    config["model"]["ch"] = 64
-    shutil.copytree(imported, tmp_path / "changed")
-    (tmp_path / "changed" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="of another shape: params/decoder/conv_in/bias"):
-        vq_jax.load(tmp_path / "changed")

@@ -163,8 +163,9 @@ def look_once(network: Network, make_batches: Callable[[], Iterable[np.ndarray]]
       make_batches: starts the images from the beginning, the same each time.
     """
     digest = hashlib.sha256(f"{network.key} {network.digest}".encode())
-    for images in make_batches():
-        digest.update(str(images.shape[1:]).encode())
+    for i, images in enumerate(make_batches()):
+        if not i:
+            digest.update(str(images.shape[1:]).encode())
         digest.update(np.ascontiguousarray(images).tobytes())
     path = cache_folder() / f"{network.key}_{digest.hexdigest()[:32]}.npz"
     try:

@@ -200,7 +200,7 @@ def _say(
         print(f"  {came} came along: training starts from them with --config={workdir}/{_PYTHON}")
     if found.family.name == "taming":
         print("  IBQ's files have the same names: if this is one, --format=ibq")
-    others = {k: n for k, n in found.beside.items() if not (k == "loss" and judge and lpips)}
+    others = {k: n for k, n in found.beside.items() if k != "loss" or not (judge or lpips)}
     if others:
         named = ", ".join(f"{count} of {name}" for name, count in sorted(others.items()))
         print(f"  other arrays in the file: {named}")

@@ -94,7 +94,10 @@ def _started(config: ConfigDict, shapes: GanState) -> dict[str, Any]:
     variables = jax.device_get(load(folder).variables)
     wanted = {"params": shapes.generator.params, **shapes.generator.stats}
     if lines := differences(flat(variables), flat(wanted)):
-        raise UserError(f"start_from={folder} does not fit this config:" + listing(lines))
+        raise UserError(
+            f"start_from={folder} does not fit this config (model.attn_resolutions are sides at "
+            "data.resolution, and change with it):" + listing(lines)
+        )
     judge = read_group(folder, "discriminator")
     if differences(flat(judge), flat(shapes.discriminator.params)):
         judge = {}

@@ -1,0 +1,152 @@
+"""Sets of images held against each other: what is kept, what is compared, and what is said of it."""
+
+import dataclasses
+import json
+
+import chex
+import jax
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch_inception import random_inception
+from torch_models import VQGAN, PatchGAN, randomise
+
+from vq_jax import config as configs
+from vq_jax.errors import UserError
+from vq_jax.interop.weights import read_group
+from vq_jax.tasks import frechet
+from vq_jax.tasks.evaluate import evaluate
+from vq_jax.tasks.frechet import Network, compare, look, look_once
+from vq_jax.tasks.import_weights import import_weights
+from vq_jax.tasks.train_tokenizer import tokenizer_job
+from vq_jax.tokenizer import load
+
+
+@pytest.fixture
+def seen(monkeypatch, tmp_path):
+    """A network that sees mean colours, and a list of how many images it was shown at a time."""
+    monkeypatch.setenv("VQ_JAX_CACHE", str(tmp_path / "cache"))
+    shown = []
+
+    def features(images):
+        shown.append(len(images))
+        return images.reshape(len(images), -1, 3).mean(1).astype(np.float32)
+
+    return Network("fid_test", "FID (test)", "mean colours", "1", features), shown
+
+
+def batches(images, size=7):
+    return lambda: (images[i : i + size] for i in range(0, len(images), size))
+
+
+def test_statistics_are_kept_under_a_hash_of_the_pixels(seen, rng):
+    network, shown = seen
+    images = rng.integers(0, 256, size=(20, 4, 4, 3), dtype=np.uint8)
+    first = look_once(network, batches(images))
+    assert sum(shown) == 20
+    again = look_once(network, batches(images, size=3))
+    assert sum(shown) == 20  # looked at no image
+    np.testing.assert_array_equal(again.statistics.scatter, first.statistics.scatter)
+    np.testing.assert_array_equal(again.features, first.features)
+    images[13, 2, 2, 1] ^= 1
+    look_once(network, batches(images))
+    assert sum(shown) == 40
+    look_once(dataclasses.replace(network, digest="2"), batches(images))
+    assert sum(shown) == 60
+
+
+def test_a_damaged_cache_is_made_again(seen, rng):
+    network, shown = seen
+    images = rng.integers(0, 256, size=(20, 4, 4, 3), dtype=np.uint8)
+    first = look_once(network, batches(images))
+    (path,) = frechet.cache_folder().iterdir()
+    path.write_bytes(path.read_bytes()[:100])
+    again = look_once(network, batches(images))
+    assert sum(shown) == 40
+    np.testing.assert_array_equal(again.statistics.mean, first.statistics.mean)
+
+
+def test_equal_sets_are_at_zero_and_moved_ones_as_far_as_they_moved(seen, rng):
+    network, _ = seen
+    images = rng.integers(50, 200, size=(40, 4, 4, 3), dtype=np.uint8)
+    real = look(network, batches(images)())
+    assert compare(network, real, real)["fid_test"] == pytest.approx(0.0, abs=1e-6)
+    moved = look(network, batches(images + np.uint8(10))())
+    assert compare(network, real, moved)["fid_test"] == pytest.approx(300.0, rel=1e-5)
+
+
+def test_features_are_kept_up_to_a_number(seen, rng, monkeypatch):
+    monkeypatch.setattr(frechet, "_KEPT", 10)
+    images = rng.integers(0, 256, size=(20, 4, 4, 3), dtype=np.uint8)
+    found = look(seen[0], batches(images)())
+    assert len(found.features) == 10 and found.statistics.count == 20
+    with pytest.raises(UserError, match="two images"):
+        look(seen[0], batches(images[:1])())
+
+
+def test_clean_is_pillows_bicubic_on_floats(rng):
+    image = rng.integers(80, 170, size=(300, 500, 3), dtype=np.uint8)
+    found = frechet._clean(image)
+    assert found.shape == (299, 299, 3) and found.dtype == np.float32
+    rounded = Image.fromarray(image).resize((299, 299), Image.Resampling.BICUBIC)
+    assert np.abs(found.clip(0, 255) - np.asarray(rounded)).max() < 1.5  # rounded twice
+    assert (found != found.round()).any()
+
+
+@pytest.fixture
+def imported(tmp_path):
+    model, judge = randomise(VQGAN(mults=(1, 2, 1), attended=())), randomise(PatchGAN(n_layers=1))
+    state = model.state_dict()
+    state |= {f"loss.discriminator.{k}": v for k, v in judge.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "x.ckpt")
+    import_weights(tmp_path / "x.ckpt", tmp_path / "imported")
+    config = configs.load(tmp_path / "imported" / "config.json")
+    config.data.resolution = 32
+    config.data.batch_size = 8
+    configs.save(config, tmp_path / "imported" / "config.json")
+    return tmp_path / "imported", config
+
+
+@pytest.mark.parametrize("protocol", frechet.PROTOCOLS)
+def test_an_imported_tokenizer_is_measured_and_the_protocol_told(
+    imported, protocol, tmp_path, rng, monkeypatch, capsys
+):
+    monkeypatch.setenv("VQ_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(frechet, "_BATCH", 4)
+    torch.save(random_inception().state_dict(), tmp_path / "inception.pth")
+    (tmp_path / "images").mkdir()
+    for i in range(4):
+        pixels = rng.integers(0, 256, size=(40, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
+    folder, config = imported
+    config.data.update(
+        {"source": "folder", "folder": str(tmp_path / "images"), "val_fraction": 1.0}
+    )
+    evaluate(folder, config.data, str(tmp_path / "inception.pth"), protocol)
+    text = capsys.readouterr().out
+    figures = json.loads((folder / "evaluation.json").read_text())
+    assert figures["images"] == 4
+    assert figures[f"rfid_{protocol}"] > 0
+    assert 1.0 <= figures[f"rfid_{protocol}_inception_score"] <= 4.0
+    assert 0.0 <= figures[f"rfid_{protocol}_precision"] <= 1.0
+    assert f"rFID ({protocol})" in text and "not FID" in text
+    assert "shorter side to 32 by Lanczos, centre crop to 32" in text
+    assert "4 held-out images of folder" in text.replace("\n", " ")
+    with pytest.raises(UserError, match="--protocol=other"):
+        evaluate(folder, None, str(tmp_path / "inception.pth"), "other")
+
+
+def test_training_starts_from_what_was_imported(imported, tmp_path, data_dir):
+    folder, config = imported
+    config.start_from = str(folder)
+    config.loss.perceptual_weight = 0.0
+    config.data.dir = data_dir
+    state = tokenizer_job(config, tmp_path / "run", jax.random.key(0)).init()
+    wanted = load(folder).variables["params"]
+    chex.assert_trees_all_equal(state.generator.params, wanted)
+    chex.assert_trees_all_equal(state.generator.ema_params, wanted)
+    chex.assert_trees_all_equal(state.discriminator.params, read_group(folder, "discriminator"))
+    config.model.ch = 64
+    with pytest.raises(UserError, match=r"does not fit this config(.|\n)*of another shape"):
+        tokenizer_job(config, tmp_path / "run", jax.random.key(0))
