@@ -539,6 +539,14 @@ def make_discriminator(config: ConfigDict) -> nn.Module | None:
     return made(dtype=jnp.dtype(config.dtype), **_kwargs(config.discriminator))
 
 
+def use_data(config: ConfigDict, data: ConfigDict | None) -> None:
+    """Puts a section `data` in place of a config's own, but for resolution and channels."""
+    if data is not None:
+        with config.unlocked():
+            data.resolution, data.channels = config.data.resolution, config.data.channels
+            config.data = data
+
+
 def _kwargs(config: ConfigDict) -> dict[str, Any]:
     return {field: value for field, value in config.items() if field != "name"}
 

@@ -148,7 +148,7 @@ def _evaluate(workdir: Path) -> None:
 
     how = {"inception": _INCEPTION.value, "protocol": _PROTOCOL.value}
     if configs.holds_prior(workdir):
-        evaluate_prior(workdir, _tokenizer(), **how, count=_COUNT.value)
+        evaluate_prior(workdir, _tokenizer(), _data(codes=True), **how, count=_COUNT.value)
     else:
         evaluate(workdir, _data(), **how)
 
@@ -169,14 +169,18 @@ def _tokenizer() -> Path | None:
     return Path(_TOKENIZER.value) if _TOKENIZER.value else None
 
 
-def _data() -> Any:
-    """The section `data` of --config, which names other images than the run's own; or None."""
+def _data(*, codes: bool = False) -> Any:
+    """The section `data` of --config, which names other images than the run's own; or None.
+
+    Args:
+      codes: whether it may be of codes.
+    """
     from vq_jax import config as configs
 
     if _CONFIG.value is None:
         return None
     configs.check(_CONFIG.value)
-    if _CONFIG.value.data.source == "codes":
+    if _CONFIG.value.data.source == "codes" and not codes:
         raise UserError(f"{_MODE.value} takes images: name a data.source of images")
     return _CONFIG.value.data
 

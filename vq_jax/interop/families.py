@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ class Family:
         sections that differ from their defaults; raises UserError for a relative that is not known.
       rows: the table of its names, for `config.model`.
       idle: a regular expression of arrays that no model needs.
+      told: whether its names tell it; otherwise only --format does.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Family:
     read: Callable[[Arrays, dict[str, Any]], dict[str, Any]]
     rows: Callable[[Mapping[str, Any]], Iterator[Row]]
     idle: str = r"$^"
+    told: bool = True
 
 
 def _count(arrays: Arrays, pattern: str) -> int:
@@ -216,6 +219,7 @@ def _read_maskgit(arrays: Arrays, about: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+_TAMING = r"encoder\.down\.0\.block\.0\.norm1\.weight$"
 _IDLE = r"quantize\.(used|codebook_used|mask|zero|codebook|pre_mask|post_mask)$|colorize$"
 FAMILIES = {
     family.name: family
@@ -230,15 +234,9 @@ FAMILIES = {
         Family(
             "taming_gumbel", r"quantize\.embed\.weight$", _read_gumbel, names.taming_gumbel, _IDLE
         ),
-        Family(
-            "taming",
-            r"encoder\.down\.0\.block\.0\.norm1\.weight$",
-            _read_taming,
-            names.taming,
-            _IDLE,
-        ),
-        # The same names as taming's: only --format tells it.
-        Family("ibq", r"$^", _read_ibq, names.taming, _IDLE),
+        Family("taming", _TAMING, _read_taming, names.taming, _IDLE),
+        # The same names as taming's.
+        Family("ibq", _TAMING, _read_ibq, names.taming, _IDLE, told=False),
         Family(
             "llamagen",
             r"encoder\.conv_blocks\.0\.res\.0\.norm1\.weight$",
@@ -276,14 +274,14 @@ class Found:
       arrays: its own, by the family's names.
       sections: of the config, that differ from their defaults.
       averaged: whether the file's moving averages were taken.
-      beside: what else is in the file: the first parts of the names, and how many arrays each has.
+      beside: how many other arrays are in the file, by the first part of their names.
     """
 
     family: Family
     arrays: dict[str, np.ndarray]
     sections: dict[str, Any]
     averaged: bool
-    beside: dict[str, int]
+    beside: Mapping[str, int]
 
 
 def find_tokenizer(weights: Weights, name: str | None) -> Found:
@@ -297,10 +295,7 @@ def find_tokenizer(weights: Weights, name: str | None) -> Found:
       UserError: no known family has such names, or its architecture has no form here.
     """
     arrays = _modern(weights.arrays)
-    looked_for = [FAMILIES[name]] if name else list(FAMILIES.values())
-    if name == "ibq":
-        looked_for = [dataclasses.replace(FAMILIES["ibq"], signature=FAMILIES["taming"].signature)]
-    for family in looked_for:
+    for family in [FAMILIES[name]] if name else [f for f in FAMILIES.values() if f.told]:
         prefixes = {
             m[1]
             for m in (re.match(rf"((?:.*[./])?){family.signature}", key) for key in arrays)
@@ -315,17 +310,13 @@ def find_tokenizer(weights: Weights, name: str | None) -> Found:
             for key in own
             if (short := f"{prefix}{_AVERAGES}{key.replace('.', '')}") in arrays
         }
-        beside: dict[str, int] = {}
-        for key in arrays:
-            rest = key.removeprefix(prefix) if key.startswith(prefix) else key
-            if not key.startswith(prefix) or re.match(r"(loss|model_ema)\.", rest):
-                group = re.split(r"[./]", key)[0] if rest is key else rest.split(".")[0]
-                beside[group] = beside.get(group, 0) + 1
         own = {
             key: array
             for key, array in (own | averages).items()
             if not re.match(rf"(loss|model_ema)\.|{family.idle}", key)
         }
+        others = (key for key in arrays if key.removeprefix(prefix) not in own)
+        beside = Counter(re.split(r"[./]", key.removeprefix(prefix))[0] for key in others)
         sections = family.read(own, weights.about)
         return Found(family, own, sections, bool(averages), beside)
     known = ", ".join(FAMILIES)

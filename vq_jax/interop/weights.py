@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -176,23 +177,35 @@ def nested(arrays: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def differences(arrays: dict[str, Any], shapes: dict[str, Any]) -> list[str]:
-    """What is missing, left over or of another shape than wanted, a line each."""
-    lines = [
-        f"missing: {name}, {tuple(shapes[name].shape)}" for name in shapes.keys() - arrays.keys()
-    ]
-    lines += [f"left over: {name}, {arrays[name].shape}" for name in arrays.keys() - shapes.keys()]
-    lines += [
-        f"of another shape: {name} is {tuple(arrays[name].shape)}, not {tuple(shapes[name].shape)}"
-        for name in shapes.keys() & arrays.keys()
-        if tuple(arrays[name].shape) != tuple(shapes[name].shape)
-    ]
-    return sorted(lines)
+def differences(
+    arrays: dict[str, Any], shapes: dict[str, Any], called: Callable[[str], str] = str
+) -> list[str]:
+    """What is missing, left over or of another shape than wanted, a line each.
+
+    Args:
+      arrays: by path.
+      shapes: arrays or shapes, by path: those that are wanted.
+      called: what a path is called in the lines.
+    """
+
+    def shape(of: Any) -> tuple[int, ...]:
+        return tuple(of.shape)
+
+    lines = []
+    for name in sorted(shapes.keys() | arrays.keys()):
+        if name not in arrays:
+            lines.append(f"missing: {called(name)}, {shape(shapes[name])}")
+        elif name not in shapes:
+            lines.append(f"left over: {called(name)}, {shape(arrays[name])}")
+        elif shape(arrays[name]) != shape(shapes[name]):
+            here, there = shape(arrays[name]), shape(shapes[name])
+            lines.append(f"of another shape: {called(name)} is {here}, not {there}")
+    return lines
 
 
 def listing(lines: list[str]) -> str:
     """Lines under a sentence, all of them."""
-    return "\n  " + "\n  ".join(lines)
+    return "".join(f"\n  {ascii(line)[1:-1]}" for line in lines)  # names come from a file
 
 
 def holds_arrays(folder: Path) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from vq_jax import config as configs
 from vq_jax import metrics
 from vq_jax.data.images import rows_of as rows_of_images
 from vq_jax.data.images import save_image, to_uint8
@@ -68,10 +69,7 @@ def evaluate(
     networks = judges(inception, protocol)
     tokenizer = load(workdir)
     config = tokenizer.config
-    if data is not None:
-        with config.unlocked():
-            data.resolution, data.channels = config.data.resolution, config.data.channels
-            config.data = data
+    configs.use_data(config, data)
     source = open_source(config.data, config.seed).val
     console = Console(highlight=False)
     measure(tokenizer, source, workdir, console, networks)

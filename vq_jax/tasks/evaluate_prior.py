@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import track
 
@@ -63,6 +64,7 @@ _ORDERS = 8  # shares of masked codes that a masked prior's bound is taken over
 def evaluate_prior(
     workdir: Path,
     tokenizer: Path | None,
+    data: ConfigDict | None = None,
     inception: str = "",
     protocol: str = "adm",
     count: int | None = None,
@@ -72,6 +74,7 @@ def evaluate_prior(
     Args:
       workdir: the prior's run.
       tokenizer: the tokenizer's, where it is elsewhere than the prior's config says.
+      data: a section `data` that names the images; by default the prior's own.
       inception: the file of Inception's weights, or "download", for the gFID; "" leaves it out.
       protocol: in `frechet.PROTOCOLS`.
       count: samples of the gFID; by default `config.eval_samples`.
@@ -80,6 +83,7 @@ def evaluate_prior(
     prior = load_prior(workdir, tokenizer)
     if networks and prior.module.condition:
         raise UserError("gFID is of images from noise: this prior makes better ones of given ones")
+    configs.use_data(prior.config, data)
     splits = open_source(prior.config.data, prior.config.seed)
     measure(prior, splits, workdir, Console(highlight=False), networks, count)
 

@@ -1,5 +1,6 @@
 """Brings a tokenizer, or a prior, of another codebase into a folder that every mode opens."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def import_weights(
     if kind is None and format is None:
         kind = priors.holds_prior(weights)
     if kind is None:
-        _import_tokenizer(weights, workdir, format)
+        _read_tokenizer(weights, format).write(workdir)
         return
     if priors.holds_prior(weights) != kind:
         raise UserError(f"{weights.path} is no {kind}: leave --format out, or name another")
@@ -99,14 +100,9 @@ def import_weights(
 
 
 def _is_own(folder: Path) -> bool:
-    return holds_arrays(folder) and (folder / CONFIG).exists() and _PHASES in _text(folder)
-
-
-_PHASES = '"phases"'
-
-
-def _text(folder: Path) -> str:
-    return (folder / CONFIG).read_text(errors="replace")
+    """Whether a folder is of our own form: its config has our training phases."""
+    path = folder / CONFIG
+    return holds_arrays(folder) and path.exists() and '"phases"' in path.read_text(errors="replace")
 
 
 def _size(arrays: dict[str, np.ndarray]) -> str:
@@ -142,13 +138,29 @@ def _config_of(sections: dict[str, Any], discriminator: dict[str, Any] | None) -
     return config
 
 
-def _import_tokenizer(weights: Weights, workdir: Path, format: str | None) -> TrainedTokenizer:
+@dataclasses.dataclass(frozen=True)
+class _Imported:
+    """A tokenizer, ready to be written: opened, the arrays to write, and what the user is told."""
+
+    tokenizer: TrainedTokenizer
+    arrays: dict[str, np.ndarray]
+    lines: list[str]
+
+    def write(self, workdir: Path) -> None:
+        _write(workdir, self.tokenizer.config, self.arrays)
+        print(f"imported {self.lines[0]}, into {workdir}")
+        for line in self.lines[1:]:
+            print(f"  {line.replace('{workdir}', str(workdir))}")
+
+
+def _read_tokenizer(weights: Weights, format: str | None) -> _Imported:
     try:
         found = families.find_tokenizer(weights, format)
     except UserError as e:
         text = str(e)
         raise UserError(text if str(weights.path) in text else f"{weights.path}: {text}") from e
     judge = families.find_discriminator(weights)
+    lpips = families.find_lpips(weights)
     config = _config_of(found.sections, judge and judge[0])
     configs.check(config)
     module = configs.make_tokenizer(config)
@@ -158,12 +170,7 @@ def _import_tokenizer(weights: Weights, workdir: Path, format: str | None) -> Tr
     # Statistics of how often codes are used start anew.
     statistics = {name for name in wanted if name.endswith("/cluster_size")}
     arrays |= {name: np.ones(wanted[name].shape, np.float32) for name in statistics}
-    lines = differences(arrays, wanted)
-    lines = [
-        line.replace(path, f"{table.theirs(path) or 'nothing'} (here {path})")
-        for line in lines
-        for path in [line.split(": ", 1)[1].split(",")[0].split(" is ")[0]]
-    ]
+    lines = differences(arrays, wanted, lambda path: f"{table.theirs(path)} (here {path})")
     left = sorted(found.arrays.keys() - used)
     lines += [f"left over: {name}, {found.arrays[name].shape}" for name in left]
     if lines:
@@ -173,37 +180,31 @@ def _import_tokenizer(weights: Weights, workdir: Path, format: str | None) -> Tr
         )
     variables = jax.tree.map(jnp.asarray, nested(arrays))
     tokenizer = TrainedTokenizer(config, module, variables, 0)
-    lpips = families.find_lpips(weights)
-    arrays |= (judge[1] if judge else {}) | lpips
-    _write(workdir, config, arrays)
-    _say(tokenizer, found, _size(arrays), workdir, judge=bool(judge), lpips=bool(lpips))
-    return tokenizer
+    told = _what_came(tokenizer, found, _size(arrays), judge=bool(judge), lpips=bool(lpips))
+    return _Imported(tokenizer, arrays | (judge[1] if judge else {}) | lpips, told)
 
 
-def _say(
-    tokenizer: TrainedTokenizer,
-    found: families.Found,
-    size: str,
-    workdir: Path,
-    *,
-    judge: bool,
-    lpips: bool,
-) -> None:
-    what = (
-        f"{tokenizer.num_codes:,} codes, {tokenizer.factor} pixels each" if tokenizer.factor else ""
-    )
-    print(f"imported {found.family.name}: {size}, {what}, into {workdir}")
+def _what_came(
+    tokenizer: TrainedTokenizer, found: families.Found, size: str, *, judge: bool, lpips: bool
+) -> list[str]:
+    """What the user is told of an import, a line each."""
+    factor = tokenizer.factor
+    pixels = f" of {factor}x{factor} pixels" if factor else ""
+    lines = [f"{found.family.name}: {size}, {tokenizer.num_codes:,} codes{pixels}"]
     if found.averaged:
-        print("  its moving averages were taken")
+        lines.append("its moving averages were taken")
     if judge or lpips:
         came = " and ".join(["the discriminator"] * judge + ["LPIPS"] * lpips)
-        print(f"  {came} came along: training starts from them with --config={workdir}/{_PYTHON}")
+        lines.append(
+            f"{came} came along: training starts from all with --config={{workdir}}/{_PYTHON}"
+        )
     if found.family.name == "taming":
-        print("  IBQ's files have the same names: if this is one, --format=ibq")
+        lines.append("IBQ's files have the same names: if this is one, --format=ibq")
     others = {k: n for k, n in found.beside.items() if k != "loss" or not (judge or lpips)}
     if others:
-        named = ", ".join(f"{count} of {name}" for name, count in sorted(others.items()))
-        print(f"  other arrays in the file: {named}")
+        named = ", ".join(f"{n} of {ascii(name)[1:-1]}" for name, n in sorted(others.items())[:8])
+        lines.append(f"left out, other arrays in the file: {named}")
+    return lines
 
 
 # --- priors ---------------------------------------------------------------------------------------
@@ -212,17 +213,19 @@ def _say(
 def _import_prior(
     weights: Weights, workdir: Path, tokenizer: Path | None, classes: int, heads: int
 ) -> None:
-    place = tokenizer or workdir / "tokenizer"
-    if tokenizer is None and not (place / CONFIG).exists():
+    first: _Imported | None = None
+    if tokenizer is None:
+        place = workdir / "tokenizer"
         try:
-            opened = _import_tokenizer(weights, place, None)
+            first = _read_tokenizer(weights, None)
         except UserError as e:
             raise UserError(
                 f"{weights.path} is a prior, without the tokenizer of its codes: import that first, "
                 f"and name it with --tokenizer ({e})"
             ) from e
+        opened = first.tokenizer
     else:
-        opened = load_tokenizer(place, "--tokenizer")
+        place, opened = tokenizer, load_tokenizer(tokenizer, "--tokenizer")
     if opened.code_shape:
         raise UserError(f"{place} has several codes a position, and this prior one")
     found = priors.read_prior(weights, opened.grid, opened.num_codes, classes, heads)
@@ -247,6 +250,8 @@ def _import_prior(
     if lines := differences(arrays, flat({"params": shapes})):
         raise UserError(f"{weights.path} does not fit; nothing is imported:" + listing(lines))
     arrays["fingerprint"] = np.frombuffer(opened.fingerprint, np.uint8)
+    if first is not None:
+        first.write(place)
     _write(workdir, config, arrays)
     labels = f"{found.classes} classes" if found.classes else "no classes"
     print(f"imported {found.format}: {_size(arrays)}, {labels}, for {place}, into {workdir}")

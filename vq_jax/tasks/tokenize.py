@@ -52,10 +52,7 @@ def tokenize(
         raise UserError(f"--output={output} is a file: name a folder")
     tokenizer = tokenizers.load(workdir)
     config = tokenizer.config.copy_and_resolve_references()
-    if data is not None:
-        with config.unlocked():
-            data.resolution, data.channels = config.data.resolution, config.data.channels
-            config.data = data
+    configs.use_data(config, data)
     splits = open_source(config.data, config.seed)
     parts: dict[str, Source] = {"train": splits.train, "val": splits.val}
     about = {
