@@ -272,6 +272,7 @@ class Found:
     Attributes:
       family: whose it is.
       arrays: its own, by the family's names.
+      loss: what its training kept beside it (names that begin with "loss."), by those names.
       sections: of the config, that differ from their defaults.
       averaged: whether the file's moving averages were taken.
       beside: how many other arrays are in the file, by the first part of their names.
@@ -279,6 +280,7 @@ class Found:
 
     family: Family
     arrays: dict[str, np.ndarray]
+    loss: dict[str, np.ndarray]
     sections: dict[str, Any]
     averaged: bool
     beside: Mapping[str, int]
@@ -305,6 +307,7 @@ def find_tokenizer(weights: Weights, name: str | None) -> Found:
             continue
         prefix = min(prefixes, key=lambda p: (_COPIES.index(p) if p in _COPIES else 99, len(p)))
         own = {key[len(prefix) :]: a for key, a in arrays.items() if key.startswith(prefix)}
+        loss = {key: array for key, array in own.items() if key.startswith("loss.")}
         averages = {
             key: arrays[short]
             for key in own
@@ -315,10 +318,10 @@ def find_tokenizer(weights: Weights, name: str | None) -> Found:
             for key, array in (own | averages).items()
             if not re.match(rf"(loss|model_ema)\.|{family.idle}", key)
         }
-        others = (key for key in arrays if key.removeprefix(prefix) not in own)
+        others = (key for key in arrays if key.removeprefix(prefix) not in own | loss)
         beside = Counter(re.split(r"[./]", key.removeprefix(prefix))[0] for key in others)
         sections = family.read(own, weights.about)
-        return Found(family, own, sections, bool(averages), beside)
+        return Found(family, own, loss, sections, bool(averages), beside)
     known = ", ".join(FAMILIES)
     shown = ", ".join(sorted(arrays)[:4])
     raise UserError(

@@ -22,7 +22,6 @@ from vq_jax.interop.weights import (
     ARRAYS,
     CONFIG,
     flat,
-    holds_arrays,
     read_group,
     save_arrays,
     save_json,
@@ -33,8 +32,10 @@ from vq_jax.prior import TrainedPrior, load
 from vq_jax.quantizers.functions import normalise
 from vq_jax.tokenizer import TrainedTokenizer
 
+# What else came with an imported tokenizer, under the names it had there.
+CARRIED = "carried"
 # Groups of arrays that came with an imported tokenizer, beside its own.
-_BESIDE = ("discriminator", "lpips")
+_BESIDE = ("discriminator", "lpips", CARRIED)
 
 
 def export(workdir: Path, output: Path, format: str) -> None:
@@ -162,7 +163,7 @@ def _diffusers(tokenizer: TrainedTokenizer, workdir: Path, output: Path) -> None
         "in_channels": config.data.channels,
         "latent_channels": model["z_channels"],
         "layers_per_block": model["num_res_blocks"],
-        "lookup_from_codebook": True,
+        "lookup_from_codebook": False,
         "mid_block_add_attention": model["mid_attention"],
         "norm_num_groups": 32,
         "norm_type": "group",
@@ -213,17 +214,24 @@ def _taming(tokenizer: TrainedTokenizer, workdir: Path, output: Path) -> None:
             "--format=taming cannot hold this tokenizer: its middle always has attention "
             "(model.mid_attention); diffusers can do without"
         )
-    discriminator = read_group(workdir, "discriminator") if holds_arrays(workdir) else {}
-    if discriminator:
-        n_layers = tokenizer.config.discriminator.n_layers
-        given, _ = Names.of(names.patchgan(n_layers)).give(_numpy({"discriminator": discriminator}))
-        arrays |= {f"loss.discriminator.{name}": array for name, array in given.items()}
-    lpips = read_group(workdir, "lpips")
-    if lpips:
-        given, _ = Names.of(names.lpips_vgg()).give(_numpy({"lpips": lpips}))
-        arrays |= {f"loss.perceptual_loss.{name}": array for name, array in given.items()}
+    groups = {group: read_group(workdir, group) for group in _BESIDE}
+    beside = _numpy({group: tree for group, tree in groups.items() if tree})
+    arrays |= names_in_training(beside, config.discriminator.n_layers)
+    arrays |= groups[CARRIED]
     save_arrays(arrays, output / ARRAYS)
     (output / "config.yaml").write_text(yaml.safe_dump(about, sort_keys=False))
+
+
+def names_in_training(arrays: dict[str, np.ndarray], n_layers: int) -> dict[str, np.ndarray]:
+    """The discriminator and LPIPS among arrays of ours, as taming's training files call them."""
+    given: dict[str, np.ndarray] = {}
+    for prefix, rows in (
+        ("loss.discriminator", names.patchgan(n_layers)),
+        ("loss.perceptual_loss", names.lpips_vgg()),
+    ):
+        found, _ = Names.of(rows).give(arrays)
+        given |= {f"{prefix}.{name}": array for name, array in found.items()}
+    return given
 
 
 # --- StableHLO ------------------------------------------------------------------------------------

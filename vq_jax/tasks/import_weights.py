@@ -27,7 +27,7 @@ from vq_jax.interop.weights import (
 )
 from vq_jax.models.transformer import init_params
 from vq_jax.prior import load, load_tokenizer
-from vq_jax.tasks.export import own_arrays
+from vq_jax.tasks.export import CARRIED, names_in_training, own_arrays
 from vq_jax.tokenizer import TrainedTokenizer
 
 FORMATS = (*families.FAMILIES, "taming_transformer", "maskgit_transformer", "vq_jax")
@@ -178,10 +178,14 @@ def _read_tokenizer(weights: Weights, format: str | None) -> _Imported:
             f"{weights.path} looks like {found.family.name}'s, and does not fit; nothing is "
             "imported:" + listing(lines)
         )
+    beside = (judge[1] if judge else {}) | lpips
+    given = names_in_training(beside, config.discriminator.n_layers)
+    # What else was trained with it goes along as it is: export gives it back.
+    beside |= {f"{CARRIED}/{k}": np.asarray(a) for k, a in found.loss.items() if k not in given}
     variables = jax.tree.map(jnp.asarray, nested(arrays))
     tokenizer = TrainedTokenizer(config, module, variables, 0)
     told = _what_came(tokenizer, found, _size(arrays), judge=bool(judge), lpips=bool(lpips))
-    return _Imported(tokenizer, arrays | (judge[1] if judge else {}) | lpips, told)
+    return _Imported(tokenizer, arrays | beside, told)
 
 
 def _what_came(
@@ -200,9 +204,9 @@ def _what_came(
         )
     if found.family.name == "taming":
         lines.append("IBQ's files have the same names: if this is one, --format=ibq")
-    others = {k: n for k, n in found.beside.items() if k != "loss" or not (judge or lpips)}
-    if others:
-        named = ", ".join(f"{n} of {ascii(name)[1:-1]}" for name, n in sorted(others.items())[:8])
+    if found.beside:
+        others = sorted(found.beside.items())[:8]
+        named = ", ".join(f"{n} of {ascii(name)[1:-1]}" for name, n in others)
         lines.append(f"left out, other arrays in the file: {named}")
     return lines
 
