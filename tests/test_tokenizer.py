@@ -68,7 +68,7 @@ def test_first_levels_decode_alone_and_other_shapes_are_refused(emoji_images):
 
 def test_a_split_is_measured_by_level(tokenizer, emoji: Splits, tmp_path):
     tok, shape = tokenizer
-    figures, counts, _ = measure_split(tok, emoji.val, None)
+    figures, counts, _ = measure_split(tok, emoji.val, {})
     codes, images = int(np.prod(shape)), figures["images"]
     assert images == len(emoji.val)
     assert counts.shape == (*tok.code_shape, tok.num_codes)

@@ -81,7 +81,12 @@ _PROTOCOL = flags.DEFINE_string("protocol", "adm", "evaluate: how FID sees image
 _CLASSES = flags.DEFINE_integer(
     "classes", 0, "import of taming's transformer: how many classes it is conditioned on."
 )
-_HEADS = flags.DEFINE_integer("heads", 16, "import of taming's transformer: its attention heads.")
+_HEADS = flags.DEFINE_integer(
+    "heads", None, "import of taming's transformer: its attention heads, n_head in its yaml."
+)
+_RESOLUTION = flags.DEFINE_integer(
+    "resolution", None, "import: of the images it was trained on, where nothing else says; 256."
+)
 _COUNT = flags.DEFINE_integer(
     "count", None, "sample: images, of each label; variations: how many (16 and 4)."
 )
@@ -149,6 +154,8 @@ def _evaluate(workdir: Path) -> None:
     how = {"inception": _INCEPTION.value, "protocol": _PROTOCOL.value}
     if configs.holds_prior(workdir):
         evaluate_prior(workdir, _tokenizer(), _data(codes=True), **how, count=_COUNT.value)
+    elif _TOKENIZER.value or _COUNT.value:
+        raise UserError(f"--tokenizer and --count are for priors: {workdir} holds a tokenizer")
     else:
         evaluate(workdir, _data(), **how)
 
@@ -252,6 +259,7 @@ def _import(workdir: Path) -> None:
         tokenizer=_tokenizer(),
         classes=_CLASSES.value,
         heads=_HEADS.value,
+        resolution=_RESOLUTION.value,
     )
 
 
@@ -295,7 +303,7 @@ _READS: dict[str, set[str]] = {
     "upscale": {"factor", *_EDITED},
     "restore": _EDITED,
     "variations": {"redraw", "count", *_EDITED},
-    "import": {"input", "format", "tokenizer", "classes", "heads"},
+    "import": {"input", "format", "tokenizer", "classes", "heads", "resolution"},
     "export": {"output", "format"},
 }
 

@@ -177,4 +177,9 @@ def load(workdir: str | Path) -> TrainedTokenizer:
 
 def in_one_file(folder: Path) -> bool:
     """Whether a run's arrays are those of `model.safetensors`: it has been trained no further."""
-    return holds_arrays(folder) and not any((folder / "checkpoints").glob("[0-9]*"))
+    return holds_arrays(folder) and not has_checkpoints(folder)
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether training has saved something there."""
+    return any((folder / "checkpoints").glob("[0-9]*"))

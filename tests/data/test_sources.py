@@ -165,8 +165,10 @@ def test_hold_out_takes_each_image_once():
     assert 70 < len(val) < 130 and sorted([*train, *val]) == list(range(1000))
     assert hold_out(names, 0.1, seed=1)[1] != val
     assert len(hold_out(["only", "two"], 1e-9, seed=0)[1]) == 1
-    with pytest.raises(UserError, match="between 0 and 1"):
-        hold_out(names, 1.5, seed=0)
+    assert hold_out(names, 1.0, seed=0) == ([], list(range(1000)))
+    for fraction in (0.0, 1.5):
+        with pytest.raises(UserError, match="above 0, and 1 at most"):
+            hold_out(names, fraction, seed=0)
 
 
 class NeedsTensorflow(tfds.core.GeneratorBasedBuilder):

@@ -1,14 +1,15 @@
 """PyTorch files read without PyTorch: what is in them, and nothing that they would like to run."""
 
 import argparse
+import contextlib
 import importlib.util
 import io
 import os
 import pickle
 import pickletools
-import resource
 import signal
 import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -33,6 +34,25 @@ def save(path, state, form="zip"):
     return path
 
 
+@contextlib.contextmanager
+def bounded(seconds, megabytes):
+    """Fails what takes longer, or more memory at any time."""
+
+    def too_long(*_):
+        raise TimeoutError(f"{seconds} s")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(seconds)
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < megabytes * 1e6
+    finally:
+        tracemalloc.stop()
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_tensors_are_those_that_were_saved(tmp_path, form):
     whole = torch.randn(4, 6)
@@ -53,7 +73,8 @@ def test_tensors_are_those_that_were_saved(tmp_path, form):
     for name, tensor in state.items():
         found = read["state_dict"][name]
         np.testing.assert_array_equal(found, tensor.detach().numpy())
-        assert found.shape == tensor.shape and not found.flags.writeable or not found.size
+        assert found.shape == tensor.shape
+        assert not found.size or not found.flags.writeable
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -68,9 +89,8 @@ def test_nothing_is_copied_into_memory(tmp_path):
     big = torch.zeros(40_000_000)  # 160 MB
     state = {str(i): big for i in range(1000)}  # which alone would be 160 GB, copied
     path = save(tmp_path / "x.pt", state)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert len(read_torch_file(path)) == 1000
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
+    with bounded(60, 20):
+        assert len(read_torch_file(path)) == 1000
 
 
 def test_the_packaged_weights_are_read_as_torch_reads_them():
@@ -127,7 +147,7 @@ HOSTILE = {
     "eval": (lambda: Calls(eval, f"open('{WITNESS}', 'w')"), "eval"),
     "open": (lambda: Calls(open, str(WITNESS), "w"), "open"),
     "import": (lambda: Calls(__import__, "antigravity"), "__import__"),
-    "getattr": (lambda: Calls(getattr, os, "system"), "getattr"),
+    "getattr": (lambda: Calls(getattr, "x", "upper"), "getattr"),
     "nested": (lambda: Calls(list, [Calls(os.system, f"touch {WITNESS}")]), "system"),
     "numpy": (lambda: Calls(np.load, str(WITNESS)), "load"),
     "bytearray": (lambda: Calls(bytearray, 10**12), "bytearray"),
@@ -150,6 +170,12 @@ def opcodes(*parts):
     return b"\x80\x04" + b"".join(parts) + b"."
 
 
+def long(n):
+    data = n.to_bytes(12, "little")
+    return b"\x8a" + bytes([len(data)]) + data
+
+
+COPY = b"c_codecs\nencode\nh\x00\x8c\x05ascii\x86R0"
 GLOBAL_EVAL = b"cbuiltins\neval\n"
 # Written by hand, as no pickler would.
 CRAFTED = {
@@ -166,6 +192,13 @@ CRAFTED = {
     "doubling as key": opcodes(b"})" + b"q\x00h\x00\x86" * 64 + b"Ns"),
     "list in itself": opcodes(b"]q\x00h\x00a"),
     "deep": opcodes(b"]" * 5000 + b"a" * 4999),
+    "copying": opcodes(b"X\xff\xff\x0f\x00" + b"x" * 0xFFFFF + b"q\x000", COPY * 2000),
+    "colliding keys": opcodes(
+        b"}(", b"".join(long(k * (2**61 - 1)) + b"N" for k in range(1, 30_000)), b"u"
+    ),
+    "colliding memo": opcodes(
+        b"N", b"".join(b"p%d\n" % (k * (2**61 - 1)) for k in range(1, 30_000))
+    ),
     "marks": opcodes(b"((((0000tttt"),
     "no end": b"\x80\x04]",
     "state of eval": opcodes(GLOBAL_EVAL + b"}b"),
@@ -174,12 +207,9 @@ CRAFTED = {
 
 @pytest.mark.parametrize("name", CRAFTED)
 def test_crafted_pickles_are_refused_at_once(name):
-    signal.alarm(20)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(UserError):
-        read_pickle(io.BytesIO(CRAFTED[name]))
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
-    signal.alarm(0)
+    data = io.BytesIO(CRAFTED[name])
+    with bounded(20, 600), pytest.raises(UserError):
+        read_pickle(data)
 
 
 def zip_with(path, members, compression=zipfile.ZIP_STORED):
@@ -262,7 +292,6 @@ def test_ten_thousand_mutated_files_are_read_or_refused(tmp_path, rng):
     save_file(arrays, tmp_path / "safetensors")
     files += [(tmp_path / "safetensors").read_bytes(), serialization.to_bytes({"params": arrays})]
     path = tmp_path / "mutated"
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     read = refused = 0
     for i in range(10_000):
         data = bytearray(files[i % len(files)])
@@ -280,17 +309,16 @@ def test_ten_thousand_mutated_files_are_read_or_refused(tmp_path, rng):
             if not data:
                 break
         path.write_bytes(bytes(data))
-        signal.alarm(10)
-        try:
-            found = read_weights(path)
-            assert all(np.asarray(a, np.float32).size <= 1000 for a in found.arrays.values())
-            read += 1
-        except UserError as e:
-            assert len(str(e).splitlines()) == 1
-            refused += 1
-        signal.alarm(0)
+        with bounded(10, 64):
+            try:
+                found = read_weights(path)
+                assert all(np.asarray(a, np.float32).size <= 1000 for a in found.arrays.values())
+                assert all(name.isprintable() and name.isascii() for name in found.arrays)
+                read += 1
+            except UserError as e:
+                assert len(str(e).splitlines()) == 1
+                refused += 1
     assert read > 100 and refused > 1000
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 256_000  # kB
 
 
 def test_the_reader_knows_every_opcode_it_needs():

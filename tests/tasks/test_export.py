@@ -11,15 +11,16 @@ import torch
 from alike import LIMIT, diffusers_model, save, to_numpy, to_torch
 from diffusers import VQModel
 from safetensors.numpy import load_file
+from small import make_prior, make_tokenizer, write
 from torch_models import VQGAN, Magvit2, randomise
 
 import vq_jax
-from vq_jax.config import base, make_tokenizer
-from vq_jax.config import save as save_config
+from vq_jax import config as configs
 from vq_jax.errors import UserError
-from vq_jax.interop.weights import ARRAYS, flat, save_arrays
+from vq_jax.interop.weights import ARRAYS
 from vq_jax.tasks.export import export
 from vq_jax.tasks.import_weights import import_weights
+from vq_jax.tokenizer import TrainedTokenizer
 
 
 @pytest.fixture
@@ -42,18 +43,16 @@ def test_our_own_form_is_opened_without_orbax_and_comes_back_the_same(tmp_path, 
 
 @pytest.mark.parametrize("distance", ["l2", "cosine"])
 def test_diffusers_opens_a_tokenizer_trained_here(tmp_path, rng, distance):
-    config = base("vqgan", "vq")
+    config = configs.base("vqgan", "vq")
     config.data.resolution = 32
     config.model.update({"ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1, "z_channels": 8})
     config.quantizer.update({"num_codes": 64, "dim": 6, "distance": distance})
     config.phases.joint = 1
-    module = make_tokenizer(config)
+    module = configs.make_tokenizer(config)
     x = rng.uniform(-1, 1, size=(2, 32, 32, 3)).astype(np.float32)
     variables = jax.jit(module.init)(jax.random.key(0), x)
     variables["params"]["quantizer"]["book"]["codebook"] *= 64.0
-    (tmp_path / "run").mkdir()
-    save_arrays(flat(variables), tmp_path / "run" / ARRAYS)
-    save_config(config, tmp_path / "run" / "config.json")
+    write(TrainedTokenizer(config, module, variables, 0), tmp_path / "run")
     export(tmp_path / "run", tmp_path / "theirs", "diffusers")
     model = VQModel.from_pretrained(tmp_path / "theirs").eval()
     tokenizer = vq_jax.load(tmp_path / "run")
@@ -67,9 +66,29 @@ def test_diffusers_opens_a_tokenizer_trained_here(tmp_path, rng, distance):
     chex.assert_trees_all_close(np.asarray(tokenizer.reconstruct(x)), y, atol=LIMIT)
 
 
+def test_a_prior_is_handed_on_with_the_same_draws(tmp_path):
+    tokenizer = make_tokenizer()
+    write(tokenizer, tmp_path / "tokenizer")
+    prior = make_prior(tokenizer, "masked")
+    prior.config.tokenizer = str(tmp_path / "tokenizer")
+    prior.config.phases.prior = 1
+    write(prior, tmp_path / "prior")
+    export(tmp_path / "prior", tmp_path / "exported", "vq_jax")
+    (tmp_path / "tokenizer").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="the prior's tokenizer"):
+        import_weights(tmp_path / "exported", tmp_path / "back")
+    import_weights(tmp_path / "exported", tmp_path / "back", tokenizer=tmp_path / "moved")
+    again = vq_jax.load(tmp_path / "back")
+    np.testing.assert_array_equal(
+        again.sample_codes(3, label="Flags"), prior.sample_codes(3, label="Flags")
+    )
+    with pytest.raises(UserError, match="vq_jax only"):
+        export(tmp_path / "back", tmp_path / "x", "diffusers")
+
+
 def test_stablehlo_runs_without_the_package_for_any_number_of_images(tmp_path, rng):
     diffusers_model((32, 64), (1,), layers_per_block=1).save_pretrained(tmp_path / "theirs")
-    import_weights(tmp_path / "theirs", tmp_path / "ours")
+    import_weights(tmp_path / "theirs", tmp_path / "ours", resolution=32)
     export(tmp_path / "ours", tmp_path / "programs", "stablehlo")
     tokenizer = vq_jax.load(tmp_path / "ours")
 
@@ -101,7 +120,7 @@ def test_what_cannot_be_exported_says_so(tmp_path, imported):
 def test_import_says_what_is_wrong_with_its_input(tmp_path, imported):
     with pytest.raises(UserError, match="there is no"):
         import_weights(tmp_path / "nowhere", tmp_path / "x")
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="is there already"):
         import_weights(tmp_path / "theirs.ckpt", imported)
     (tmp_path / "text").write_text("hello")
     with pytest.raises(UserError, match="no file of weights"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import chex
 import jax
@@ -9,16 +10,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small import make_prior, make_tokenizer, write
 from torch_inception import random_inception
 from torch_models import VQGAN, PatchGAN, randomise
 
 from vq_jax import config as configs
+from vq_jax.data.sources import open_source
 from vq_jax.errors import UserError
 from vq_jax.interop.weights import read_group
+from vq_jax.models.transformer import unstack
+from vq_jax.prior import TrainedPrior
 from vq_jax.tasks import frechet
 from vq_jax.tasks.evaluate import evaluate
+from vq_jax.tasks.evaluate_prior import _as_sets
 from vq_jax.tasks.frechet import Network, compare, look, look_once
 from vq_jax.tasks.import_weights import import_weights
+from vq_jax.tasks.train_prior import prior_job
 from vq_jax.tasks.train_tokenizer import tokenizer_job
 from vq_jax.tokenizer import load
 
@@ -77,21 +84,50 @@ def test_equal_sets_are_at_zero_and_moved_ones_as_far_as_they_moved(seen, rng):
 
 
 def test_features_are_kept_up_to_a_number(seen, rng, monkeypatch):
-    monkeypatch.setattr(frechet, "_KEPT", 10)
+    monkeypatch.setattr(frechet, "KEPT", 10)
     images = rng.integers(0, 256, size=(20, 4, 4, 3), dtype=np.uint8)
     found = look(seen[0], batches(images)())
     assert len(found.features) == 10 and found.statistics.count == 20
+    # Drawn from all of them, though they come sorted.
+    steps = np.repeat(np.arange(200, dtype=np.uint8), 4 * 4 * 3).reshape(200, 4, 4, 3)
+    kept = look(seen[0], batches(steps)()).features[:, 0]
+    assert len(set(kept)) == 10 and kept.min() < 60 and kept.max() > 140
     with pytest.raises(UserError, match="two images"):
         look(seen[0], batches(images[:1])())
 
 
 def test_clean_is_pillows_bicubic_on_floats(rng):
     image = rng.integers(80, 170, size=(300, 500, 3), dtype=np.uint8)
+    image[:100] = 0
+    image[100:120] = 255
     found = frechet._clean(image)
     assert found.shape == (299, 299, 3) and found.dtype == np.float32
     rounded = Image.fromarray(image).resize((299, 299), Image.Resampling.BICUBIC)
-    assert np.abs(found.clip(0, 255) - np.asarray(rounded)).max() < 1.5  # rounded twice
+    assert found.min() == 0 and found.max() == 255  # cubic interpolation alone overshoots
+    assert np.abs(found - np.asarray(rounded)).max() < 1.5  # rounded twice
     assert (found != found.round()).any()
+
+
+def test_the_inception_score_is_of_all_samples_in_no_order(seen, monkeypatch):
+    """100 classes, sorted: in their order each part of the score would see a few of them."""
+    sure = np.repeat(np.eye(100, dtype=np.float32), 100, axis=0)
+    network = dataclasses.replace(seen[0], probabilities=lambda rows: sure[: len(rows)])
+    images = np.zeros((10_000, 1, 1, 3), np.uint8)
+    images[:, 0, 0, 0] = np.arange(10_000) % 251
+    monkeypatch.setattr(frechet, "_BATCH", 10_000)
+    made = look(network, batches(images)(), classes=True)
+    assert made.probabilities.shape == (10_000, 100)
+    score = compare(network, made, made)["fid_test_inception_score"]
+    assert score == pytest.approx(100.0, rel=0.02)
+
+
+def test_samples_are_held_against_all_training_images(seen):
+    network, shown = seen
+    prior = make_prior(make_tokenizer(), "masked")
+    images = [{"image": np.full((16, 16, 3), 12 * i, np.uint8), "label": i % 3} for i in range(20)]
+    figures, real = _as_sets(prior, images, network, 10)
+    assert real == 20 and sum(shown) == 30
+    assert figures.keys() == {"gfid_test"} and figures["gfid_test"] > 0
 
 
 @pytest.fixture
@@ -147,6 +183,36 @@ def test_training_starts_from_what_was_imported(imported, tmp_path, data_dir):
     chex.assert_trees_all_equal(state.generator.params, wanted)
     chex.assert_trees_all_equal(state.generator.ema_params, wanted)
     chex.assert_trees_all_equal(state.discriminator.params, read_group(folder, "discriminator"))
+    # What was drawn into is not read again: the run has its own weights by then.
+    (tmp_path / "run" / "checkpoints" / "5").mkdir(parents=True)
+    fresh = tokenizer_job(config, tmp_path / "run", jax.random.key(0)).init()
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_equal(fresh.generator.params, wanted)
+    shutil.rmtree(tmp_path / "run")
     config.model.ch = 64
     with pytest.raises(UserError, match=r"does not fit this config(.|\n)*of another shape"):
         tokenizer_job(config, tmp_path / "run", jax.random.key(0))
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_prior_starts_from_another_of_its_shape(tmp_path, data_dir, scan):
+    tokenizer = make_tokenizer()
+    write(tokenizer, tmp_path / "tokenizer")
+    prior = make_prior(tokenizer, "causal")
+    prior.config.tokenizer = str(tmp_path / "tokenizer")
+    prior.config.phases.prior = 1
+    config = prior.config.copy_and_resolve_references()
+    config.start_from = str(tmp_path / "prior")
+    config.prior.scan = scan
+    config.data.dir = data_dir
+    config.data.batch_size = 8
+    with prior.config.unlocked():
+        prior.config.codes.classes = open_source(config.data).class_names
+    count = len(prior.config.codes.classes)
+    rows = np.arange((count + 1) * 32, dtype=np.float32).reshape(count + 1, 32)
+    params = prior.params | {"labels": {"embedding": rows}}
+    module = prior.module.clone(classes=count)
+    write(TrainedPrior(prior.config, tokenizer, module, params, 1), tmp_path / "prior")
+    state = prior_job(config, tmp_path / "run", jax.random.key(0)).init()
+    _, started = unstack(module.clone(scan=scan), jax.device_get(state.prior.params))
+    chex.assert_trees_all_equal(started, jax.device_get(params))

@@ -12,7 +12,7 @@ from torch_models import VQGAN, Magvit2, PatchGAN, randomise
 import vq_jax
 from vq_jax.errors import UserError
 from vq_jax.interop.lpips import load_lpips
-from vq_jax.interop.weights import ARRAYS
+from vq_jax.interop.weights import ARRAYS, read_group
 from vq_jax.tasks.export import export
 from vq_jax.tasks.import_weights import import_weights
 
@@ -93,7 +93,7 @@ CASES = {
     "taming": VQGAN(ch=32, mults=(1, 2), blocks=2, attended=(1,)),
     # latent-diffusion's f4 without attention, inside the file of a whole diffusion model
     "ldm": VQGAN(mults=(1, 2, 1), attended=(), mid_attention=False, z=3, dim=3),
-    "gumbel": VQGAN(quantizer="gumbel"),
+    "gumbel": VQGAN(quantizer="gumbel", z=8, dim=8),
     "ibq": VQGAN(quantizer="ibq"),
     "llamagen": VQGAN("llamagen", "cosine", mults=(1, 1, 2), attended=(2,), z=16, dim=8),
     "magvit2": Magvit2(),
@@ -188,3 +188,44 @@ def test_all_that_does_not_fit_is_listed_and_nothing_is_written(tmp_path):
     assert "left over: encoder.down.0.block.0.extra, (2,)" in text
     assert "of another shape: decoder.conv_out.weight" in text
     assert not (tmp_path / "ours").exists()
+
+
+BAD = {
+    "rank": ("encoder.mid.block_1.conv1.weight", torch.zeros(32), "of another shape: encoder.mid"),
+    "codebook": ("quantize.embedding.weight", torch.zeros(2, 3, 4), "no shape of its kind"),
+    "first": ("encoder.conv_in.weight", torch.zeros(5), "no shape of its kind"),
+    "blocks": ("encoder.down.0.block.99999999.x", torch.zeros(1), "left over: encoder.down.0.bl"),
+    "digits": (f"encoder.down.{'9' * 5000}.block.0.x", torch.zeros(1), "left over"),
+    "names": ("encoder.\x1b[2Jevil\nvq_jax: all good", torch.zeros(1), r"left over: .*\\x1b\[2J"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_arrays_of_other_shapes_and_names_are_told_not_tripped_over(tmp_path, name):
+    key, array, message = BAD[name]
+    state = dict(randomise(CASES["taming"]).state_dict()) | {key: array}
+    with pytest.raises(UserError, match=message) as e:
+        import_weights(save(tmp_path / "x.ckpt", state), tmp_path / "ours")
+    assert "\x1b" not in str(e.value)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_part_of_a_discriminator_is_none(tmp_path, capsys):
+    state = dict(randomise(CASES["taming"]).state_dict())
+    judge = {f"loss.discriminator.{k}": v for k, v in randomise(PatchGAN()).state_dict().items()}
+    del judge["loss.discriminator.main.2.weight"]
+    import_weights(save(tmp_path / "x.ckpt", state | judge), tmp_path / "ours")
+    assert "came along" not in capsys.readouterr().out
+    assert not read_group(tmp_path / "ours", "discriminator")
+
+
+def test_the_resolution_is_the_files_or_the_users_word(tmp_path):
+    model = diffusers_model((32, 64), (1,), layers_per_block=1)
+    for size, given, found in ((64, None, 64), (32, None, 256), (32, 128, 128)):
+        model.register_to_config(sample_size=size)
+        place = tmp_path / f"{size}_{given}"
+        model.save_pretrained(place / "theirs")
+        import_weights(place / "theirs", place / "ours", resolution=given)
+        config = vq_jax.load(place / "ours").config
+        assert config.data.resolution == found
+        assert config.model.attn_resolutions == (found // 2,)

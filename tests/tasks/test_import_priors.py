@@ -91,3 +91,22 @@ def test_a_transformer_conditioned_on_images_is_refused(tmp_path):
         state |= {f"{name}.{k}": v for k, v in first.items()}
     with pytest.raises(UserError, match="conditioned on an image"):
         import_weights(save(tmp_path / "x.ckpt", state), tmp_path / "prior", heads=4)
+
+
+def test_a_transformer_that_lacks_arrays_or_heads_says_so_and_leaves_nothing(tmp_path):
+    state = {f"transformer.{k}": v for k, v in MinGPT().state_dict().items()}
+    first = VQGAN(mults=(1,) * 7, attended=()).state_dict()
+    state |= {f"first_stage_model.{k}": v for k, v in first.items()}
+    path = save(tmp_path / "x.ckpt", state)
+    with pytest.raises(UserError, match="--heads=N, n_head in its yaml"):
+        import_weights(path, tmp_path / "prior")
+    del state["transformer.blocks.1.attn.query.weight"]
+    del state["transformer.pos_emb"]
+    state["transformer.blocks.0.extra"] = torch.zeros(2)
+    with pytest.raises(UserError) as e:
+        import_weights(save(tmp_path / "y.ckpt", state), tmp_path / "prior", heads=4)
+    for line in (
+        "missing: blocks.1.attn.query.weight", "missing: pos_emb", "left over: blocks.0.extra"
+    ):  # fmt: skip
+        assert line in str(e.value)
+    assert not (tmp_path / "prior").exists()

@@ -192,7 +192,36 @@ def test_evaluate_repeats_the_figures(trained):
     before = json.loads((workdir / "evaluation.json").read_text())
     said = program("--mode=evaluate", f"--workdir={workdir}").stdout
     assert "PSNR" in said and "LPIPS" not in said  # as its config has it
-    assert json.loads((workdir / "evaluation.json").read_text()) == before
+    after = json.loads((workdir / "evaluation.json").read_text())
+    assert {name: after[name] for name in before if name != "protocol"} == {
+        name: value for name, value in before.items() if name != "protocol"
+    }
+    assert after["efficientnet_frechet"] > 0 and "not FID" in said  # what training leaves out
+    assert "centre crop" in said
+
+
+@pytest.mark.slow
+def test_a_run_is_handed_on_and_brought_back(trained, tmp_path, rng):
+    trained = trained[0]
+    exported, imported = tmp_path / "exported", tmp_path / "imported"
+    arguments = ["--mode=export", f"--workdir={trained}", "--format=vq_jax", f"--output={exported}"]
+    assert "model.safetensors" in program(*arguments).stdout
+    failed = program(*arguments, check=False)
+    assert failed.returncode == 2 and "is there already" in failed.stderr
+    program("--mode=import", f"--input={exported}", f"--workdir={imported}")
+    image = rng.integers(0, 256, (20, 30, 3), np.uint8)
+    Image.fromarray(image).save(tmp_path / "x.png")
+    pictures = []
+    for folder in (trained, imported):
+        out = tmp_path / f"{folder.name}.png"
+        program(
+            "--mode=reconstruct", f"--workdir={folder}", f"--input={tmp_path / 'x.png'}",
+            f"--output={out}",
+        )  # fmt: skip
+        pictures.append(np.asarray(Image.open(out)))
+    np.testing.assert_array_equal(*pictures)
+    failed = program("--mode=import", f"--workdir={tmp_path / 'y'}", check=False)
+    assert failed.returncode == 2 and "import needs --input" in failed.stderr
 
 
 @pytest.mark.slow

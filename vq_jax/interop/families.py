@@ -40,23 +40,31 @@ class Family:
 
 
 def _count(arrays: Arrays, pattern: str) -> int:
-    """How many numbers stand in for {} in names that begin like this."""
+    """How many numbers from 0 on, without a gap, stand in for {} in names that begin like this."""
     prefix, suffix = (re.escape(part) for part in pattern.split("{}"))
-    found = (re.match(rf"{prefix}(\d+){suffix}", name) for name in arrays)
-    return 1 + max((int(m[1]) for m in found if m), default=-1)
+    matches = (re.match(rf"{prefix}(\d{{1,4}}){suffix}", name) for name in arrays)
+    numbers = {int(m[1]) for m in matches if m}
+    return next(n for n in range(len(numbers) + 1) if n not in numbers)
 
 
-def _shape(arrays: Arrays, name: str) -> tuple[int, ...]:
+def _shape(arrays: Arrays, name: str, rank: int) -> tuple[int, ...]:
     if name not in arrays:
         raise UserError(f"there is no {name} in it")
+    if arrays[name].ndim != rank:
+        raise UserError(f"{name} is {arrays[name].shape}, which is no shape of its kind")
     return arrays[name].shape
 
 
 def _resolution(about: dict[str, Any], levels: int) -> int:
-    """Of the images it was trained on, where the file beside it says so."""
+    """Of the images it was trained on: the user's word, config.json's, or what most were."""
+    if (told := about.get("resolution")) is not None:
+        if told < 1 or told % 2 ** (levels - 1):
+            raise UserError(f"--resolution={told} does not halve {levels - 1} times")
+        return told
     side = about.get("sample_size")
-    whole = isinstance(side, int) and side > 0 and side % 2 ** (levels - 1) == 0
-    return int(side) if whole and isinstance(side, int) else 256
+    # 32 is what diffusers writes where nobody has named a size.
+    named = isinstance(side, int) and side > 32 and side % 2 ** (levels - 1) == 0
+    return int(side) if named and isinstance(side, int) else 256
 
 
 def _convolutional(
@@ -77,9 +85,9 @@ def _convolutional(
       attention: name of an array of the first attention of an encoder's level, {l} for the level.
       mid_attention: name of an array of the middle's attention.
     """
-    ch, channels, *_ = _shape(arrays, "encoder.conv_in.weight")
+    ch, channels, *_ = _shape(arrays, "encoder.conv_in.weight", 4)
     levels = _count(arrays, conv1.partition("{l}")[0] + "{}.")
-    widths = [_shape(arrays, conv1.format(l=level))[0] for level in range(levels)]
+    widths = [_shape(arrays, conv1.format(l=level), 4)[0] for level in range(levels)]
     mults = tuple(w // ch if w % ch == 0 else w / ch for w in widths)
     resolution = _resolution(about, levels)
     attended = [
@@ -91,14 +99,14 @@ def _convolutional(
         "num_res_blocks": _count(arrays, blocks),
         "attn_resolutions": tuple(resolution // 2**level for level in attended),
         "mid_attention": mid_attention in arrays,
-        "z_channels": _shape(arrays, "encoder.conv_out.weight")[0],
+        "z_channels": _shape(arrays, "encoder.conv_out.weight", 4)[0],
     }
     data = {"resolution": resolution, "channels": channels}
     return {"model": {"name": "vqgan"} | model, "data": data}
 
 
 def _entries(arrays: Arrays, name: str = "quantize.embedding.weight") -> dict[str, int]:
-    count, dim = _shape(arrays, name)
+    count, dim = _shape(arrays, name, 2)
     return {"num_codes": count, "dim": dim}
 
 
@@ -129,7 +137,7 @@ def _read_taming(arrays: Arrays, about: dict[str, Any]) -> dict[str, Any]:
 
 def _read_gumbel(arrays: Arrays, about: dict[str, Any]) -> dict[str, Any]:
     entries = _entries(arrays, "quantize.embed.weight")
-    if _shape(arrays, "quantize.proj.weight")[:2] != (entries["num_codes"], entries["dim"]):
+    if _shape(arrays, "quantize.proj.weight", 4)[:2] != (entries["num_codes"], entries["dim"]):
         raise UserError("its codes are scored in another number of dimensions than they have")
     quantizer = {"name": "gumbel", "revive_below": 0.0} | entries
     return _taming_body(arrays, about) | {"quantizer": quantizer}
@@ -176,16 +184,16 @@ def _read_diffusers(arrays: Arrays, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_magvit2(arrays: Arrays, about: dict[str, Any]) -> dict[str, Any]:
-    ch, channels, *_ = _shape(arrays, "encoder.conv_in.weight")
+    ch, channels, *_ = _shape(arrays, "encoder.conv_in.weight", 4)
     levels = _count(arrays, "encoder.down.{}.")
-    widths = [_shape(arrays, f"encoder.down.{i}.block.0.conv1.weight")[0] for i in range(levels)]
+    widths = [_shape(arrays, f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in range(levels)]
     model = {
         "name": "magvit2",
         "ch": ch,
         "ch_mult": tuple(width // ch for width in widths),
         "num_res_blocks": _count(arrays, "encoder.down.0.block.{}."),
     }
-    bits = _shape(arrays, "encoder.conv_out.weight")[0]
+    bits = _shape(arrays, "encoder.conv_out.weight", 4)[0]
     return {
         "model": model,
         "quantizer": {"name": "lfq", "bits": bits},
@@ -195,7 +203,7 @@ def _read_magvit2(arrays: Arrays, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_maskgit(arrays: Arrays, about: dict[str, Any]) -> dict[str, Any]:
-    _, _, channels, ch = _shape(arrays, "encoder/Conv_0/kernel")
+    _, _, channels, ch = _shape(arrays, "encoder/Conv_0/kernel", 4)
     levels = _count(arrays, "decoder/Conv_{}/") - 1
     total = _count(arrays, "encoder/ResBlock_{}/")
     if levels < 1 or total % (levels + 1):
@@ -205,7 +213,7 @@ def _read_maskgit(arrays: Arrays, about: dict[str, Any]) -> dict[str, Any]:
     model = {
         "name": "maskgit",
         "ch": ch,
-        "ch_mult": tuple(_shape(arrays, name)[-1] // ch for name in firsts),
+        "ch_mult": tuple(_shape(arrays, name, 4)[-1] // ch for name in firsts),
         "num_res_blocks": blocks,
     }
     quantizer = {"name": "vq"} | _entries(arrays, "quantizer/codebook") | _FIXED
@@ -286,12 +294,13 @@ class Found:
     beside: Mapping[str, int]
 
 
-def find_tokenizer(weights: Weights, name: str | None) -> Found:
+def find_tokenizer(weights: Weights, name: str | None, resolution: int | None = None) -> Found:
     """The tokenizer in a file: whose it is, and what its shapes say of it.
 
     Args:
       weights: the file.
       name: in `FAMILIES`; None tells it by the names of its arrays.
+      resolution: of the images it was trained on; None takes the file's word, or 256.
 
     Raises:
       UserError: no known family has such names, or its architecture has no form here.
@@ -320,10 +329,11 @@ def find_tokenizer(weights: Weights, name: str | None) -> Found:
         }
         others = (key for key in arrays if key.removeprefix(prefix) not in own | loss)
         beside = Counter(re.split(r"[./]", key.removeprefix(prefix))[0] for key in others)
-        sections = family.read(own, weights.about)
-        return Found(family, own, loss, sections, bool(averages), beside)
+        sections = family.read(own, weights.about | {"resolution": resolution})
+        averaged = bool(averages) or prefix.startswith("ema")
+        return Found(family, own, loss, sections, averaged, beside)
     known = ", ".join(FAMILIES)
-    shown = ", ".join(sorted(arrays)[:4])
+    shown = ", ".join(name[:120] for name in sorted(arrays)[:4])
     raise UserError(
         f"{weights.path} is of no known {'kind' if name is None else name}: its arrays are called "
         f"{shown}, ...; known are {known}"
@@ -353,15 +363,15 @@ def find_discriminator(weights: Weights) -> tuple[dict[str, Any], dict[str, np.n
     if prefix is None:
         return None
     own = {k[len(prefix) :]: a for k, a in weights.arrays.items() if k.startswith(prefix)}
-    last = _count(own, "main.{}.")
-    n_layers, rest = divmod(last - 3, 3)
-    if rest or n_layers < 1 or any(name.endswith((".loc", ".logs")) for name in own):
+    numbers = [int(m[1]) for m in (re.match(r"main\.(\d{1,4})\.", key) for key in own) if m]
+    n_layers, rest = divmod(max(numbers) - 2, 3)
+    if rest or n_layers < 1:
         return None
     table = names.Names.of(names.patchgan(n_layers))
     taken, used = table.take(own, table.leaves)
     if own.keys() - used - {k for k in own if re.search(r"running_|num_batches", k)}:
-        return None
-    section = {"name": "patchgan", "ndf": _shape(own, "main.0.weight")[0], "n_layers": n_layers}
+        return None  # an ActNorm, perhaps
+    section = {"name": "patchgan", "ndf": _shape(own, "main.0.weight", 4)[0], "n_layers": n_layers}
     return section, taken
 
 
@@ -376,4 +386,7 @@ def find_lpips(weights: Weights) -> dict[str, np.ndarray]:
     table = names.Names.of(names.lpips_vgg())
     own = {k[len(prefix) :]: a for k, a in weights.arrays.items() if k.startswith(prefix)}
     taken, _ = table.take(own, table.leaves)
-    return taken if len(taken) == len(table.leaves) else {}
+    whole = len(taken) == len(table.leaves) and all(
+        taken[f"lpips/conv_{j}"].shape[3:] == taken[f"lpips/bias_{j}"].shape for j in range(13)
+    )
+    return taken if whole else {}

@@ -63,8 +63,11 @@ def load_inception(place: str) -> tuple[Params, str]:
         params["fc"] = (jnp.asarray(fc[0].T, jnp.float32), jnp.asarray(fc[1], jnp.float32))
     except KeyError as e:
         raise UserError(f"{path} has no {e}: it is not {URL.rpartition('/')[2]}") from e
-    if len(params) != 95:
-        raise UserError(f"{path} has {len(params)} layers, not 95: it is not FID's Inception-v3")
+    if len(params) != 95 or params["fc"][0].shape != (2048, 1008):
+        raise UserError(
+            f"{path} has {len(params)} layers and {params['fc'][0].shape[-1]} classes, not 95 and "
+            "1008: it is an Inception-v3, perhaps, but not FID's"
+        )
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return params, digest

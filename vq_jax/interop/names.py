@@ -55,7 +55,9 @@ _KINDS: dict[str, tuple[_Leaf, ...]] = {
         _bias,
     ),
     # a 1x1 convolution [O, I, 1, 1] to rows [O, I]
-    "conv_as_rows": (_Leaf(".weight", "", lambda x: x[:, :, 0, 0], lambda x: x[:, :, None, None]),),
+    "conv_as_rows": (
+        _Leaf(".weight", "", lambda x: x.reshape(x.shape[:2]), lambda x: x[:, :, None, None]),
+    ),
     "array": (_Leaf("", "", _same, _same),),
     # [1, C, 1, 1] to [C]
     "channels": (_Leaf("", "", lambda x: x.reshape(-1), lambda x: x.reshape(1, -1, 1, 1)),),
@@ -96,7 +98,7 @@ class Names:
         for path in paths:
             name = self.theirs(path)
             if name is not None and name in arrays:
-                found[path] = _float32(self._way(path).to_ours(arrays[name]))
+                found[path] = _float32(_turned(self._way(path), arrays[name]))
                 used.add(name)
         return found, used
 
@@ -111,6 +113,14 @@ class Names:
 
     def _way(self, path: str) -> _Leaf:
         return self.leaves[path][1]
+
+
+def _turned(leaf: _Leaf, array: np.ndarray) -> np.ndarray:
+    """Their array as ours; one of another rank stays as it is, for its shape to be told."""
+    try:
+        return leaf.to_ours(array)
+    except (ValueError, IndexError):
+        return array
 
 
 def _float32(x: np.ndarray) -> np.ndarray:

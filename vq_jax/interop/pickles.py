@@ -20,6 +20,8 @@ File = io.BytesIO | mmap.mmap
 
 # A checkpoint with its optimizer's state takes some hundred thousand.
 _STEPS = 2_000_000
+# What calls may be given, all together, in items and bytes: a call copies what it gets.
+_ARGUMENTS = 2**28
 
 
 class Global(NamedTuple):
@@ -124,12 +126,15 @@ _HARMLESS = {
 
 
 def _key(key: Any) -> Any:
-    """A dictionary's key, if it is one that cannot take for ever to compare."""
+    """A dictionary's key, if it is one that cannot take for ever to compare: numbers beyond 2^60 have
+    hashes that a file can make equal at will."""
+    if isinstance(key, int | float) and not abs(key) < 2**60:
+        raise ValueError("a number that is no key")
     if isinstance(key, tuple) and not isinstance(key, Global):
         if len(key) > 64 or any(isinstance(part, tuple) for part in key):
             raise ValueError("a key that is too deep")
         for part in key:
-            hash(part)
+            _key(part)
     hash(key)
     return key
 
@@ -145,6 +150,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
         self.calls = _CALLS | dict(calls)
         self.persistent_load = persistent_load
+        self.spent = 0
 
     def pop_to_mark(self) -> list[Any]:
         start = self.marks.pop()
@@ -164,6 +170,9 @@ class _Machine:
             return Inert(function)
         if name not in self.calls:
             raise UserError(f"it asks to call {function}, which no weights need: refused")
+        self.spent += sum(len(a) for a in arguments if hasattr(a, "__len__"))
+        if self.spent > _ARGUMENTS:
+            raise UserError("it copies the same things over and over, which no weights do")
         return self.calls[name](*arguments)
 
     def new(self, of: Any) -> Any:
@@ -253,11 +262,11 @@ class _Machine:
                 items = self.pop_to_mark()
                 self.set(stack[-1], items)
             case "PUT" | "BINPUT" | "LONG_BINPUT":
-                self.memo[argument] = stack[-1]
+                self.memo[_key(argument)] = stack[-1]
             case "MEMOIZE":
                 self.memo[len(self.memo)] = stack[-1]
             case "GET" | "BINGET" | "LONG_BINGET":
-                stack.append(self.memo[argument])
+                stack.append(self.memo[_key(argument)])
             case "GLOBAL":
                 stack.append(Global(*argument.split(" ", 1)))
             case "STACK_GLOBAL":

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vq_jax.errors import UserError
+from vq_jax.errors import UserError, first_line
 from vq_jax.interop.weights import Weights, listing
 
 _MINGPT = r"(.*\.|)tok_emb\.weight$"
@@ -46,33 +46,41 @@ def holds_prior(weights: Weights) -> str | None:
 
 
 class _Reader:
-    """Arrays by their names, which keeps count of what was asked for in vain and of what was not."""
+    """Arrays by their names, all of which are known to be there, and no others."""
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], prefix: str, idle: str):
-        self.arrays = {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
-        self.left = {name for name in self.arrays if not re.search(idle, name)}
-        self.missing: list[str] = []
-
-    def __call__(self, name: str) -> np.ndarray:
-        if name not in self.arrays:
-            self.missing.append(name)
-            return np.zeros((1,) * 4, np.float32)
-        self.left.discard(name)
-        return np.asarray(self.arrays[name], np.float32)
+    def __init__(self, weights: Weights, pattern: str, idle: str = r"$^"):
+        prefix = next(m[1] for m in (re.match(pattern, key) for key in weights.arrays) if m)
+        self.path = weights.path
+        self.arrays = {
+            key.removeprefix(prefix): array
+            for key, array in weights.arrays.items()
+            if key.startswith(prefix) and not re.search(idle, key)
+        }
 
     def count(self, pattern: str) -> int:
-        found = (re.match(pattern, name) for name in self.arrays)
-        return 1 + max((int(m[1]) for m in found if m), default=-1)
+        """How many layers there are."""
+        found = {int(m[1]) for m in (re.match(pattern, name) for name in self.arrays) if m}
+        return next(n for n in range(len(found) + 1) if n not in found)
 
-    def check(self, weights: Weights) -> None:
-        lines = [f"missing: {name}" for name in self.missing]
-        lines += [f"left over: {name}, {self.arrays[name].shape}" for name in sorted(self.left)]
+    def check(self, ranks: Mapping[str, int]) -> None:
+        """Raises UserError unless there are arrays of these names and ranks, and no others."""
+        lines = [f"missing: {name}" for name in sorted(ranks.keys() - self.arrays.keys())]
+        left = sorted(self.arrays.keys() - ranks.keys())
+        lines += [f"left over: {name}, {self.arrays[name].shape}" for name in left]
+        lines += [
+            f"of another shape: {name} is {self.arrays[name].shape}"
+            for name in sorted(ranks.keys() & self.arrays.keys())
+            if self.arrays[name].ndim != ranks[name]
+        ]
         if lines:
-            raise UserError(f"{weights.path} does not hold what it should:" + listing(lines))
+            raise UserError(f"{self.path} does not hold what it should:" + listing(lines))
+
+    def __call__(self, name: str) -> np.ndarray:
+        return np.asarray(self.arrays[name], np.float32)
 
 
 def read_prior(
-    weights: Weights, grid: tuple[int, ...], num_codes: int, classes: int, heads: int
+    weights: Weights, grid: tuple[int, ...], num_codes: int, classes: int, heads: int | None
 ) -> FoundPrior:
     """The prior in a file.
 
@@ -81,22 +89,21 @@ def read_prior(
       grid: positions of an image's codes.
       num_codes: of the tokenizer.
       classes: of taming's, how many of its codes stand for classes; 0 for none.
-      heads: of taming's, which its arrays do not tell.
+      heads: of taming's, which its arrays do not tell (`n_head` in its yaml).
 
     Raises:
       UserError: arrays are missing or left over, or it is conditioned on more than a class.
     """
-    if holds_prior(weights) == "maskgit_transformer":
-        return _read_maskgit(weights, grid, num_codes)
-    return _read_mingpt(weights, grid, num_codes, classes, heads)
-
-
-def _prefix(weights: Weights, pattern: str) -> str:
-    return next(m[1] for m in (re.match(pattern, key) for key in weights.arrays) if m)
+    try:
+        if holds_prior(weights) == "maskgit_transformer":
+            return _read_maskgit(weights, grid, num_codes)
+        return _read_mingpt(weights, grid, num_codes, classes, heads)
+    except ValueError as e:  # arrays that do not fit together
+        raise UserError(f"{weights.path}: its arrays do not fit together: {first_line(e)}") from e
 
 
 def _read_mingpt(
-    weights: Weights, grid: tuple[int, ...], num_codes: int, classes: int, heads: int
+    weights: Weights, grid: tuple[int, ...], num_codes: int, classes: int, heads: int | None
 ) -> FoundPrior:
     """Esser et al. 2021's second stage: [class or start token, codes], each from those before it."""
     if any("cond_stage_model." in name for name in weights.arrays):
@@ -104,8 +111,20 @@ def _read_mingpt(
             f"{weights.path} is conditioned on an image of its own kind (cond_stage_model): only "
             "unconditional and class-conditional transformers have a form here"
         )
-    read = _Reader(weights.arrays, _prefix(weights, _MINGPT), r"attn\.mask$")
-    tokens, places = read("tok_emb.weight"), read("pos_emb").reshape(-1, read("pos_emb").shape[-1])
+    if heads is None:
+        raise UserError(
+            f"{weights.path} does not say how many heads it has: --heads=N, n_head in its yaml"
+        )
+    read = _Reader(weights, _MINGPT, r"attn\.mask$")
+    layers = read.count(r"blocks\.(\d{1,4})\.")
+    norms = ["ln_f", *(f"blocks.{i}.{name}" for i in range(layers) for name in ("ln1", "ln2"))]
+    dense = ("attn.query", "attn.key", "attn.value", "attn.proj", "mlp.0", "mlp.2")
+    ranks = {"tok_emb.weight": 2, "pos_emb": 3, "head.weight": 2}
+    ranks |= {f"{name}.{leaf}": 1 for name in norms for leaf in ("weight", "bias")}
+    for name in (f"blocks.{i}.{name}" for i in range(layers) for name in dense):
+        ranks |= {f"{name}.weight": 2, f"{name}.bias": 1}
+    read.check(ranks)
+    tokens, places = read("tok_emb.weight"), read("pos_emb")[0]
     vocabulary, width = tokens.shape
     positions = int(np.prod(grid))
     if len(places) not in (positions, positions + 1):
@@ -129,7 +148,6 @@ def _read_mingpt(
         "norm_out/bias": read("ln_f.bias"),
         "head/kernel": read("head.weight").T[None, ..., :num_codes],
     }
-    layers = read.count(r"blocks\.(\d+)\.")
     for i in range(layers):
         theirs, ours = f"blocks.{i}", f"block_{i}"
         for name, path in (("ln1", "norm_attention"), ("ln2", "norm_feed_forward")):
@@ -143,7 +161,6 @@ def _read_mingpt(
         for name, path in (("attn.proj", "out"), ("mlp.0", "up"), ("mlp.2", "down")):
             params[f"{ours}/{path}/kernel"] = read(f"{theirs}.{name}.weight").T
             params[f"{ours}/{path}/bias"] = read(f"{theirs}.{name}.bias")
-    read.check(weights)
     fields = {
         "layers": layers,
         "width": width,
@@ -159,7 +176,25 @@ def _read_mingpt(
 
 def _read_maskgit(weights: Weights, grid: tuple[int, ...], num_codes: int) -> FoundPrior:
     """Chang et al. 2022's: [num_codes + class, codes], masked ones the vocabulary's last."""
-    read = _Reader(weights.arrays, _prefix(weights, _MASKGIT), r"$^")
+    read = _Reader(weights, _MASKGIT)
+    layers = read.count(r"TransformerLayer_(\d{1,4})/")
+    ranks = {f"Embed_0/{name}_embeddings/embedding": 2 for name in ("word", "position")}
+    ranks |= {"MlmLayer_0/mlm_dense/kernel": 2, "MlmLayer_0/mlm_dense/bias": 1}
+    norms = [("Embed_0/embeddings_ln", "norm_in"), ("MlmLayer_0/mlm_ln", "norm_out")]
+    for i in range(layers):
+        theirs, ours = f"TransformerLayer_{i}", f"block_{i}"
+        for name in ("query", "key", "value", "out"):
+            place = f"{theirs}/Attention_0/self_attention/{name}"
+            ranks |= {f"{place}/kernel": 3, f"{place}/bias": 1 if name == "out" else 2}
+        for name in ("intermediate_output", "layer_output"):
+            ranks |= {f"{theirs}/Mlp_0/{name}/kernel": 2, f"{theirs}/Mlp_0/{name}/bias": 1}
+        norms += [
+            (f"{theirs}/Attention_0/attention_output_ln", f"{ours}/norm_attention"),
+            (f"{theirs}/Mlp_0/layer_output_ln", f"{ours}/norm_feed_forward"),
+        ]
+    ranks |= {f"{name}/{leaf}": 1 for name, _ in norms for leaf in ("scale", "bias")}
+    ranks["MlmLayer_0/mlm_bias/bias"] = 1
+    read.check(ranks)
     words = read("Embed_0/word_embeddings/embedding")
     places = read("Embed_0/position_embeddings/embedding")
     vocabulary, width = words.shape
@@ -179,8 +214,7 @@ def _read_maskgit(weights: Weights, grid: tuple[int, ...], num_codes: int) -> Fo
         "dense_out/kernel": read("MlmLayer_0/mlm_dense/kernel"),
         "dense_out/bias": read("MlmLayer_0/mlm_dense/bias"),
     }
-    norms = [("Embed_0/embeddings_ln", "norm_in"), ("MlmLayer_0/mlm_ln", "norm_out")]
-    layers, heads = read.count(r"TransformerLayer_(\d+)/"), 1
+    heads = 1
     for i in range(layers):
         theirs, ours = f"TransformerLayer_{i}", f"block_{i}"
         attention = f"{theirs}/Attention_0/self_attention"
@@ -194,14 +228,9 @@ def _read_maskgit(weights: Weights, grid: tuple[int, ...], num_codes: int) -> Fo
         for name, path in (("intermediate_output", "up"), ("layer_output", "down")):
             for leaf in ("kernel", "bias"):
                 params[f"{ours}/{path}/{leaf}"] = read(f"{theirs}/Mlp_0/{name}/{leaf}")
-        norms += [
-            (f"{theirs}/Attention_0/attention_output_ln", f"{ours}/norm_attention"),
-            (f"{theirs}/Mlp_0/layer_output_ln", f"{ours}/norm_feed_forward"),
-        ]
     for name, path in norms:
         for leaf in ("scale", "bias"):
             params[f"{path}/{leaf}"] = read(f"{name}/{leaf}")
-    read.check(weights)
     fields = {
         "layers": layers,
         "width": width,

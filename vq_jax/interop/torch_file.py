@@ -68,7 +68,9 @@ class _Tensor:
 
 
 def _storage_of(pid: Any) -> _Storage:
-    kind, of, key, *_ = pid
+    kind, of, key, _, _, *view = pid
+    if any(part is not None for part in view):  # files of 2017, where a storage could be a part
+        raise ValueError("a storage that is a view of another")
     name = of.name if isinstance(of, Global) and of.module in ("torch", "torch.storage") else ""
     if kind != "storage" or name not in _STORAGES:
         raise ValueError(f"a storage of {of}")

@@ -42,10 +42,11 @@ def read_weights(path: Path) -> Weights:
     Raises:
       UserError: there is none, there are several, or it cannot be read.
     """
-    about: dict[str, Any] = {}
     if path.is_dir():
         about = _read_config(path / CONFIG)
         path = _weights_in(path)
+    else:
+        about = _read_config(path.parent / CONFIG, only="VQModel")
     try:
         with path.open("rb") as file:
             start = file.read(9)
@@ -63,7 +64,8 @@ def read_weights(path: Path) -> Weights:
         )
     if not arrays:
         raise UserError(f"{path} holds no arrays")
-    return Weights(path, arrays, about)
+    # Names are shown on a terminal: nothing in them may steer it.
+    return Weights(path, {ascii(name)[1:-1]: array for name, array in arrays.items()}, about)
 
 
 def _weights_in(folder: Path) -> Path:
@@ -77,16 +79,19 @@ def _weights_in(folder: Path) -> Path:
     raise UserError(f"no file of weights in {folder} (*{', *'.join(_SUFFIXES)})")
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: Path, only: str = "") -> dict[str, Any]:
+    """A config.json; {} where there is none. With `only`, {} unless it is of that diffusers class."""
     if not path.exists():
         return {}
     try:
         about = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as e:
+        if only:
+            return {}
         raise UserError(f"{path} cannot be read as JSON: {first_line(e)}") from e
     if not isinstance(about, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return about
+        about = {}
+    return about if not only or about.get("_class_name") == only else {}
 
 
 def _read_safetensors(path: Path, prefix: str = "") -> dict[str, np.ndarray]:
@@ -116,7 +121,7 @@ def _flatten(tree: Any, separator: str) -> dict[str, np.ndarray]:
     def walk(node: Any, prefix: str, depth: int) -> None:
         if isinstance(node, dict) and depth < 32:
             for key, value in node.items():
-                if isinstance(key, str | int):
+                if isinstance(key, str) or (isinstance(key, int) and abs(key) < 2**60):
                     walk(value, f"{prefix}{separator}{key}" if prefix else str(key), depth + 1)
         elif isinstance(node, np.ndarray):
             arrays[prefix] = node
@@ -127,6 +132,7 @@ def _flatten(tree: Any, separator: str) -> dict[str, np.ndarray]:
 
 def save_arrays(arrays: dict[str, np.ndarray], path: Path, **about: str) -> None:
     """Writes a safetensors file; nothing half-written is left under its name."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -136,7 +142,7 @@ def save_arrays(arrays: dict[str, np.ndarray], path: Path, **about: str) -> None
         whole = {name: np.ascontiguousarray(a).reshape(np.shape(a)) for name, a in arrays.items()}
         save_file(whole, temporary, metadata={"format": "pt", **about})
         temporary.replace(path)
-    except OSError as e:
+    except (OSError, SafetensorError) as e:
         temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {e}") from e
 
@@ -205,7 +211,7 @@ def differences(
 
 def listing(lines: list[str]) -> str:
     """Lines under a sentence, all of them."""
-    return "".join(f"\n  {ascii(line)[1:-1]}" for line in lines)  # names come from a file
+    return "".join(f"\n  {line}" for line in lines)
 
 
 def holds_arrays(folder: Path) -> bool:

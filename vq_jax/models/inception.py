@@ -29,6 +29,7 @@ def _conv(
         (stride, stride),
         [(p, p) for p in padding],
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision="highest",  # a published figure must not depend on the device
     )
     return jax.nn.relu(x + bias)
 

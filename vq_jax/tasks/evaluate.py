@@ -22,6 +22,7 @@ from vq_jax.interop.lpips import load_lpips
 from vq_jax.models.perceptual import LEAST_SIDE, lpips
 from vq_jax.quantizers.functions import nearest_other
 from vq_jax.tasks.frechet import (
+    KEPT,
     Network,
     compare,
     efficientnet_network,
@@ -30,7 +31,7 @@ from vq_jax.tasks.frechet import (
     look_once,
     rows_of,
 )
-from vq_jax.tokenizer import TrainedTokenizer, in_one_file, load
+from vq_jax.tokenizer import TrainedTokenizer, load
 from vq_jax.training.report import plot_codebook, save_figures, show_figures, stderr
 from vq_jax.training.watch import what_to_turn
 
@@ -104,8 +105,7 @@ def measure(
     Returns:
       the figures, by the names in evaluation.json.
     """
-    folder = workdir if in_one_file(workdir) else None
-    perceptual = perceptual_nets(tokenizer.config, folder)
+    perceptual = perceptual_nets(tokenizer.config)
     figures, counts, shown = measure_split(tokenizer, source, perceptual)
     for network in networks:
         figures |= _as_sets(tokenizer, source, network)
@@ -122,23 +122,23 @@ def measure(
     return figures
 
 
-def perceptual_or_none(net: str = "vgg", folder: Path | None = None) -> Callable | None:
+def perceptual_or_none(net: str = "vgg") -> Callable | None:
     """LPIPS of images and images -> [B], compiled; or None, and a word, where it is not installed."""
     try:
-        params = load_lpips(net, folder)
+        params = load_lpips(net)
     except UserError as e:
         stderr(f"LPIPS ({net}) is left out: {e}")
         return None
     return jax.jit(lambda a, b: lpips(params, a, b, net))
 
 
-def perceptual_nets(config: ConfigDict, folder: Path | None = None) -> dict[str, Callable]:
+def perceptual_nets(config: ConfigDict) -> dict[str, Callable]:
     """Those of `lpips` and `lpips_alex` that a run's evaluation has."""
     if not config.eval_lpips:
         return {}
     wanted = {"lpips": "vgg", "lpips_alex": "alex"}
     fitting = {k: n for k, n in wanted.items() if config.data.resolution >= LEAST_SIDE[n]}
-    found = {key: perceptual_or_none(net, folder) for key, net in fitting.items()}
+    found = {key: perceptual_or_none(net) for key, net in fitting.items()}
     return {key: function for key, function in found.items() if function is not None}
 
 
@@ -155,7 +155,9 @@ def _as_sets(tokenizer: TrainedTokenizer, source: Source, network: Network) -> d
             y = np.asarray(tokenizer.reconstruct(batch["image"]))
             yield to_uint8(y[batch["valid"]])
 
-    found = compare(network, look_once(network, originals), look(network, reconstructions()))
+    found = compare(
+        network, look_once(network, originals), look(network, reconstructions(), classes=True)
+    )
     return {f"r{name}" if name.startswith("fid") else name: v for name, v in found.items()}
 
 
@@ -173,14 +175,21 @@ def rows_of_networks(networks: Sequence[Network], which: str) -> dict[str, tuple
 def told(config: ConfigDict, count: int, networks: Sequence[Network]) -> dict[str, str]:
     """What a reader has to know of how images were come by, a line each."""
     data = config.data
-    side = data.resolution if data.resize is None else data.resize
-    size = f"shorter side to {side} by Lanczos" if side else "as large as they are"
-    place = f"{data.source} {data.folder}".strip()
-    lines = {
-        "images": f"{count:,} held-out images of {place}",
-        "preparation": f"{size}, centre crop to {data.resolution}, range [-1, 1], outputs clipped",
-    }
-    return lines | {network.key: f"{network.heading}: {network.about}" for network in networks}
+    lines = {"images": f"{count:,} held-out images of {data.source} {data.folder}".strip()}
+    if data.source == "codes":
+        lines["preparation"] = "decoded from their codes, as those were made"
+    else:
+        side = data.resolution if data.resize is None else data.resize
+        size = f"shorter side to {side} by Lanczos" if side else "as large as they are"
+        lines["preparation"] = f"{size}, centre crop to {data.resolution}"
+    lines["preparation"] += ", range [-1, 1], outputs clipped"
+    for network in networks:
+        lines[network.key] = f"{network.heading}: {network.about}"
+        if network.probabilities is not None:
+            lines["precision"] = (
+                f"precision and recall: 3 neighbours, up to {KEPT:,} images of each side, at random"
+            )
+    return lines
 
 
 def measure_split(

@@ -114,23 +114,33 @@ def measure(
     if config.eval_samples:
         figures |= (_improve if prior.module.condition else _judge)(prior, splits, workdir)
     count = config.eval_samples if count is None else count
+    protocol = told(config, figures["images"], networks)
+    if "efficientnet_frechet" in figures:
+        protocol["samples"] = (
+            "{samples:,} samples against {references:,} {references_are}; {network}".format(
+                **figures, network="EfficientNet-lite0, to 224x224, bicubic, smoothed"
+            )
+        )
     for network in networks:
-        figures |= _as_sets(prior, splits.train, network, count)
-    if networks:
-        figures["protocol"] = told(config, figures["images"], networks) | {
-            "samples": f"{count:,} samples against {len(splits.train):,} training images"
-        }
-    figures["step"] = prior.step
+        found, real = _as_sets(prior, splits.train, network, count)
+        figures |= found
+        decoded = ", decoded from codes" if config.data.source == "codes" else ""
+        protocol[f"{network.key}_samples"] = (
+            f"gFID: {count:,} samples against {real:,} training images{decoded}"
+        )
+    figures |= {"protocol": protocol, "step": prior.step}
 
     show_figures(console, figures, _ROWS | rows_of_networks(networks, "g"))
-    if networks:
-        console.print("\n".join(figures["protocol"].values()), style="dim")
+    console.print("\n".join(protocol.values()), style="dim")
     save_figures(figures, workdir)
     return figures
 
 
-def _as_sets(prior: TrainedPrior, train: Source, network: Network, count: int) -> dict[str, float]:
-    """Samples, with the training images' labels, against all training images, as sets."""
+def _as_sets(
+    prior: TrainedPrior, train: Source, network: Network, count: int
+) -> tuple[dict[str, float], int]:
+    """Samples, with the training images' labels, against all training images, as sets; and how many
+    of those there were."""
     if count < 2:
         raise UserError("gFID takes samples: --count=50000, say")
     places = np.linspace(0, len(train) - 1, count).round().astype(int)
@@ -146,8 +156,9 @@ def _as_sets(prior: TrainedPrior, train: Source, network: Network, count: int) -
             how: dict[str, Any] = {"label": labels} if prior.class_names else {}
             yield to_uint8(prior.sample(len(part), first=start, **how))
 
-    found = compare(network, look_once(network, real), look(network, samples()))
-    return {f"g{name}": value for name, value in found.items()}
+    of_real = look_once(network, real)
+    found = compare(network, of_real, look(network, samples(), classes=True))
+    return {f"g{name}": value for name, value in found.items()}, of_real.statistics.count
 
 
 def code_bits(prior: TrainedPrior, source: Source) -> dict[str, Any]:

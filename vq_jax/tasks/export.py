@@ -1,10 +1,11 @@
 """Hands a trained model on: to diffusers, to taming, to us, or as programs that need none of these."""
 
+import contextlib
 import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from vq_jax.models.convolution import plain
 from vq_jax.models.vqgan import attention_levels
 from vq_jax.prior import TrainedPrior, load
 from vq_jax.quantizers.functions import normalise
-from vq_jax.tokenizer import TrainedTokenizer
+from vq_jax.tokenizer import TrainedTokenizer, in_one_file
 
 # What else came with an imported tokenizer, under the names it had there.
 CARRIED = "carried"
@@ -51,26 +52,43 @@ def export(workdir: Path, output: Path, format: str) -> None:
     """
     if format not in FORMATS:
         raise UserError(f"--format={format}: use one of {', '.join(FORMATS)}")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output={output} is there already: name a new folder")
+    check_new(output)
     model = load(workdir)
     if isinstance(model, TrainedPrior) and format != "vq_jax":
         raise UserError(f"{workdir} holds a prior: it can be exported with --format=vq_jax only")
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
+    with new_folder(output) as temporary:
         FORMATS[format](model, workdir, temporary)
-        if output.exists():
-            output.rmdir()
-        temporary.replace(output)
-    except OSError as e:
-        raise UserError(f"cannot write {output}: {e}") from e
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     files = ", ".join(
         f"{p.name} ({p.stat().st_size / 1e6:,.1f} MB)" for p in sorted(output.iterdir())
     )
     print(f"exported {workdir} to {output}: {files}")
+
+
+def check_new(folder: Path) -> None:
+    """Raises UserError unless a folder can be written: it must not exist, or be empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already: name a new folder")
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes a folder's name once all in it is written.
+
+    Raises:
+      UserError: the folder is there already, or cannot be written.
+    """
+    check_new(folder)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if folder.exists():
+            folder.rmdir()
+        temporary.replace(folder)
+    except OSError as e:
+        raise UserError(f"cannot write {folder}: {e}") from e
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 # --- our own form ---------------------------------------------------------------------------------
@@ -95,8 +113,15 @@ def own_arrays(
         fingerprint = np.frombuffer(model.tokenizer.fingerprint, np.uint8)
         return config, _numpy({"params": model.params, "fingerprint": fingerprint}), model.step
     trees: dict[str, Any] = dict(model.variables)
-    trees |= {group: found for group in _BESIDE if (found := read_group(folder, group))}
+    trees |= _beside(folder)
     return model.config, _numpy(trees), model.step
+
+
+def _beside(folder: Path) -> dict[str, Any]:
+    """What came along with an imported tokenizer, as long as it has been trained no further."""
+    if not in_one_file(folder):
+        return {}
+    return {group: found for group in _BESIDE if (found := read_group(folder, group))}
 
 
 def _numpy(trees: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -178,16 +203,18 @@ def _diffusers(tokenizer: TrainedTokenizer, workdir: Path, output: Path) -> None
 
 
 def _taming(tokenizer: TrainedTokenizer, workdir: Path, output: Path) -> None:
-    gumbel = tokenizer.config.quantizer.name == "gumbel"
+    config = tokenizer.config
+    gumbel = config.quantizer.name == "gumbel"
     table = names.taming_gumbel if gumbel else names.taming
     arrays, model = _torch_arrays(tokenizer, table, "taming")
+    if gumbel and config.quantizer.dim != model["z_channels"]:
+        raise UserError("--format=taming: its GumbelVQ has quantizer.dim equal to model.z_channels")
     if any(mult != int(mult) for mult in model["ch_mult"]):
         raise UserError(
             "--format=taming: its levels are whole multiples of the first (model.ch_mult)"
         )
-    config = tokenizer.config
     side = config.data.resolution
-    about = {
+    about: dict[str, Any] = {
         "model": {
             "target": f"taming.models.vqgan.{'GumbelVQ' if gumbel else 'VQModel'}",
             "params": {
@@ -209,15 +236,22 @@ def _taming(tokenizer: TrainedTokenizer, workdir: Path, output: Path) -> None:
             },
         }
     }
+    if gumbel:
+        about["model"]["params"]["temperature_scheduler_config"] = {
+            "target": "taming.lr_scheduler.LambdaWarmUpCosineScheduler",
+            "params": {
+                "warm_up_steps": 0, "max_decay_steps": 1_000_001, "lr_start": 0.9, "lr_max": 0.9,
+                "lr_min": 1.0e-06,
+            },
+        }  # fmt: skip
     if not model["mid_attention"]:
         raise UserError(
             "--format=taming cannot hold this tokenizer: its middle always has attention "
             "(model.mid_attention); diffusers can do without"
         )
-    groups = {group: read_group(workdir, group) for group in _BESIDE}
-    beside = _numpy({group: tree for group, tree in groups.items() if tree})
-    arrays |= names_in_training(beside, config.discriminator.n_layers)
-    arrays |= groups[CARRIED]
+    beside = _beside(workdir)
+    arrays |= beside.get(CARRIED, {})
+    arrays |= names_in_training(_numpy(beside), config.discriminator.n_layers)
     save_arrays(arrays, output / ARRAYS)
     (output / "config.yaml").write_text(yaml.safe_dump(about, sort_keys=False))
 

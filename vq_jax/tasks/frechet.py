@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import os
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -19,13 +19,15 @@ from vq_jax.interop.inception import cache_folder, load_inception
 from vq_jax.models import efficientnet, inception
 
 _BATCH = 32
-# Features that are kept for precision and recall, of each set.
-_KEPT = 10_000
+# Features that are kept for precision and recall, of each set, drawn from all of it.
+KEPT = 10_000
+# Of how an image comes to a network: another one makes what is kept of images useless.
+_VERSION = 1
 
 # How images become the 299x299 that Inception sees: name -> what is said of it
 PROTOCOLS = {
     "adm": "8-bit images, to 299x299 as TensorFlow 1: bilinear, without smoothing (Dhariwal & Nichol 2021)",
-    "clean": "8-bit images, to 299x299 by Pillow: bicubic, smoothed, not rounded (Parmar et al. 2022)",
+    "clean": "8-bit images, to 299x299 by Pillow: bicubic, smoothed, clipped, not rounded (Parmar et al. 2022)",
 }
 
 
@@ -112,7 +114,7 @@ def inception_network(place: str, protocol: str) -> Network:
     return Network(
         key=f"fid_{protocol}",
         heading=f"FID ({protocol})",
-        about=PROTOCOLS[protocol],
+        about=f"{PROTOCOLS[protocol]}; weights {digest[:8]}",
         digest=digest,
         features=features,
         probabilities=lambda rows: np.asarray(classes(params, rows)),
@@ -120,11 +122,23 @@ def inception_network(place: str, protocol: str) -> Network:
 
 
 def _clean(image: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, C] to float32 [299, 299, C] in about [0, 255], a channel at a time."""
+    """uint8 [H, W, C] to float32 [299, 299, C] in [0, 255], a channel at a time."""
     size = (inception.SIDE, inception.SIDE)
     channels = (Image.fromarray(c.astype(np.float32)) for c in np.moveaxis(image, -1, 0))
     resized = [np.asarray(c.resize(size, Image.Resampling.BICUBIC)) for c in channels]
-    return np.stack(resized, axis=-1)
+    return np.clip(np.stack(resized, axis=-1), 0, 255)
+
+
+def _regrouped(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The same images in batches of `size`, which a network is compiled for; the last may be smaller."""
+    waiting: list[np.ndarray] = []
+    for images in batches:
+        waiting.extend(images)
+        while len(waiting) >= size:
+            yield np.stack(waiting[:size])
+            waiting = waiting[size:]
+    if waiting:
+        yield np.stack(waiting)
 
 
 @dataclasses.dataclass
@@ -133,26 +147,43 @@ class Seen:
 
     Attributes:
       statistics: of all.
-      features: float32 [N, F], of the first `_KEPT`.
+      features: float32 [N, F], of up to `KEPT` images drawn from all.
+      probabilities: float32 [N, classes] of all, where they were asked for.
     """
 
     statistics: metrics.Statistics
     features: np.ndarray
+    probabilities: np.ndarray | None = None
 
 
-def look(network: Network, batches: Iterable[np.ndarray]) -> Seen:
-    """Statistics of images that come in batches, uint8 [N, H, W, C]."""
-    statistics, kept = None, []
-    for images in batches:
+def look(network: Network, batches: Iterable[np.ndarray], *, classes: bool = False) -> Seen:
+    """Statistics of images that come in batches, uint8 [N, H, W, C].
+
+    Args:
+      network: what looks.
+      batches: the images, in any order: a data set may be sorted by class.
+      classes: keep the probabilities of classes, for the Inception score.
+    """
+    statistics: metrics.Statistics | None = None
+    kept: list[np.ndarray] = []
+    probabilities: list[np.ndarray] = []
+    rng = np.random.default_rng(0)
+    for images in _regrouped(batches, _BATCH):
         rows = network.features(images)
         if statistics is None:
             statistics = metrics.Statistics.empty(rows.shape[1])
-        if statistics.count < _KEPT:
-            kept.append(rows[: _KEPT - statistics.count])
+        for i, row in enumerate(rows, statistics.count):  # Vitter's reservoir
+            if i < KEPT:
+                kept.append(row)
+            elif (place := int(rng.integers(i + 1))) < KEPT:
+                kept[place] = row
+        if classes and network.probabilities is not None:
+            probabilities.append(network.probabilities(rows))
         statistics.add(rows)
     if statistics is None or statistics.count < 2:
         raise UserError("a Frechet distance takes two images on each side, at the least")
-    return Seen(statistics, np.concatenate(kept))
+    found = np.concatenate(probabilities) if probabilities else None
+    return Seen(statistics, np.stack(kept), found)
 
 
 def look_once(network: Network, make_batches: Callable[[], Iterable[np.ndarray]]) -> Seen:
@@ -162,7 +193,7 @@ def look_once(network: Network, make_batches: Callable[[], Iterable[np.ndarray]]
       network: whose.
       make_batches: starts the images from the beginning, the same each time.
     """
-    digest = hashlib.sha256(f"{network.key} {network.digest}".encode())
+    digest = hashlib.sha256(f"{network.key} {network.digest} {_VERSION}".encode())
     for i, images in enumerate(make_batches()):
         if not i:
             digest.update(str(images.shape[1:]).encode())
@@ -196,10 +227,12 @@ def compare(network: Network, real: Seen, made: Seen) -> dict[str, float]:
       figures, by `network.key`.
     """
     figures = {network.key: metrics.frechet_distance_of(made.statistics, real.statistics)}
-    if network.probabilities is None:
+    if made.probabilities is None:
         return figures
-    probabilities = network.probabilities(made.features)
-    figures[f"{network.key}_inception_score"] = metrics.inception_score(probabilities)
+    # In an order of no meaning: the score is a mean over parts, each with all classes.
+    order = np.random.default_rng(0).permutation(len(made.probabilities))
+    score = metrics.inception_score(made.probabilities[order])
+    figures[f"{network.key}_inception_score"] = score
     if min(len(real.features), len(made.features)) > 3:
         precision, recall = metrics.precision_recall(real.features, made.features)
         figures[f"{network.key}_precision"] = precision

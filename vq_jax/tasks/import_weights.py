@@ -26,9 +26,10 @@ from vq_jax.interop.weights import (
     save_arrays,
 )
 from vq_jax.models.transformer import init_params
-from vq_jax.prior import load, load_tokenizer
-from vq_jax.tasks.export import CARRIED, names_in_training, own_arrays
+from vq_jax.prior import load_prior, load_tokenizer
+from vq_jax.tasks.export import CARRIED, check_new, names_in_training, new_folder, own_arrays
 from vq_jax.tokenizer import TrainedTokenizer
+from vq_jax.tokenizer import load as load_trained
 
 FORMATS = (*families.FAMILIES, "taming_transformer", "maskgit_transformer", "vq_jax")
 # In the imported folder: the config once more, as a file for --config.
@@ -45,7 +46,7 @@ from vq_jax.config import load
 
 
 def get_config():
-    folder = Path(__file__).parent
+    folder = Path(__file__).resolve().parent
     config = load(folder / "config.json")
     config.start_from = str(folder)
     return config
@@ -59,16 +60,18 @@ def import_weights(
     format: str | None = None,
     tokenizer: Path | None = None,
     classes: int = 0,
-    heads: int = 16,
+    heads: int | None = None,
+    resolution: int | None = None,
 ) -> None:
     """`--mode=import`: weights of another codebase, as a run's folder with a config.
 
     Args:
       input: a file of weights, or a folder with one.
-      workdir: the folder to write; it must not hold a run.
+      workdir: the folder to write; it must not exist, or be empty.
       format: one of `FORMATS`; by default it is told by names and shapes.
       tokenizer: of a prior whose file holds none.
       classes, heads: see `priors.read_prior`.
+      resolution: see `families.find_tokenizer`.
 
     Raises:
       UserError: it cannot be read or is of no known kind, or arrays are missing, left over or of
@@ -80,11 +83,15 @@ def import_weights(
         raise UserError(
             f"there is no {input}: --input takes a file of weights or a folder with one"
         )
-    if (workdir / CONFIG).exists() or workdir.is_file():
-        raise UserError(f"{workdir} holds a run already: name another --workdir")
+    check_new(workdir)
     if format == "vq_jax" or (not format and input.is_dir() and _is_own(input)):
-        config, arrays, step = own_arrays(load(input), input)
-        _write(workdir, config, arrays, step)
+        opened = load_prior(input, tokenizer) if configs.holds_prior(input) else load_trained(input)
+        config, arrays, step = own_arrays(opened, input)
+        if tokenizer is not None and configs.is_prior(config):
+            with config.unlocked():
+                config.tokenizer = str(tokenizer)
+        with new_folder(workdir) as folder:
+            _write(folder, workdir, config, arrays, step)
         print(f"imported vq_jax, {_size(arrays)}, into {workdir}")
         return
     weights = read_weights(input)
@@ -92,11 +99,15 @@ def import_weights(
     if kind is None and format is None:
         kind = priors.holds_prior(weights)
     if kind is None:
-        _read_tokenizer(weights, format).write(workdir)
+        with new_folder(workdir) as folder:
+            found = _read_tokenizer(weights, format, resolution)
+            found.write(folder, workdir)
+        found.tell(workdir)
         return
     if priors.holds_prior(weights) != kind:
         raise UserError(f"{weights.path} is no {kind}: leave --format out, or name another")
-    _import_prior(weights, workdir, tokenizer, classes, heads)
+    with new_folder(workdir) as folder:
+        _import_prior(weights, folder, workdir, tokenizer, classes, heads)
 
 
 def _is_own(folder: Path) -> bool:
@@ -110,12 +121,13 @@ def _size(arrays: dict[str, np.ndarray]) -> str:
     return f"{params / 1e6:,.1f} million params"
 
 
-def _write(workdir: Path, config: ConfigDict, arrays: dict[str, Any], step: int = 0) -> None:
-    """The arrays first: a folder with a config is whole."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    save_arrays(arrays, workdir / ARRAYS, step=str(step))
-    (workdir / _PYTHON).write_text(_CONFIG_FILE.replace("{folder}", str(workdir)))
-    configs.save(config, workdir / CONFIG)
+def _write(
+    folder: Path, workdir: Path, config: ConfigDict, arrays: dict[str, Any], step: int = 0
+) -> None:
+    """Writes a run's files into a folder that will be `workdir`."""
+    save_arrays(arrays, folder / ARRAYS, step=str(step))
+    (folder / _PYTHON).write_text(_CONFIG_FILE.replace("{folder}", str(workdir)))
+    configs.save(config, folder / CONFIG)
 
 
 # --- tokenizers -----------------------------------------------------------------------------------
@@ -146,16 +158,20 @@ class _Imported:
     arrays: dict[str, np.ndarray]
     lines: list[str]
 
-    def write(self, workdir: Path) -> None:
-        _write(workdir, self.tokenizer.config, self.arrays)
+    def write(self, folder: Path, workdir: Path) -> None:
+        _write(folder, workdir, self.tokenizer.config, self.arrays)
+
+    def tell(self, workdir: Path) -> None:
         print(f"imported {self.lines[0]}, into {workdir}")
         for line in self.lines[1:]:
             print(f"  {line.replace('{workdir}', str(workdir))}")
 
 
-def _read_tokenizer(weights: Weights, format: str | None) -> _Imported:
+def _read_tokenizer(
+    weights: Weights, format: str | None, resolution: int | None = None
+) -> _Imported:
     try:
-        found = families.find_tokenizer(weights, format)
+        found = families.find_tokenizer(weights, format, resolution)
     except UserError as e:
         text = str(e)
         raise UserError(text if str(weights.path) in text else f"{weights.path}: {text}") from e
@@ -163,6 +179,8 @@ def _read_tokenizer(weights: Weights, format: str | None) -> _Imported:
     lpips = families.find_lpips(weights)
     config = _config_of(found.sections, judge and judge[0])
     configs.check(config)
+    if judge and differences(judge[1], flat({"discriminator": _discriminator_shapes(config)})):
+        judge = None
     module = configs.make_tokenizer(config)
     wanted = flat(configs.variable_shapes(config, module))
     table = Names.of(found.family.rows(config.model))
@@ -188,13 +206,23 @@ def _read_tokenizer(weights: Weights, format: str | None) -> _Imported:
     return _Imported(tokenizer, arrays | beside, told)
 
 
+def _discriminator_shapes(config: ConfigDict) -> Any:
+    discriminator = configs.make_discriminator(config)
+    assert discriminator is not None  # `_config_of` has a phase for it
+    x = jax.ShapeDtypeStruct((1, *configs.image_shape(config)), jnp.float32)
+    return jax.eval_shape(discriminator.init, jax.random.key(0), x)["params"]
+
+
 def _what_came(
     tokenizer: TrainedTokenizer, found: families.Found, size: str, *, judge: bool, lpips: bool
 ) -> list[str]:
     """What the user is told of an import, a line each."""
     factor = tokenizer.factor
     pixels = f" of {factor}x{factor} pixels" if factor else ""
-    lines = [f"{found.family.name}: {size}, {tokenizer.num_codes:,} codes{pixels}"]
+    side = tokenizer.config.data.resolution
+    lines = [
+        f"{found.family.name}: {size}, {tokenizer.num_codes:,} codes{pixels}, for images of {side}x{side}"
+    ]
     if found.averaged:
         lines.append("its moving averages were taken")
     if judge or lpips:
@@ -215,7 +243,12 @@ def _what_came(
 
 
 def _import_prior(
-    weights: Weights, workdir: Path, tokenizer: Path | None, classes: int, heads: int
+    weights: Weights,
+    folder: Path,
+    workdir: Path,
+    tokenizer: Path | None,
+    classes: int,
+    heads: int | None,
 ) -> None:
     first: _Imported | None = None
     if tokenizer is None:
@@ -254,8 +287,10 @@ def _import_prior(
     if lines := differences(arrays, flat({"params": shapes})):
         raise UserError(f"{weights.path} does not fit; nothing is imported:" + listing(lines))
     arrays["fingerprint"] = np.frombuffer(opened.fingerprint, np.uint8)
+    _write(folder, workdir, config, arrays)
     if first is not None:
-        first.write(place)
-    _write(workdir, config, arrays)
+        (folder / "tokenizer").mkdir()
+        first.write(folder / "tokenizer", place)
+        first.tell(place)
     labels = f"{found.classes} classes" if found.classes else "no classes"
     print(f"imported {found.format}: {_size(arrays)}, {labels}, for {place}, into {workdir}")

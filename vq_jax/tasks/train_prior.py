@@ -21,7 +21,7 @@ from vq_jax.models.transformer import stack
 from vq_jax.prior import TrainedPrior, check_fingerprint, load_prior, load_tokenizer
 from vq_jax.tasks.evaluate_prior import measure
 from vq_jax.tasks.job import Job
-from vq_jax.tokenizer import TrainedTokenizer
+from vq_jax.tokenizer import TrainedTokenizer, has_checkpoints
 from vq_jax.training import parallel
 from vq_jax.training.optim import make_optimizer, make_ramp
 from vq_jax.training.prior_steps import PriorRecipe, init_prior_state, prior_step
@@ -84,9 +84,11 @@ def describe_codes(
             ) from e
 
 
-def _started(config: ConfigDict, tokenizer: TrainedTokenizer, shapes: PriorState) -> Any:
-    """The params that `config.start_from` names, or {}."""
-    if not config.start_from:
+def _started(
+    config: ConfigDict, workdir: Path, tokenizer: TrainedTokenizer, shapes: PriorState
+) -> Any:
+    """The params that `config.start_from` names; {} where it names none, or the run has its own."""
+    if not config.start_from or has_checkpoints(workdir):
         return {}
     prior = load_prior(config.start_from, config.tokenizer)
     check_fingerprint(tokenizer, list(prior.tokenizer.fingerprint), config.start_from)
@@ -125,7 +127,9 @@ def prior_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
     variables = {} if from_codes else jax.device_get(tokenizer.variables)
 
     fresh = partial(init_prior_state, recipe)
-    started = _started(config, tokenizer, jax.eval_shape(fresh, key, fingerprint, variables))
+    started = _started(
+        config, workdir, tokenizer, jax.eval_shape(fresh, key, fingerprint, variables)
+    )
 
     def init(key: jax.Array, fingerprint: Any, variables: Any, started: Any) -> PriorState:
         state = fresh(key, fingerprint, variables)

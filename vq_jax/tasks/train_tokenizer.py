@@ -22,9 +22,10 @@ from vq_jax.losses import ADVERSARIAL, RECONSTRUCTION
 from vq_jax.models.perceptual import lpips
 from vq_jax.tasks.evaluate import measure
 from vq_jax.tasks.job import Job
-from vq_jax.tokenizer import TrainedTokenizer, load
+from vq_jax.tokenizer import TrainedTokenizer, has_checkpoints, load
 from vq_jax.training import parallel
 from vq_jax.training.optim import make_optimizer, make_ramp
+from vq_jax.training.report import stderr
 from vq_jax.training.state import GanState
 from vq_jax.training.steps import Phase, Recipe, init_state, initialise_codebook, train_step
 from vq_jax.training.watch import TokenizerWatch
@@ -85,10 +86,10 @@ def make_recipe(config: ConfigDict) -> Recipe:
     )
 
 
-def _started(config: ConfigDict, shapes: GanState) -> dict[str, Any]:
+def _started(config: ConfigDict, workdir: Path, shapes: GanState) -> dict[str, Any]:
     """The weights that `config.start_from` names: `params`, `stats` and, where there are some that
-    fit, the `discriminator`'s; {} where it names none."""
-    if not config.start_from:
+    fit, the `discriminator`'s; {} where it names none, or the run has its own already."""
+    if not config.start_from or has_checkpoints(workdir):
         return {}
     folder = Path(config.start_from)
     variables = jax.device_get(load(folder).variables)
@@ -99,7 +100,10 @@ def _started(config: ConfigDict, shapes: GanState) -> dict[str, Any]:
             "data.resolution, and change with it):" + listing(lines)
         )
     judge = read_group(folder, "discriminator")
-    if differences(flat(judge), flat(shapes.discriminator.params)):
+    if judge and differences(flat(judge), flat(shapes.discriminator.params)):
+        stderr(
+            f"the discriminator in {folder} is not this config's: training starts with a new one"
+        )
         judge = {}
     stats = {name: tree for name, tree in variables.items() if name != "params"}
     return {"params": variables["params"], "stats": stats, "discriminator": judge}
@@ -163,7 +167,7 @@ def tokenizer_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
         return measure(tokenizer, splits.val, workdir, console)
 
     fresh = partial(init_state, recipe, image_shape=configs.image_shape(config))
-    started = _started(config, jax.eval_shape(fresh, key))
+    started = _started(config, workdir, jax.eval_shape(fresh, key))
 
     def init(key: jax.Array, started: dict[str, Any]) -> GanState:
         state = fresh(key)

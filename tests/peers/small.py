@@ -1,0 +1,55 @@
+"""A small tokenizer and priors over its codes, with random params."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from vq_jax import config as configs
+from vq_jax.interop.weights import ARRAYS, save_arrays
+from vq_jax.models.transformer import init_params
+from vq_jax.prior import TrainedPrior
+from vq_jax.tasks.export import own_arrays
+from vq_jax.tasks.train_prior import describe_codes
+from vq_jax.tokenizer import TrainedTokenizer
+
+CLASSES = ("Flags", "Food & Drink", "Objects")
+
+
+def make_tokenizer(quantizer="vq", seed=0):
+    config = configs.base("vqvae", quantizer)
+    config.data.resolution = 16
+    config.model.update({"hidden": 16, "res_hidden": 8})
+    for part in (config.quantizer, config.quantizer.get("inner", {})):
+        for field, value in (("num_codes", 32), ("dim", 8), ("levels", 2), ("scales", (1, 2, 4))):
+            if field in part:
+                part[field] = value
+    config.phases.joint = 1
+    module = configs.make_tokenizer(config)
+    variables = jax.jit(module.init)(jax.random.key(seed), jnp.zeros((1, 16, 16, 3)))
+    # A codebook as wide as the latents, so that codes differ.
+    variables["params"]["quantizer"] = jax.tree.map(
+        lambda x: 6 * x, variables["params"]["quantizer"]
+    )
+    return TrainedTokenizer(config, module, variables, 1)
+
+
+def make_prior(tokenizer, name="masked", condition="none", **fields):
+    config = configs.base_prior(name, condition)
+    config.data.resolution = 16
+    config.prior.update({"layers": 1, "width": 32, "heads": 2})
+    config.condition.update(fields)
+    with config.unlocked():
+        describe_codes(config, tokenizer, CLASSES)
+    module = configs.make_prior(config)
+    params = jax.jit(partial(init_params, module))(jax.random.key(1))
+    params = jax.tree.map(lambda x: 5 * x if x.ndim > 1 else x, params)
+    return TrainedPrior(config, tokenizer, module, params, 1)
+
+
+def write(model, folder):
+    """Puts a model into a folder of our own form."""
+    config, arrays, step = own_arrays(model, folder)
+    save_arrays(arrays, folder / ARRAYS, step=str(step))
+    configs.save(config, folder / "config.json")
+    return folder
