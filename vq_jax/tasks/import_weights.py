@@ -107,7 +107,7 @@ def import_weights(
     if priors.holds_prior(weights) != kind:
         raise UserError(f"{weights.path} is no {kind}: leave --format out, or name another")
     with new_folder(workdir) as folder:
-        _import_prior(weights, folder, workdir, tokenizer, classes, heads)
+        _import_prior(weights, folder, workdir, tokenizer, classes, heads, resolution)
 
 
 def _is_own(folder: Path) -> bool:
@@ -167,9 +167,7 @@ class _Imported:
             print(f"  {line.replace('{workdir}', str(workdir))}")
 
 
-def _read_tokenizer(
-    weights: Weights, format: str | None, resolution: int | None = None
-) -> _Imported:
+def _read_tokenizer(weights: Weights, format: str | None, resolution: int | None) -> _Imported:
     try:
         found = families.find_tokenizer(weights, format, resolution)
     except UserError as e:
@@ -249,12 +247,13 @@ def _import_prior(
     tokenizer: Path | None,
     classes: int,
     heads: int | None,
+    resolution: int | None,
 ) -> None:
     first: _Imported | None = None
     if tokenizer is None:
         place = workdir / "tokenizer"
         try:
-            first = _read_tokenizer(weights, None)
+            first = _read_tokenizer(weights, None, resolution)
         except UserError as e:
             raise UserError(
                 f"{weights.path} is a prior, without the tokenizer of its codes: import that first, "
