@@ -20,7 +20,6 @@ from vq_jax.interop.weights import read_folder
 from vq_jax.models.transformer import Transformer, init_params, unstack
 from vq_jax.sampling import Draw
 from vq_jax.tokenizer import TrainedTokenizer, in_one_file
-from vq_jax.training.checkpoint import read_newest
 
 Labels = str | int | Sequence[str | int] | None
 
@@ -322,9 +321,12 @@ def load_prior(workdir: str | Path, tokenizer: str | Path | None = None) -> Trai
     module = configs.make_prior(config)
     params = jax.eval_shape(partial(init_params, module), jax.random.key(0))
     wanted = {"params": params, "fingerprint": jax.ShapeDtypeStruct((32,), jnp.uint8)}
-    read = (
-        read_folder(folder, wanted) if in_one_file(folder) else read_newest(folder, "prior", wanted)
-    )
+    if in_one_file(folder):
+        read = read_folder(folder, wanted)
+    else:
+        from vq_jax.training.checkpoint import read_newest  # and with it Orbax
+
+        read = read_newest(folder, "prior", wanted)
     step, tree = read[0], jax.tree.map(jnp.asarray, read[1])
     check_fingerprint(opened, tree["fingerprint"], folder)
     return TrainedPrior(config, opened, module, tree["params"], step)

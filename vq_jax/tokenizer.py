@@ -15,7 +15,6 @@ from vq_jax import config as configs
 from vq_jax.errors import UserError
 from vq_jax.interop.weights import holds_arrays, read_folder
 from vq_jax.models import Tokenizer
-from vq_jax.training.checkpoint import read_newest
 
 
 class TrainedTokenizer:
@@ -170,6 +169,8 @@ def load(workdir: str | Path) -> TrainedTokenizer:
     if in_one_file(folder):
         step, tree = read_folder(folder, shapes)
         return TrainedTokenizer(config, module, jax.tree.map(jnp.asarray, tree), step)
+    from vq_jax.training.checkpoint import read_newest  # and with it Orbax, for checkpoints alone
+
     stats = {name: tree for name, tree in shapes.items() if name != "params"}
     step, tree = read_newest(folder, "tokenizer", {"params": shapes["params"], "stats": stats})
     return TrainedTokenizer(config, module, {"params": tree["params"], **tree["stats"]}, step)

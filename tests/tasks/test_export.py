@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import chex
 import jax
@@ -39,6 +41,12 @@ def test_our_own_form_is_opened_without_orbax_and_comes_back_the_same(tmp_path, 
     assert {p.name for p in (tmp_path / "exported").iterdir()} == {ARRAYS, "config.json"}
     prints = {vq_jax.load(folder).fingerprint for folder in files}
     assert len(prints) == 1
+    # In a process that has none.
+    code = "import sys; sys.modules['orbax'] = None; import vq_jax; vq_jax.load(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "exported")], capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
 
 
 @pytest.mark.parametrize("distance", ["l2", "cosine"])
