@@ -569,6 +569,11 @@ def load(path: Path) -> ConfigDict:
     """
     try:
         saved = _tuples(json.loads(path.read_text()))
+        if not ({"model", "quantizer"} <= saved.keys() or "prior" in saved):
+            raise UserError(
+                f"{path} is not a config of ours: weights of another codebase come in by "
+                f"--mode=import --input={path.parent}"
+            )
         if "prior" in saved:  # fields that came after the run get their defaults
             config = base_prior(saved["prior"]["name"], saved["condition"]["name"])
         else:

@@ -151,6 +151,10 @@ def _evaluate(workdir: Path) -> None:
     from vq_jax.tasks.evaluate import evaluate
     from vq_jax.tasks.evaluate_prior import evaluate_prior
 
+    if flags.FLAGS["protocol"].present and not _INCEPTION.value:
+        raise UserError(
+            "--protocol is FID's: it needs --inception, its weights' file or 'download'"
+        )
     how = {"inception": _INCEPTION.value, "protocol": _PROTOCOL.value}
     if configs.holds_prior(workdir):
         evaluate_prior(workdir, _tokenizer(), _data(codes=True), **how, count=_COUNT.value)

@@ -10,5 +10,5 @@ inception=${4:-download} protocol=${5:-adm} format=${6:+--format=$6}
 # shellcheck disable=SC2086  # no format is no argument
 python -m vq_jax.main --mode=import --input="$input" --workdir="$workdir" $format
 python -m vq_jax.main --mode=evaluate --workdir="$workdir" --config="$workdir/config.py" \
-  --config.data.source=folder --config.data.folder="$images" --config.data.val_fraction=1 \
+  --config.data.folder="$images" --config.data.val_fraction=1 \
   --config.data.batch_size=64 --inception="$inception" --protocol="$protocol"

@@ -61,6 +61,9 @@ def test_resizing_is_tensorflows(height, width, rng):
 def test_other_weights_are_told_apart(tmp_path, model):
     with pytest.raises(UserError, match="cannot read"):
         load_inception(str(tmp_path / "nowhere.pth"))
+    torch.save({"decoder.bn.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="is not FID's Inception-v3"):
+        load_inception(str(tmp_path / "other.pth"))
     state = model.state_dict()
     del state["Mixed_7c.branch1x1.bn.weight"]
     torch.save(state, tmp_path / "part.pth")

@@ -140,6 +140,12 @@ def test_import_says_what_is_wrong_with_its_input(tmp_path, imported):
         import_weights(tmp_path / "theirs.ckpt", tmp_path / "x", format="llamagen")
 
 
+def test_another_codebases_folder_is_to_be_imported_first(tmp_path):
+    (tmp_path / "config.json").write_text('{"_class_name": "VQModel"}')
+    with pytest.raises(UserError, match="--mode=import --input="):
+        vq_jax.load(tmp_path)
+
+
 def test_a_folder_that_has_been_tampered_with_is_refused(tmp_path, imported):
     config = json.loads((imported / "config.json").read_text())
     config["model"]["ch"] = 64

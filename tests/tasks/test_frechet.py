@@ -177,6 +177,7 @@ def test_training_starts_from_what_was_imported(imported, tmp_path, data_dir):
     folder, config = imported
     config.start_from = str(folder)
     config.loss.perceptual_weight = 0.0
+    config.data.source = "emoji"
     config.data.dir = data_dir
     state = tokenizer_job(config, tmp_path / "run", jax.random.key(0)).init()
     wanted = load(folder).variables["params"]
@@ -189,6 +190,12 @@ def test_training_starts_from_what_was_imported(imported, tmp_path, data_dir):
     with pytest.raises(AssertionError):
         chex.assert_trees_all_equal(fresh.generator.params, wanted)
     shutil.rmtree(tmp_path / "run")
+    config.data.resolution = 64
+    tokenizer_job(config, tmp_path / "run", jax.random.key(0))
+    config.model.attn_resolutions = (16,)
+    with pytest.raises(UserError, match=r'add --config.model.attn_resolutions="\(\)"'):
+        tokenizer_job(config, tmp_path / "run", jax.random.key(0))
+    config.model.attn_resolutions = ()
     config.model.ch = 64
     with pytest.raises(UserError, match=r"does not fit this config(.|\n)*of another shape"):
         tokenizer_job(config, tmp_path / "run", jax.random.key(0))

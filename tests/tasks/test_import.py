@@ -210,6 +210,16 @@ def test_arrays_of_other_shapes_and_names_are_told_not_tripped_over(tmp_path, na
     assert not (tmp_path / "ours").exists()
 
 
+def test_no_codebook_and_numbers_that_are_none(tmp_path, capsys):
+    state = dict(randomise(CASES["taming"]).state_dict())
+    kl = {key: a for key, a in state.items() if not key.startswith("quantize")}
+    with pytest.raises(UserError, match="no codebook .*KL perhaps"):
+        import_weights(save(tmp_path / "kl.ckpt", kl), tmp_path / "ours")
+    state["encoder.conv_in.bias"] = torch.full_like(state["encoder.conv_in.bias"], torch.nan)
+    import_weights(save(tmp_path / "nan.ckpt", state), tmp_path / "ours")
+    assert "beware: 1 arrays are not finite" in capsys.readouterr().out
+
+
 def test_part_of_a_discriminator_is_none(tmp_path, capsys):
     state = dict(randomise(CASES["taming"]).state_dict())
     judge = {f"loss.discriminator.{k}": v for k, v in randomise(PatchGAN()).state_dict().items()}

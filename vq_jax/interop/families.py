@@ -106,6 +106,8 @@ def _convolutional(
 
 
 def _entries(arrays: Arrays, name: str = "quantize.embedding.weight") -> dict[str, int]:
+    if name not in arrays:
+        raise UserError(f"it has no codebook ({name}): an autoencoder of another kind, KL perhaps")
     count, dim = _shape(arrays, name, 2)
     return {"num_codes": count, "dim": dim}
 
@@ -118,8 +120,6 @@ _TAMING_LOSS = {"codebook_weight": 0.25, "perceptual_weight": 1.0, "reconstructi
 
 
 def _taming_body(arrays: Arrays, about: dict[str, Any]) -> dict[str, Any]:
-    if not any(name.startswith("quantize.") for name in arrays):
-        raise UserError("it has no codebook: an autoencoder of another kind (KL, perhaps)")
     return _convolutional(
         arrays,
         about,
@@ -282,6 +282,7 @@ class Found:
       arrays: its own, by the family's names.
       loss: what its training kept beside it (names that begin with "loss."), by those names.
       sections: of the config, that differ from their defaults.
+      assumed: whether the training images' size was told by nobody.
       averaged: whether the file's moving averages were taken.
       beside: how many other arrays are in the file, by the first part of their names.
     """
@@ -290,6 +291,7 @@ class Found:
     arrays: dict[str, np.ndarray]
     loss: dict[str, np.ndarray]
     sections: dict[str, Any]
+    assumed: bool
     averaged: bool
     beside: Mapping[str, int]
 
@@ -331,7 +333,9 @@ def find_tokenizer(weights: Weights, name: str | None, resolution: int | None = 
         beside = Counter(re.split(r"[./]", key.removeprefix(prefix))[0] for key in others)
         sections = family.read(own, weights.about | {"resolution": resolution})
         averaged = bool(averages) or prefix.startswith("ema")
-        return Found(family, own, loss, sections, averaged, beside)
+        side = weights.about.get("sample_size") if resolution is None else resolution
+        assumed = side != sections["data"]["resolution"]
+        return Found(family, own, loss, sections, assumed, averaged, beside)
     known = ", ".join(FAMILIES)
     shown = ", ".join(name[:120] for name in sorted(arrays)[:4])
     raise UserError(

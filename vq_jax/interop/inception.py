@@ -45,6 +45,8 @@ def load_inception(place: str) -> tuple[Params, str]:
         raise UserError(f"{path} is a folder: name the file of Inception's weights")
     arrays = read_weights(path).arrays
     params = {}
+    if "Conv2d_1a_3x3.conv.weight" not in arrays:
+        raise UserError(f"{path} is not FID's Inception-v3, {URL.rpartition('/')[2]}")
     try:
         for key in arrays:
             if key.endswith(".conv.weight"):

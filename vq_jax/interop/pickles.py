@@ -169,7 +169,10 @@ class _Machine:
         if name in _HARMLESS:
             return Inert(function)
         if name not in self.calls:
-            raise UserError(f"it asks to call {function}, which no weights need: refused")
+            raise UserError(
+                f"it asks to call {function}, which no weights need: refused (of a module saved "
+                "whole, save the state_dict() instead)"
+            )
         self.spent += sum(len(a) for a in arguments if hasattr(a, "__len__"))
         if self.spent > _ARGUMENTS:
             raise UserError("it copies the same things over and over, which no weights do")

@@ -122,6 +122,8 @@ def read_torch_file(path: Path) -> Any:
         return _read_row(data)
     except UserError as e:
         raise UserError(f"{path}: {e}") from e
+    except zipfile.BadZipFile as e:
+        raise UserError(f"cannot read {path}: it is damaged, or only a part: fetch it again") from e
     except Exception as e:  # whatever a damaged file makes a parser raise
         raise UserError(f"cannot read {path}: {first_line(e)}") from e
 

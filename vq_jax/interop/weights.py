@@ -111,7 +111,10 @@ def _read_msgpack(path: Path) -> Any:
     try:
         return serialization.msgpack_restore(path.read_bytes())
     except Exception as e:  # whatever a damaged file makes the parser raise
-        raise UserError(f"cannot read {path} as Flax's msgpack: {first_line(e)}") from e
+        raise UserError(
+            f"{path} is no file of weights that can be read (by its first byte it could be Flax's "
+            f"msgpack: {first_line(e)})"
+        ) from e
 
 
 def _flatten(tree: Any, separator: str) -> dict[str, np.ndarray]:
@@ -141,6 +144,9 @@ def save_arrays(arrays: dict[str, np.ndarray], path: Path, **about: str) -> None
         # Strided views would be written as they lie in memory.
         whole = {name: np.ascontiguousarray(a).reshape(np.shape(a)) for name, a in arrays.items()}
         save_file(whole, temporary, metadata={"format": "pt", **about})
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # it is made for the owner alone
         temporary.replace(path)
     except (OSError, SafetensorError) as e:
         temporary.unlink(missing_ok=True)

@@ -37,7 +37,7 @@ _PYTHON = "config.py"
 _CONFIG_FILE = '''"""What was imported into this folder, as a config to train on from.
 
     python -m vq_jax.main --config={folder}/config.py --workdir=runs/tuned \\\\
-        --config.data.source=folder --config.data.folder=PATH
+        --config.data.folder=PATH
 """
 
 from pathlib import Path
@@ -92,7 +92,7 @@ def import_weights(
                 config.tokenizer = str(tokenizer)
         with new_folder(workdir) as folder:
             _write(folder, workdir, config, arrays, step)
-        print(f"imported vq_jax, {_size(arrays)}, into {workdir}")
+        print(f"imported vq_jax: {_size(arrays)}, into {workdir}")
         return
     weights = read_weights(input)
     kind = format if format in ("taming_transformer", "maskgit_transformer") else None
@@ -145,6 +145,7 @@ def _config_of(sections: dict[str, Any], discriminator: dict[str, Any] | None) -
     config.kmeans_batches = 0
     config.data.batch_size = 8
     config.data.crop = "random"
+    config.data.source = "folder"  # which one, the user says
     for optim in (config.optim, config.disc_optim):
         optim.update({"lr": 3.6e-5, "b1": 0.5, "b2": 0.9})
     return config
@@ -201,6 +202,8 @@ def _read_tokenizer(weights: Weights, format: str | None, resolution: int | None
     variables = jax.tree.map(jnp.asarray, nested(arrays))
     tokenizer = TrainedTokenizer(config, module, variables, 0)
     told = _what_came(tokenizer, found, _size(arrays), judge=bool(judge), lpips=bool(lpips))
+    if broken := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+        told.append(f"beware: {len(broken)} arrays are not finite, {broken[0]} the first of them")
     return _Imported(tokenizer, arrays | beside, told)
 
 
@@ -221,6 +224,10 @@ def _what_came(
     lines = [
         f"{found.family.name}: {size}, {tokenizer.num_codes:,} codes{pixels}, for images of {side}x{side}"
     ]
+    if found.assumed:
+        lines.append(
+            f"{side} is assumed: nothing in the file says so; --resolution=N says otherwise"
+        )
     if found.averaged:
         lines.append("its moving averages were taken")
     if judge or lpips:
@@ -274,6 +281,7 @@ def _import_prior(
     # Without labels there is nothing to leave out; with them, it was never trained without.
     config.loss.label_dropout = 0.0
     config.data.resolution = opened.config.data.resolution
+    config.data.source = "folder"
     codes = config.codes
     codes.num_codes, codes.grid = opened.num_codes, opened.grid
     codes.image = configs.image_shape(opened.config)

@@ -99,7 +99,9 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
                 configs.save(config, workdir / "config.json")
             if not start:
                 sizes = len(job.splits.train), len(job.splits.val)
-                report.console.print("{:,} images to train on, {:,} held out".format(*sizes))
+                place = f"{config.data.source} {config.data.folder}".strip()
+                counts = "{:,} images to train on, {:,} held out".format(*sizes)
+                report.console.print(f"{place}: {counts}")
                 print_parameters(report.console, job.networks(state))
             state, stopped = _loop(run, state, preemption, profile)
         finally:
@@ -221,6 +223,9 @@ def _loop(
     settle()
     if step > saved:
         save()
+    if preemption.asked(step):
+        report.console.print("stopped by SIGTERM at the end: the same command measures what it has")
+        return state, True
     return state, False
 
 
@@ -248,6 +253,7 @@ def _finish(run: _Run, state: Any) -> None:
     workdir = job.workdir
     if report.active:
         plot_curves(workdir / "metrics.jsonl", workdir / "curves.png")
+        report.console.print("measuring on what is held out")
     job.measure(state, report.console)
     if not report.active:
         return

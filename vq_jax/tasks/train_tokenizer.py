@@ -92,13 +92,16 @@ def _started(config: ConfigDict, workdir: Path, shapes: GanState) -> dict[str, A
     if not config.start_from or has_checkpoints(workdir):
         return {}
     folder = Path(config.start_from)
-    variables = jax.device_get(load(folder).variables)
+    opened = load(folder)
+    variables = jax.device_get(opened.variables)
     wanted = {"params": shapes.generator.params, **shapes.generator.stats}
     if lines := differences(flat(variables), flat(wanted)):
-        raise UserError(
-            f"start_from={folder} does not fit this config (model.attn_resolutions are sides at "
-            "data.resolution, and change with it):" + listing(lines)
-        )
+        if (sides := _scaled_attention(config, opened.config)) is not None:
+            raise UserError(
+                f"start_from={folder} has its attention at other levels: for images of "
+                f"{config.data.resolution} pixels add --config.model.attn_resolutions={sides}"
+            )
+        raise UserError(f"start_from={folder} does not fit this config:" + listing(lines))
     judge = read_group(folder, "discriminator")
     if judge and differences(flat(judge), flat(shapes.discriminator.params)):
         stderr(
@@ -107,6 +110,16 @@ def _started(config: ConfigDict, workdir: Path, shapes: GanState) -> dict[str, A
         judge = {}
     stats = {name: tree for name, tree in variables.items() if name != "params"}
     return {"params": variables["params"], "stats": stats, "discriminator": judge}
+
+
+def _scaled_attention(config: ConfigDict, before: ConfigDict) -> str | None:
+    """`model.attn_resolutions` of another config at this one's resolution, if that differs."""
+    if "attn_resolutions" not in config.model or "attn_resolutions" not in before.model:
+        return None
+    old, new = before.data.resolution, config.data.resolution
+    sides = tuple(side * new // old for side in before.model.attn_resolutions)
+    text = "(" + "".join(f"{side}," for side in sides) + ")"
+    return f'"{text}"' if sides != tuple(config.model.attn_resolutions) else None
 
 
 def networks(state: GanState) -> dict[str, Any]:
