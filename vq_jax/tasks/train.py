@@ -101,7 +101,7 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
                 sizes = len(job.splits.train), len(job.splits.val)
                 place = f"{config.data.source} {config.data.folder}".strip()
                 counts = "{:,} images to train on, {:,} held out".format(*sizes)
-                report.console.print(f"{place}: {counts}")
+                report.console.print(f"{counts}: {place}")
                 print_parameters(report.console, job.networks(state))
             state, stopped = _loop(run, state, preemption, profile)
         finally:
