@@ -129,8 +129,7 @@ def _float32(x: np.ndarray) -> np.ndarray:
 
 # --- tables ---------------------------------------------------------------------------------------
 
-# What a table needs to know: config.model's and config.quantizer's fields, and attn_levels.
-Model = Mapping[str, Any]
+Model = Mapping[str, Any]  # the fields of config.model
 
 _RESIDUAL = (("norm1", "norm"), ("conv1", "conv"), ("norm2", "norm"), ("conv2", "conv"))
 
@@ -141,54 +140,100 @@ def _residual(theirs: str, ours: str, shortcut: str) -> Iterator[Row]:
     yield Row(f"{theirs}.{shortcut}", f"{ours}/shortcut", "conv")
 
 
-def _attention(theirs: str, ours: str) -> Iterator[Row]:
-    yield Row(f"{theirs}.norm", f"{ours}/norm", "norm")
-    for name in ("q", "k", "v"):
-        yield Row(f"{theirs}.{name}", f"{ours}/{name}", "conv")
-    yield Row(f"{theirs}.proj_out", f"{ours}/out", "conv")
-
-
-def _ends(sides: tuple[str, ...], norm_out: str = "norm_out") -> Iterator[Row]:
+def _ends(norm_out: str) -> Iterator[Row]:
     """The first and last layers of encoder and decoder."""
-    for side in sides:
+    for side in ("encoder", "decoder"):
         for name in ("conv_in", "conv_out"):
             yield Row(f"{side}.{name}", f"params/{side}/{name}", "conv")
         yield Row(f"{side}.{norm_out}", f"params/{side}/norm_out", "norm")
 
 
-def _quant_convs() -> Iterator[Row]:
+class _VQGAN(NamedTuple):
+    """What a codebase calls the parts of VQGAN's encoder and decoder.
+
+    {way} is "down" or "up", {level} counts resolutions from the finest, {run} levels as they run.
+    """
+
+    level: str
+    block: str
+    attention: str
+    resample: str
+    middle: tuple[str, str, str]  # block, attention, block
+    shortcut: str  # of a residual block whose channels change
+    projections: tuple[str, str, str, str, str]  # of attention: norm, q, k, v, out
+    projection: str  # the kind of q, k, v and out
+    norm_out: str
+
+
+_TAMING = _VQGAN(
+    level="{way}.{level}",
+    block="block",
+    attention="attn",
+    resample="{way}sample.conv",
+    middle=("mid.block_1", "mid.attn_1", "mid.block_2"),
+    shortcut="nin_shortcut",
+    projections=("norm", "q", "k", "v", "proj_out"),
+    projection="conv",
+    norm_out="norm_out",
+)
+_LLAMAGEN = _TAMING._replace(
+    level="conv_blocks.{run}", block="res", middle=("mid.0", "mid.1", "mid.2")
+)
+_DIFFUSERS = _VQGAN(
+    level="{way}_blocks.{run}",
+    block="resnets",
+    attention="attentions",
+    resample="{way}samplers.0.conv",
+    middle=("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"),
+    shortcut="conv_shortcut",
+    projections=("group_norm", "to_q", "to_k", "to_v", "to_out.0"),
+    projection="linear_as_conv",
+    norm_out="conv_norm_out",
+)
+
+
+def _vqgan(names: _VQGAN, model: Model) -> Iterator[Row]:
+    """The `vqgan` model under a codebase's names, without its codebook."""
+
+    def attention(theirs: str, ours: str) -> Iterator[Row]:
+        norm, *projections = names.projections
+        yield Row(f"{theirs}.{norm}", f"{ours}/norm", "norm")
+        for name, path in zip(projections, ("q", "k", "v", "out"), strict=True):
+            yield Row(f"{theirs}.{name}", f"{ours}/{path}", names.projection)
+
+    yield from _ends(names.norm_out)
     yield Row("quant_conv", "params/encoder/quant_conv", "conv")
     yield Row("post_quant_conv", "params/decoder/post_quant_conv", "conv")
+    levels, blocks = len(model["ch_mult"]), model["num_res_blocks"]
+    for side, way, count in (("encoder", "down", blocks), ("decoder", "up", blocks + 1)):
+        for level in range(levels):
+            run = level if way == "down" else levels - 1 - level
+            theirs = f"{side}.{names.level.format(way=way, level=level, run=run)}"
+            ours = f"params/{side}/{way}_{level}"
+            for b in range(count):
+                block = f"{theirs}.{names.block}.{b}"
+                yield from _residual(block, f"{ours}_block_{b}", names.shortcut)
+                yield from attention(f"{theirs}.{names.attention}.{b}", f"{ours}_attn_{b}")
+            resample = names.resample.format(way=way)
+            yield Row(f"{theirs}.{resample}", f"{ours}_{way}sample/conv", "conv")
+        first, middle, second = (f"{side}.{name}" for name in names.middle)
+        yield from _residual(first, f"params/{side}/mid/block_1", names.shortcut)
+        yield from attention(middle, f"params/{side}/mid/attn_1")
+        yield from _residual(second, f"params/{side}/mid/block_2", names.shortcut)
 
 
-def _sides(model: Model) -> Iterator[tuple[str, str, int, int]]:
-    """(side, down or up, level, blocks of it) of an encoder and decoder, level by level."""
-    for level in range(len(model["ch_mult"])):
-        yield "encoder", "down", level, model["num_res_blocks"]
-        yield "decoder", "up", level, model["num_res_blocks"] + 1
+_CODEBOOK = Row("quantize.embedding.weight", "params/quantizer/book/codebook", "array")
 
 
 def taming(model: Model) -> Iterator[Row]:
-    """taming-transformers' `VQModel` and `GumbelVQ`, latent-diffusion's and IBQ's models."""
-    yield from _ends(("encoder", "decoder"))
-    yield from _quant_convs()
-    for side, way, level, blocks in _sides(model):
-        theirs, ours = f"{side}.{way}.{level}", f"params/{side}/{way}_{level}"
-        for b in range(blocks):
-            yield from _residual(f"{theirs}.block.{b}", f"{ours}_block_{b}", "nin_shortcut")
-            yield from _attention(f"{theirs}.attn.{b}", f"{ours}_attn_{b}")
-        yield Row(f"{theirs}.{way}sample.conv", f"{ours}_{way}sample/conv", "conv")
-    for side in ("encoder", "decoder"):
-        for name in ("block_1", "block_2"):
-            ours = f"params/{side}/mid/{name}"
-            yield from _residual(f"{side}.mid.{name}", ours, "nin_shortcut")
-        yield from _attention(f"{side}.mid.attn_1", f"params/{side}/mid/attn_1")
-    yield Row("quantize.embedding.weight", "params/quantizer/book/codebook", "array")
+    """taming-transformers' `VQModel`, latent-diffusion's and IBQ's models."""
+    yield from _vqgan(_TAMING, model)
+    yield _CODEBOOK
 
 
 def taming_gumbel(model: Model) -> Iterator[Row]:
     """taming-transformers' `GumbelVQ`: scores from a 1x1 convolution, entries beside it."""
-    yield from (row for row in taming(model) if not row.theirs.startswith("quantize."))
+    yield from _vqgan(_TAMING, model)
     yield Row("quantize.embed.weight", "params/quantizer/book/codebook", "array")
     yield Row("quantize.proj", "params/quantizer/codebook_keys", "conv_as_rows")
     yield Row("quantize.proj.bias", "params/quantizer/codebook_bias", "array")
@@ -196,58 +241,27 @@ def taming_gumbel(model: Model) -> Iterator[Row]:
 
 def llamagen(model: Model) -> Iterator[Row]:
     """LlamaGen's `VQModel`: the decoder's levels stand in the order in which they run."""
-    yield from _ends(("encoder", "decoder"))
-    yield from _quant_convs()
-    last = len(model["ch_mult"]) - 1
-    for side, way, level, blocks in _sides(model):
-        place = level if side == "encoder" else last - level
-        theirs, ours = f"{side}.conv_blocks.{place}", f"params/{side}/{way}_{level}"
-        for b in range(blocks):
-            yield from _residual(f"{theirs}.res.{b}", f"{ours}_block_{b}", "nin_shortcut")
-            yield from _attention(f"{theirs}.attn.{b}", f"{ours}_attn_{b}")
-        yield Row(f"{theirs}.{way}sample.conv", f"{ours}_{way}sample/conv", "conv")
-    for side in ("encoder", "decoder"):
-        for place, name in ((0, "block_1"), (2, "block_2")):
-            ours = f"params/{side}/mid/{name}"
-            yield from _residual(f"{side}.mid.{place}", ours, "nin_shortcut")
-        yield from _attention(f"{side}.mid.1", f"params/{side}/mid/attn_1")
-    yield Row("quantize.embedding.weight", "params/quantizer/book/codebook", "array")
+    yield from _vqgan(_LLAMAGEN, model)
+    yield _CODEBOOK
 
 
 def diffusers(model: Model) -> Iterator[Row]:
     """diffusers' `VQModel`: its attention is of linear layers, its decoder's levels run backwards."""
-
-    def attention(theirs: str, ours: str) -> Iterator[Row]:
-        yield Row(f"{theirs}.group_norm", f"{ours}/norm", "norm")
-        for name, path in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "out")):
-            yield Row(f"{theirs}.{name}", f"{ours}/{path}", "linear_as_conv")
-
-    yield from _ends(("encoder", "decoder"), "conv_norm_out")
-    yield from _quant_convs()
-    last = len(model["ch_mult"]) - 1
-    for side, way, level, blocks in _sides(model):
-        place = level if side == "encoder" else last - level
-        theirs, ours = f"{side}.{way}_blocks.{place}", f"params/{side}/{way}_{level}"
-        for b in range(blocks):
-            yield from _residual(f"{theirs}.resnets.{b}", f"{ours}_block_{b}", "conv_shortcut")
-            yield from attention(f"{theirs}.attentions.{b}", f"{ours}_attn_{b}")
-        yield Row(f"{theirs}.{way}samplers.0.conv", f"{ours}_{way}sample/conv", "conv")
-    for side in ("encoder", "decoder"):
-        for b in (0, 1):
-            ours = f"params/{side}/mid/block_{b + 1}"
-            yield from _residual(f"{side}.mid_block.resnets.{b}", ours, "conv_shortcut")
-        yield from attention(f"{side}.mid_block.attentions.0", f"params/{side}/mid/attn_1")
-    yield Row("quantize.embedding.weight", "params/quantizer/book/codebook", "array")
+    yield from _vqgan(_DIFFUSERS, model)
+    yield _CODEBOOK
 
 
 def magvit2(model: Model) -> Iterator[Row]:
     """Open-MAGVIT2's `VQModel`; its quantizer has nothing to keep."""
-    yield from _ends(("encoder", "decoder"))
-    for side, way, level, _ in _sides(model):
-        theirs, ours = f"{side}.{way}.{level}", f"params/{side}/{way}_{level}"
-        for b in range(model["num_res_blocks"]):
-            yield from _residual(f"{theirs}.block.{b}", f"{ours}_block_{b}", "nin_shortcut")
+    yield from _ends("norm_out")
     for level in range(len(model["ch_mult"])):
+        for side, way in (("encoder", "down"), ("decoder", "up")):
+            for b in range(model["num_res_blocks"]):
+                theirs, ours = (
+                    f"{side}.{way}.{level}.block.{b}",
+                    f"params/{side}/{way}_{level}_block_{b}",
+                )
+                yield from _residual(theirs, ours, "nin_shortcut")
         for name in ("gamma", "beta"):
             ours = f"params/decoder/adaptive_{level}/{name}"
             yield Row(f"decoder.adaptive.{level}.{name}", ours, "linear")

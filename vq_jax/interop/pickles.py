@@ -10,7 +10,7 @@ import io
 import mmap
 import pickletools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -324,7 +324,7 @@ def read_pickle(
     """
     machine = _Machine(calls or {}, persistent_load)
     try:
-        opcodes = pickletools.genops(file)  # type: ignore[arg-type]
+        opcodes = pickletools.genops(cast("IO[bytes]", file))  # a mapped file reads as one
         for steps, (opcode, argument, _) in enumerate(opcodes):
             if opcode.name == "STOP":
                 return _finished(machine.stack.pop())

@@ -99,8 +99,8 @@ def _read_safetensors(path: Path, prefix: str = "") -> dict[str, np.ndarray]:
 
     try:
         with safe_open(path, framework="np") as file:
-            wanted = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
-            return {name: file.get_tensor(name) for name in wanted}
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names if name.startswith(prefix)}
     except Exception as e:
         raise UserError(f"cannot read {path}: {first_line(e)}") from e
 
@@ -150,17 +150,6 @@ def save_arrays(arrays: dict[str, np.ndarray], path: Path, **about: str) -> None
         temporary.replace(path)
     except (OSError, SafetensorError) as e:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {e}") from e
-
-
-def save_json(content: dict[str, Any], path: Path) -> None:
-    """Writes a JSON file, likewise."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-        temporary.replace(path)
-    except OSError as e:
         raise UserError(f"cannot write {path}: {e}") from e
 
 

@@ -25,7 +25,6 @@ from vq_jax.interop.weights import (
     flat,
     read_group,
     save_arrays,
-    save_json,
 )
 from vq_jax.models.convolution import plain
 from vq_jax.models.vqgan import attention_levels
@@ -128,6 +127,10 @@ def _numpy(trees: dict[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.asarray(array) for name, array in flat(trees).items()}
 
 
+def _save_json(content: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
 def _vq_jax(model: TrainedTokenizer | TrainedPrior, workdir: Path, output: Path) -> None:
     config, arrays, step = own_arrays(model, workdir)
     save_arrays(arrays, output / ARRAYS, step=str(step))
@@ -199,7 +202,7 @@ def _diffusers(tokenizer: TrainedTokenizer, workdir: Path, output: Path) -> None
         "vq_embed_dim": config.quantizer.dim,
     }
     save_arrays(arrays, output / "diffusion_pytorch_model.safetensors")
-    save_json(about, output / CONFIG)
+    _save_json(about, output / CONFIG)
 
 
 def _taming(tokenizer: TrainedTokenizer, workdir: Path, output: Path) -> None:
@@ -305,7 +308,7 @@ def _stablehlo(tokenizer: TrainedTokenizer, workdir: Path, output: Path) -> None
         "num_codes": tokenizer.num_codes,
         "use": "jax.export.deserialize(bytearray(open('encode.stablehlo', 'rb').read())).call(images)",
     }
-    (output / CONFIG).write_text(json.dumps(about, indent=2) + "\n")
+    _save_json(about, output / CONFIG)
 
 
 # name -> function that writes a model, opened from a run's folder, into an empty folder

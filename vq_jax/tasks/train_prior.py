@@ -84,15 +84,11 @@ def describe_codes(
             ) from e
 
 
-def _started(
-    config: ConfigDict, workdir: Path, tokenizer: TrainedTokenizer, shapes: PriorState
-) -> Any:
+def _started(config: ConfigDict, workdir: Path, shapes: PriorState) -> Any:
     """The params that `config.start_from` names; {} where it names none, or the run has its own."""
     if not config.start_from or has_checkpoints(workdir):
         return {}
-    prior = load_prior(config.start_from, config.tokenizer)
-    check_fingerprint(tokenizer, list(prior.tokenizer.fingerprint), config.start_from)
-    params = jax.device_get(prior.params)
+    params = jax.device_get(load_prior(config.start_from, config.tokenizer).params)
     if config.prior.scan:
         params = stack(params, config.prior.layers)
     if lines := differences(flat(params), flat(shapes.prior.params)):
@@ -127,9 +123,7 @@ def prior_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
     variables = {} if from_codes else jax.device_get(tokenizer.variables)
 
     fresh = partial(init_prior_state, recipe)
-    started = _started(
-        config, workdir, tokenizer, jax.eval_shape(fresh, key, fingerprint, variables)
-    )
+    started = _started(config, workdir, jax.eval_shape(fresh, key, fingerprint, variables))
 
     def init(key: jax.Array, fingerprint: Any, variables: Any, started: Any) -> PriorState:
         state = fresh(key, fingerprint, variables)
