@@ -12,14 +12,15 @@ PACKAGE = Path(__file__).parents[1] / "vq_jax"
 ROWS = [
     ["main"],
     ["tasks"],
-    ["editing"],
-    ["prior"],
+    ["editing", "codec"],
+    ["prior", "tiles"],
     ["tokenizer"],
     ["config"],
     ["training", "data", "interop"],
     ["models"],
     ["quantizers"],
-    ["losses", "metrics", "sampling", "collectives"],
+    ["losses", "metrics", "sampling", "bitstream", "collectives"],
+    ["files"],
     ["errors"],
 ]
 ROW_OF = {room: i for i, row in enumerate(ROWS) for room in row}

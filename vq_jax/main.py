@@ -4,6 +4,8 @@ python -m vq_jax.main --config=configs/default.py
 python -m vq_jax.main --mode=plan --config=configs/vqgan_imagenet256.py
 python -m vq_jax.main --mode=evaluate --workdir=runs/default
 python -m vq_jax.main --mode=reconstruct --workdir=runs/default --input=my.png --output=out.png
+python -m vq_jax.main --mode=compress --workdir=runs/default --input=my.png --output=my.vqz
+python -m vq_jax.main --mode=decompress --workdir=runs/default --input=my.vqz --output=out.png
 python -m vq_jax.main --mode=tokenize --workdir=runs/default --output=codes
 python -m vq_jax.main --mode=sample --workdir=runs/prior_default --label="Food & Drink"
 python -m vq_jax.main --mode=import --input=vqgan.ckpt --workdir=runs/imported
@@ -34,17 +36,28 @@ _CONFIG = config_flags.DEFINE_config_file(
 _MODE = flags.DEFINE_string(
     "mode",
     "train",
-    "What to do: train, plan, evaluate, reconstruct, tokenize, sample, inpaint, outpaint, upscale, "
-    "restore, variations, import or export.",
+    "What to do: train, plan, evaluate, reconstruct, compress, decompress, tokenize, sample, inpaint, "
+    "outpaint, upscale, restore, variations, import or export.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's folder; by default runs/ and the config file's name."
 )
 _INPUT = flags.DEFINE_string(
-    "input", None, "An image, or a folder of images; import: a file of weights, or its folder."
+    "input",
+    None,
+    "A file, or a folder of files, such as images; import: a file of weights, or its folder.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "The file or folder to write.")
 _SIDE_BY_SIDE = flags.DEFINE_bool("side_by_side", False, "reconstruct: the original to the left.")
+_ENTROPY = flags.DEFINE_enum(
+    "entropy",
+    None,
+    ["fixed", "static", "prior"],
+    "compress: how codes are coded; by default as short as can be without a prior, or by the prior.",
+)
+_QUALITY = flags.DEFINE_integer(
+    "quality", None, "compress: how many levels of a residual tokenizer to keep, from 1; all."
+)
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
     False,
@@ -170,6 +183,25 @@ def _reconstruct(workdir: Path) -> None:
     reconstruct(workdir, **_files(), side_by_side=_SIDE_BY_SIDE.value)
 
 
+def _compress(workdir: Path) -> None:
+    from vq_jax.tasks.compress import compress
+
+    compress(
+        workdir,
+        tokenizer=_tokenizer(),
+        **_files(),
+        entropy=_ENTROPY.value,
+        quality=_QUALITY.value,
+        data=_data(),
+    )
+
+
+def _decompress(workdir: Path) -> None:
+    from vq_jax.tasks.compress import decompress
+
+    decompress(workdir, tokenizer=_tokenizer(), **_files())
+
+
 def _files() -> dict[str, Path]:
     if not _INPUT.value or not _OUTPUT.value:
         raise UserError(f"{_MODE.value} needs --input and --output, two files or two folders")
@@ -280,6 +312,8 @@ MODES: dict[str, Callable[[Path], None]] = {
     "plan": _plan,
     "evaluate": _evaluate,
     "reconstruct": _reconstruct,
+    "compress": _compress,
+    "decompress": _decompress,
     "tokenize": _tokenize,
     "sample": _sample,
     "inpaint": _edit,
@@ -300,6 +334,8 @@ _READS: dict[str, set[str]] = {
     "plan": {"device", "devices", "share"},
     "evaluate": {"tokenizer", "inception", "protocol", "count"},
     "reconstruct": {"input", "output", "side_by_side"},
+    "compress": {"input", "output", "tokenizer", "entropy", "quality"},
+    "decompress": {"input", "output", "tokenizer"},
     "tokenize": {"output", "flips", "crops", "process", "processes"},
     "sample": {"output", "count", *_DRAWN},
     "inpaint": {"mask", *_EDITED},

@@ -89,11 +89,7 @@ class TrainedTokenizer:
         sections that shape the model, and of all arrays."""
         shape = {k: self.config[k].to_dict() for k in ("model", "quantizer")}
         shape["image"] = list(configs.image_shape(self.config))
-        digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
-        for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables):
-            digest.update(jax.tree_util.keystr(path).encode())
-            digest.update(np.ascontiguousarray(leaf).tobytes())
-        return digest.digest()
+        return digest(shape, self.variables)
 
     def codebooks(self) -> np.ndarray | None:
         """Learned entries, float32 [*code_shape, num_codes, d], or None where codes mean fixed points."""
@@ -137,7 +133,11 @@ class TrainedTokenizer:
             )
         if codes.size and (codes.min() < 0 or codes.max() >= self.num_codes):
             raise ValueError(f"codes lie outside [0, {self.num_codes})")
-        return self._decode(self.variables, jnp.asarray(codes, jnp.int32))
+        return self.decode_unchecked(jnp.asarray(codes, jnp.int32))
+
+    def decode_unchecked(self, codes: jax.Array) -> jax.Array:
+        """`decode` of what is known to be right."""
+        return self._decode(self.variables, codes)
 
     def reconstruct(self, images: Any) -> jax.Array:
         """`decode(encode(images))` in one compiled call, without codes in between."""
@@ -146,6 +146,15 @@ class TrainedTokenizer:
     def reconstruct_with_codes(self, images: Any) -> tuple[jax.Array, jax.Array]:
         """Reconstructions and the codes they were made from, for evaluation."""
         return self._reconstruct(self.variables, self._checked(images))
+
+
+def digest(about: Any, arrays: Any) -> bytes:
+    """SHA-256 of what JSON can hold and of a tree of arrays: 32 bytes."""
+    result = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+        result.update(jax.tree_util.keystr(path).encode())
+        result.update(np.ascontiguousarray(leaf).tobytes())
+    return result.digest()
 
 
 def load(workdir: str | Path) -> TrainedTokenizer:

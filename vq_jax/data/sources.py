@@ -11,7 +11,7 @@ import hashlib
 import io
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -121,27 +121,29 @@ class FolderSource:
         self._lock = threading.Lock()
 
 
-def find_images(folder: Path) -> list[Path]:
-    """All image files below a folder, by suffix, sorted; others are counted and named in the log.
+def find_files(folder: Path, suffixes: Collection[str] = EXTENSIONS) -> list[Path]:
+    """All files below a folder with one of the suffixes, by default images; sorted.
+
+    Others are counted and named in the log.
 
     Raises:
-      UserError: there is no such folder, or no image in it.
+      UserError: there is no such folder, or no such file in it.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: set --config.data.folder to your images")
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-    images = [p for p in files if p.suffix.lower() in EXTENSIONS]
-    others = [p for p in files if p.suffix.lower() not in EXTENSIONS]
+    found = [p for p in files if p.suffix.lower() in suffixes]
+    others = [p for p in files if p.suffix.lower() not in suffixes]
+    what = "images" if suffixes is EXTENSIONS else "/".join(sorted(suffixes))
     if others:
         named = ", ".join(str(p.relative_to(folder)) for p in others[:5])
         more = ", ..." if len(others) > 5 else ""
         log.warning(
-            "skipped %d files of %s that are no images: %s%s", len(others), folder, named, more
+            "skipped %d files of %s that are no %s: %s%s", len(others), folder, what, named, more
         )
-    if not images:
-        known = " ".join(sorted(EXTENSIONS))
-        raise UserError(f"no image in {folder} (known are {known})")
-    return images
+    if not found:
+        raise UserError(f"no {what} in {folder} (known are {' '.join(sorted(suffixes))})")
+    return found
 
 
 def _folder(config: ml_collections.ConfigDict, seed: int) -> Splits:
@@ -151,9 +153,9 @@ def _folder(config: ml_collections.ConfigDict, seed: int) -> Splits:
     held = next((name for name in _HELD_OUT if (folder / name).is_dir()), None)
     if held is not None and (folder / "train").is_dir():
         roots = (folder / "train", folder / held)
-        parts = [[(root, file) for file in find_images(root)] for root in roots]
+        parts = [[(root, file) for file in find_files(root)] for root in roots]
     else:
-        files = find_images(folder)
+        files = find_files(folder)
         places = [str(file.relative_to(folder)) for file in files]
         sides = hold_out(places, config.val_fraction, seed)
         parts = [[(folder, files[i]) for i in side] for side in sides]

@@ -1,40 +1,45 @@
-"""Commands from an image to an image: one file, or a folder into a folder."""
+"""Commands from files to files: one into one, or a folder into a folder."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
 
 from vq_jax.data.images import EXTENSIONS, read_image, save_image
-from vq_jax.data.sources import find_images
+from vq_jax.data.sources import find_files
 from vq_jax.errors import UserError
 from vq_jax.training.report import stderr
 
 
-def pair_files(input: Path, output: Path) -> list[tuple[Path, Path]]:
-    """Each image to read, and the file to write of it.
+def pair_files(
+    input: Path, output: Path, suffixes: Collection[str] = EXTENSIONS, to: str = ".png"
+) -> list[tuple[Path, Path]]:
+    """Each file to read, and the one to write of it.
 
     Args:
-      input: an image file, or a folder whose tree of images is mirrored in `output` as PNGs.
+      input: a file, or a folder whose tree of files is mirrored in `output`.
       output: the file, or folder, to write.
+      suffixes: of the files that are read of a folder; by default those of images.
+      to: the suffix of what is written where no file is named.
 
     Raises:
       UserError: there is no such input, or something would be written among the originals.
     """
     if not input.exists():
-        raise UserError(f"there is no {input}: --input takes an image or a folder of images")
-    if input.is_dir() and (output.is_file() or output.suffix.lower() in EXTENSIONS):
+        raise UserError(f"there is no {input}: --input takes a file or a folder of files")
+    if input.is_dir() and (output.is_file() or output.suffix.lower() in {*EXTENSIONS, to}):
         raise UserError(f"--input={input} is a folder, and --output={output} a file: name a folder")
     if input.is_dir():
         pairs = [
-            (p, (output / p.relative_to(input)).with_suffix(".png")) for p in find_images(input)
+            (p, (output / p.relative_to(input)).with_suffix(to))
+            for p in find_files(input, suffixes)
         ]
         if len({target for _, target in pairs}) < len(pairs):  # a.jpg beside a.png: keep both
-            pairs = [(p, target.with_name(p.name + ".png")) for p, target in pairs]
+            pairs = [(p, target.with_name(p.name + to)) for p, target in pairs]
     else:
         into_folder = output.is_dir() or not output.suffix
-        pairs = [(input, output / f"{input.stem}.png" if into_folder else output)]
+        pairs = [(input, output / f"{input.stem}{to}" if into_folder else output)]
     inputs = {source.resolve() for source, _ in pairs}
     inside = input.is_dir() and output.resolve().is_relative_to(input.resolve())
     if inside or any(target.resolve() in inputs for _, target in pairs):

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vq_jax.data.images import mirror_pad, rows_of, to_float, to_uint8
+from vq_jax.data.images import rows_of
 from vq_jax.tasks.files import change_files, pair_files
+from vq_jax.tiles import ImageTiles
 from vq_jax.tokenizer import TrainedTokenizer, load
 
 
@@ -29,26 +30,6 @@ def reconstruct(workdir: Path, *, input: Path, output: Path, side_by_side: bool)
 
 
 def reconstruct_image(tokenizer: TrainedTokenizer, image: np.ndarray) -> np.ndarray:
-    """One image of any size through a tokenizer.
-
-    A convolutional tokenizer takes the image whole, mirrored at its bottom and right edges to a
-    multiple of the tokenizer's factor; one of fixed size takes it in tiles.
-
-    Args:
-      image: uint8 [H, W, C].
-
-    Returns:
-      uint8 [H, W, C].
-    """
-    height, width = image.shape[:2]
-    side = tokenizer.factor or tokenizer.config.data.resolution
-    x = to_float(mirror_pad(image, side))
-    if tokenizer.factor:
-        y = np.asarray(tokenizer.reconstruct(x[None]))[0]
-    else:
-        rows, columns = x.shape[0] // side, x.shape[1] // side
-        tiles = x.reshape(rows, side, columns, side, -1).swapaxes(1, 2)
-        tiles = np.asarray(tokenizer.reconstruct(tiles.reshape(-1, *tiles.shape[2:])))
-        tiles = tiles.reshape(rows, columns, side, side, -1)
-        y = tiles.swapaxes(1, 2).reshape(x.shape)
-    return to_uint8(y[:height, :width])
+    """One image of any size, uint8 [H, W, C], through a tokenizer; see `tiles.ImageTiles`."""
+    medium = ImageTiles(tokenizer)
+    return next(medium.decode(medium.encode([image]), [image.shape[:2]]))

@@ -1,7 +1,7 @@
 """Writes the codes of a data set, for priors to learn from."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,8 @@ def tokenize(
     for split, i in track(left, "tokenizing", transient=True, disable=len(left) < 2):
         indices = range(i * _SHARD, min((i + 1) * _SHARD, len(parts[split])))
         train = split == "train"
-        made = _images(config, parts[split], indices, flips and train, crops if train else 0)
-        images += codes_data.write_shard(paths[split, i], _encoded(tokenizer, made), about)
+        made = prepared(config, parts[split], indices, flips and train, crops if train else 0)
+        images += codes_data.write_shard(paths[split, i], encoded(tokenizer, made), about)
     missing = codes_data.finish(output, shards)
     before = f" ({len(todo) - len(left)} were there already)" if len(left) < len(todo) else ""
     print(f"wrote the codes of {images:,} images in {len(left)} shards to {output}{before}")
@@ -85,10 +85,14 @@ def tokenize(
         print(f"{len(missing)} shards are still missing: the other processes, or this again")
 
 
-def _images(
-    config: ConfigDict, source: Source, indices: range, flips: bool = False, crops: int = 0
+def prepared(
+    config: ConfigDict,
+    source: Source,
+    indices: Iterable[int],
+    flips: bool = False,
+    crops: int = 0,
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Training images, float32 [H, W, C], with their labels, in all the forms asked for."""
+    """Images as a tokenizer takes them, float32 [H, W, C], with their labels, in all forms asked for."""
     data = config.data
     middle = make_prepare(data, train=False)
     resize = data.resolution if data.resize is None else data.resize
@@ -110,7 +114,7 @@ def _images(
                 yield image[:, ::-1], example["label"]
 
 
-def _encoded(
+def encoded(
     tokenizer: TrainedTokenizer, images: Iterator[tuple[np.ndarray, int]]
 ) -> Iterator[tuple[np.ndarray, int]]:
     """The codes of images, encoded a batch at a time."""

@@ -1,0 +1,245 @@
+"""Codes as bytes: the `.vqz` format, and the range coder that fills it.
+
+Nothing here knows what the codes are of. A file is, front to back:
+
+    bytes   what
+    3       "VQZ"
+    1       version of the format: 1
+    4       the tokenizer: the first bytes of its fingerprint
+    1       low half: the entropy model, 0 fixed, 1 static or 2 prior; high half: how many sizes follow
+    1-5 a   the sizes of what was compressed, such as height and width: varints, seven bits a byte,
+    size    lowest first, the high bit set where another byte follows; none is 0
+    1-5     codes a position, a varint: of a residual tokenizer those of the levels kept, otherwise all
+    0       fixed: nothing more
+    4       static: CRC-32 of the table of counts, int64, little-endian
+    12      prior: the first 2 bytes of its fingerprint; CRC-32 of the codes, int32 little-endian, its
+            low 2 bytes; the platform, 0 CPU, 1 GPU, 2 TPU or 255; three bytes of JAX's version; CRC-32
+            of what the prior answers to a fixed question (see `codec.PriorModel`)
+    ...     the codes, range coded; where there are none, or codes that cost nearly nothing, zeros up to
+            a byte for every 4,096 codes, so that a few bytes never stand for a vast image
+    4       CRC-32 of all that comes before, little-endian
+
+The range coder is constriction's (words of 32 bits, a state of 64, probabilities of 24 bits), its words
+big-endian and cut after the last byte that is needed: a decoder reads zeros beyond the end. Every symbol
+is coded under positive integer weights, at log2(sum / weight) bits.
+"""
+
+import dataclasses
+import struct
+import zlib
+from typing import Any
+
+import constriction
+import numpy as np
+
+from vq_jax.errors import UserError
+
+models, queue = constriction.stream.model, constriction.stream.queue
+
+MAGIC, VERSION = b"VQZ", 1
+SUFFIX = ".vqz"
+# Bytes that an entropy model puts into the header, by name, in the order of their numbers.
+ABOUT = {"fixed": 0, "static": 4, "prior": 12}
+FINGERPRINT = 4
+_CODES_A_BYTE = 4096  # at most
+_MOST = 2**31  # of a size
+_CHUNK = 2**20  # symbols decoded in one call at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What stands before the payload.
+
+    Attributes:
+      fingerprint: 4 bytes, whose codes they are.
+      entropy: a name in `ABOUT`.
+      shape: the sizes of what was compressed.
+      levels: codes a position.
+      about: the entropy model's own bytes, as many as `ABOUT` says.
+    """
+
+    fingerprint: bytes
+    entropy: str
+    shape: tuple[int, ...]
+    levels: int
+    about: bytes = b""
+
+
+def pack(header: Header, payload: bytes) -> bytes:
+    """A file's bytes, of its header and its payload."""
+    kind = list(ABOUT).index(header.entropy)
+    if len(header.fingerprint) != FINGERPRINT or len(header.about) != ABOUT[header.entropy]:
+        raise ValueError(f"{header} does not fit the format")
+    body = MAGIC + bytes([VERSION]) + header.fingerprint + bytes([kind | len(header.shape) << 4])
+    body += b"".join(map(_varint, (*header.shape, header.levels))) + header.about + payload
+    return body + struct.pack("<I", zlib.crc32(body))
+
+
+def unpack(data: bytes) -> tuple[Header, bytes]:
+    """The inverse of `pack`.
+
+    Raises:
+      UserError: it is no such file, of a newer version, cut short or altered.
+    """
+    if data[: len(MAGIC)] != MAGIC:
+        raise UserError(f"this is not a {SUFFIX} file: it does not begin with {MAGIC.decode()}")
+    if data[3:4] > bytes([VERSION]):
+        raise UserError(
+            f"this file is of version {data[3]} of the format, newer than this program's {VERSION}: "
+            "update vq_jax"
+        )
+    body, crc = data[:-4], data[-4:]
+    if len(body) < 9 or struct.pack("<I", zlib.crc32(body)) != crc:
+        raise UserError("this file is cut short or altered: its checksum does not fit")
+    kind, sizes = body[8] & 15, body[8] >> 4
+    if body[3] != VERSION or kind >= len(ABOUT) or not sizes:
+        raise UserError("this file's header makes no sense: it was altered, or badly written")
+    place, numbers = 9, []
+    for _ in range(sizes + 1):
+        number, place = _read_varint(body, place)
+        numbers.append(number)
+    entropy = list(ABOUT)[kind]
+    about, payload = body[place : place + ABOUT[entropy]], body[place + ABOUT[entropy] :]
+    if len(about) < ABOUT[entropy]:
+        raise UserError("this file's header makes no sense: it was altered, or badly written")
+    *shape, levels = numbers
+    return Header(body[4:8], entropy, tuple(shape), levels, about), payload
+
+
+def _varint(number: int) -> bytes:
+    if not 0 < number < _MOST:
+        raise ValueError(f"a size of {number} does not fit the format")
+    result = b""
+    while number >= 128:
+        result, number = result + bytes([number & 127 | 128]), number >> 7
+    return result + bytes([number])
+
+
+def _read_varint(data: bytes, place: int) -> tuple[int, int]:
+    """The number that begins at a place, and the place after it."""
+    number = 0
+    for i, byte in enumerate(data[place : place + 5]):
+        number |= (byte & 127) << 7 * i
+        if byte < 128:
+            if not 0 < number < _MOST:
+                break
+            return number, place + i + 1
+    raise UserError("this file's header makes no sense: it was altered, or badly written")
+
+
+# --- entropy models ---------------------------------------------------------------------------------
+
+# Of one symbol: constriction's own, or None where there is but one symbol and nothing to code.
+Model = Any
+
+
+def uniform(symbols: int) -> Model:
+    """All symbols alike, log2(symbols) bits each."""
+    return models.Uniform(symbols) if symbols > 1 else None
+
+
+def table(weights_K: np.ndarray) -> Model:
+    """The same weights, positive integers [K], for all symbols that are coded with it."""
+    if len(weights_K) == 1:
+        return None
+    # As float64, in which they and their sums are exact, so that all machines agree.
+    return models.Categorical(np.asarray(weights_K, np.float64), perfect=False)
+
+
+def bits(codes_N: np.ndarray, weights: np.ndarray) -> float:
+    """What codes int [N] cost by weights [K] or [N, K]: the sum of log2(sum / weight)."""
+    weights = np.asarray(weights, np.float64)
+    if weights.ndim == 1:
+        p_N = weights[codes_N] / weights.sum()
+    else:
+        p_N = np.take_along_axis(weights, codes_N[:, None], 1)[:, 0] / weights.sum(1)
+    return float(-np.log2(p_N).sum())
+
+
+class Encoder:
+    """Codes to a payload, first in, first out."""
+
+    def __init__(self):
+        self._coder = queue.RangeEncoder()
+        self._count = 0
+
+    def put(self, codes_N: np.ndarray, model: Model) -> None:
+        """Appends codes, int [N], all under one model of `uniform` or `table`."""
+        self._count += len(codes_N)
+        if model is not None and len(codes_N):
+            self._coder.encode(np.ascontiguousarray(codes_N, np.int32), model)
+
+    def put_each(self, codes_N: np.ndarray, weights_NK: np.ndarray) -> None:
+        """Appends codes, int [N], each under weights of its own, positive integers [N, K]."""
+        self._count += len(codes_N)
+        if weights_NK.shape[1] > 1 and len(codes_N):
+            family = models.Categorical(perfect=False)
+            codes_N = np.ascontiguousarray(codes_N, np.int32)
+            self._coder.encode(codes_N, family, np.asarray(weights_NK, np.float64))
+
+    def finish(self) -> bytes:
+        """The payload: of all numbers that decode to the codes, the shortest."""
+        words = self._coder.get_compressed()
+        before, (low, width) = self._coder.pos()
+        # Any number in [low, low + width) does, to be read after the words before. Past 2^64 a carry
+        # goes into these: only numbers on the side that they were written for fit them.
+        window = [*words[before : before + 2], 0, 0][:2]
+        if int(window[0]) << 32 | int(window[1]) < low:
+            first, end = 0, low + width - 2**64
+        else:
+            first, end = low, min(low + width, 2**64)
+        for size in range(9):
+            unit = 256 ** (8 - size)
+            number = -(-first // unit) * unit
+            if number < end:
+                break
+        tail = number.to_bytes(8, "big")[:size]
+        payload = (words[:before].astype(">u4").tobytes() + tail).rstrip(b"\0")
+        return payload.ljust(least_bytes(self._count), b"\0")
+
+
+class Decoder:
+    """The codes of a payload, in the order they were put."""
+
+    def __init__(self, payload: bytes):
+        padded = payload.ljust(-(-len(payload) // 4) * 4, b"\0")
+        self._coder = queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
+
+    def take(self, count: int, model: Model) -> np.ndarray:
+        """int32 [count] under one model.
+
+        Raises:
+          UserError: no codes were put that could have given this payload.
+        """
+        if model is None:
+            return np.zeros(count, np.int32)
+        parts = [min(_CHUNK, count - done) for done in range(0, count, _CHUNK)]
+        return np.concatenate(
+            [np.zeros(0, np.int32), *(self._decode(model, part) for part in parts)]
+        )
+
+    def take_each(self, weights_NK: np.ndarray) -> np.ndarray:
+        """int32 [N], each under weights of its own."""
+        if weights_NK.shape[1] == 1 or not len(weights_NK):
+            return np.zeros(len(weights_NK), np.int32)
+        return self._decode(models.Categorical(perfect=False), np.asarray(weights_NK, np.float64))
+
+    def _decode(self, *arguments: Any) -> np.ndarray:
+        try:
+            return self._coder.decode(*arguments)
+        except AssertionError as e:
+            raise UserError("this file's payload cannot be decoded: it was altered") from e
+
+
+def least_bytes(codes: int) -> int:
+    """How long the payload of so many codes is at least; see the module's text."""
+    return -(-codes // _CODES_A_BYTE)
+
+
+def check_size(codes: int, payload: bytes) -> None:
+    """Raises UserError where so many codes cannot lie in a payload, before any is decoded."""
+    if codes > _CODES_A_BYTE * len(payload):
+        raise UserError(
+            f"this file's sizes ask for {codes:,} codes, more than its {len(payload):,} bytes of "
+            "them can hold: it was altered"
+        )
