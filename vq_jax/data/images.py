@@ -1,6 +1,7 @@
 """Image files and arrays: reading, fitting to a square, showing side by side, writing."""
 
 import contextlib
+import warnings
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,6 +13,9 @@ from vq_jax.errors import UserError
 EXTENSIONS = frozenset(
     [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm", ".pgm"]
 )
+
+
+_STRIP = 512  # rows
 
 
 def decode(file: str | Path | BinaryIO, min_side: int = 0) -> np.ndarray:
@@ -29,20 +33,32 @@ def decode(file: str | Path | BinaryIO, min_side: int = 0) -> np.ndarray:
         if min_side:
             opened.draft("RGB", (min_side, min_side))
         opened.load()
-        image: Image.Image = ImageOps.exif_transpose(opened)
+        ImageOps.exif_transpose(opened, in_place=True)
+        image: Image.Image = opened
         if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip them at 255
             image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
         if image.has_transparency_data:
             canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
             canvas.alpha_composite(image.convert("RGBA"))
             image = canvas
-        return np.asarray(image.convert("RGB"))
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+        # Strip by strip: at once, Pillow would hold an image of any size two times more.
+        array = np.empty((image.height, image.width, 3), np.uint8)
+        for top in range(0, image.height, _STRIP):
+            bottom = min(top + _STRIP, image.height)
+            array[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+        return array
 
 
 def read_image(path: Path, channels: int = 3) -> np.ndarray:
     """Reads an image file to uint8 [H, W, channels]; a UserError names one that can't be read."""
     try:
-        return with_channels(decode(path), channels)
+        with (
+            warnings.catch_warnings()
+        ):  # of 90 megapixels Pillow warns, of twice as many it refuses
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return with_channels(decode(path), channels)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise UserError(f"cannot read {path} as an image: {e}") from e
 
