@@ -75,7 +75,7 @@ def test_a_prior_codes_grids_of_any_shape(models, name, height, width, seed):
 
 @pytest.mark.parametrize("name", PRIORS)
 def test_a_prior_codes_several_codes_a_position(rng, name):
-    tokenizer = make_tokenizer("residual/fsq")
+    tokenizer = make_tokenizer("residual")
     model = PriorModel(make_prior(tokenizer, name))
     codes = rng.integers(0, tokenizer.num_codes, (6, 5, 2), np.int32)
     about, payload = packed(model, codes)
@@ -90,7 +90,7 @@ def test_size_is_within_one_percent_of_the_priors_own_cross_entropy(tokenizer, r
     bits = -prior.log_probability(codes).sum() / np.log(2)
     grid = np.concatenate(list(codes.reshape(64, *tokenizer.grid)), axis=0)[..., None]
     _, payload = packed(PriorModel(prior), grid)
-    assert bits < 0.95 * codes.size * 5
+    assert bits < 0.97 * codes.size * 5
     assert 8 * len(payload) == pytest.approx(bits, rel=0.01)
 
 
@@ -140,7 +140,7 @@ def test_static_is_within_one_percent_of_the_counts_cross_entropy(tokenizer, rng
 
 
 def test_quality_drops_levels(rng):
-    tokenizer = make_tokenizer("residual/fsq")
+    tokenizer = make_tokenizer("residual")
     opened, x = Codec(tokenizer), image(rng, 200, 200)
     full, half = opened.compress(x), opened.compress(x, quality=1)
     assert len(half) == pytest.approx(len(full) / 2, rel=0.05)

@@ -80,7 +80,7 @@ def test_many_images_in_batches_are_each_by_itself(tokenizer, rng):
         assert np.abs(by_itself.astype(int) - image).max() <= 1
 
 
-@pytest.mark.parametrize("quantizer", ["multiscale", "residual/fsq"])
+@pytest.mark.parametrize("quantizer", ["multiscale", "residual"])
 def test_codes_of_other_shapes(quantizer, rng):
     """Without a grid an image is cut into tiles of the training size, which do not overlap."""
     tokenizer = make_tokenizer(quantizer)

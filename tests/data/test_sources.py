@@ -149,7 +149,7 @@ def test_folder_mistakes_are_one_line(tmp_path):
         open_source(folder_config(""))
     with pytest.raises(UserError, match="there is no folder"):
         open_source(folder_config(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match="no image in"):
+    with pytest.raises(UserError, match="no images in"):
         open_source(folder_config(tmp_path))
 
 
