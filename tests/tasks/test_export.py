@@ -17,6 +17,7 @@ from small import make_prior, make_tokenizer, write
 from torch_models import VQGAN, Magvit2, randomise
 
 import vq_jax
+from vq_jax import codec
 from vq_jax import config as configs
 from vq_jax.errors import UserError
 from vq_jax.interop.weights import ARRAYS
@@ -33,12 +34,23 @@ def imported(tmp_path):
 
 
 def test_our_own_form_is_opened_without_orbax_and_comes_back_the_same(tmp_path, imported):
+    opened = codec.load(imported)
+    counts = np.arange(opened.tokenizer.num_codes)[None] ** 2
+    codec.save_counts(imported, opened.tokenizer, counts)
     export(imported, tmp_path / "exported", "vq_jax")
     import_weights(tmp_path / "exported", tmp_path / "back")
     files = [imported, tmp_path / "exported", tmp_path / "back"]
     arrays = [load_file(folder / ARRAYS) for folder in files]
     chex.assert_trees_all_equal(*arrays)
-    assert {p.name for p in (tmp_path / "exported").iterdir()} == {ARRAYS, "config.json"}
+    assert {p.name for p in (tmp_path / "exported").iterdir()} == {
+        ARRAYS,
+        "config.json",
+        codec.COUNTS,
+    }
+    # Files coded by the counts are read with what was handed on.
+    image = np.zeros((16, 16, 3), np.uint8)
+    data = codec.load(imported).compress(image, entropy="static")
+    codec.load(tmp_path / "back").decompress(data)
     prints = {vq_jax.load(folder).fingerprint for folder in files}
     assert len(prints) == 1
     # In a process that has none.

@@ -150,7 +150,7 @@ def _change(
 ) -> None:
     """Reads files, works on several at once, and writes what comes of each.
 
-    One that cannot be read is named, and the others are done.
+    Of many, one that cannot be read is named, and the others are done.
 
     Args:
       pairs: from `pair_files`.
@@ -182,6 +182,8 @@ def _change(
                 batch.append((pair, *read(pair[0])))
             except UserError as e:
                 failed.append(f"{pair[0]}: {e}")
+                if len(pairs) == 1:
+                    raise UserError(failed[0]) from e
             held = sum(medium.nbytes(shape) for _, _, shape in batch)
             if held < _BYTES and len(batch) < _FILES and i + 1 < len(pairs):
                 continue

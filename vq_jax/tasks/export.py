@@ -16,6 +16,7 @@ import yaml
 from ml_collections import ConfigDict
 
 from vq_jax import config as configs
+from vq_jax.codec import read_counts, save_counts
 from vq_jax.errors import UserError
 from vq_jax.interop import names
 from vq_jax.interop.names import Names
@@ -135,6 +136,13 @@ def _vq_jax(model: TrainedTokenizer | TrainedPrior, workdir: Path, output: Path)
     config, arrays, step = own_arrays(model, workdir)
     save_arrays(arrays, output / ARRAYS, step=str(step))
     configs.save(config, output / CONFIG)
+    hand_counts_on(model, workdir, output)
+
+
+def hand_counts_on(model: TrainedTokenizer | TrainedPrior, folder: Path, to: Path) -> None:
+    """Gives a folder the counts that files are coded by, where the model's own has them."""
+    if isinstance(model, TrainedTokenizer) and (counts := read_counts(folder, model)) is not None:
+        save_counts(to, model, counts)
 
 
 # --- PyTorch --------------------------------------------------------------------------------------
