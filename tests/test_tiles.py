@@ -21,11 +21,13 @@ def picture(rng, height, width):
     return to_uint8(np.tanh(noise / noise.std()))
 
 
-@pytest.mark.parametrize("codes", [1, 7, 31, 32, 33, 47, 48, 100, 1000])
-def test_a_cut_covers_all_and_tiles_overlap_by_twice_the_margin(codes):
-    side = cut(codes, 32, 8)
+@pytest.mark.parametrize("step", [1, 4, 5])
+@pytest.mark.parametrize("codes", [1, 7, 31, 32, 33, 47, 48, 49, 100, 1000])
+def test_a_cut_covers_all_and_tiles_overlap_by_twice_the_margin(codes, step):
+    side = cut(codes, 32, 8, step)
     assert side.starts[0] == 0 and side.starts[-1] + side.size == codes
-    assert side.size == min(codes, 32)
+    assert side.size <= min(codes, 32)
+    assert codes <= 32 or side.size % step == 0 or side.size == 32
     ends = [start + side.size for start in side.starts]
     for end, start, seam in zip(ends, side.starts[1:], side.seams, strict=False):
         assert end - start >= 16 and start + 8 <= seam <= end - 8

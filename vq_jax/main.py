@@ -185,7 +185,9 @@ def _reconstruct(workdir: Path) -> None:
 
 def _compress(workdir: Path) -> None:
     from vq_jax.tasks.compress import compress
+    from vq_jax.training import parallel
 
+    parallel.keep_memory()
     compress(
         workdir,
         tokenizer=_tokenizer(),
@@ -198,7 +200,9 @@ def _compress(workdir: Path) -> None:
 
 def _decompress(workdir: Path) -> None:
     from vq_jax.tasks.compress import decompress
+    from vq_jax.training import parallel
 
+    parallel.keep_memory()
     decompress(workdir, tokenizer=_tokenizer(), **_files())
 
 

@@ -23,12 +23,12 @@ import numpy as np
 from vq_jax.data.images import EXTENSIONS, read_image, save_image, to_float, to_uint8
 from vq_jax.tokenizer import TrainedTokenizer
 
-_SIDE = 512  # of a tile, in pixels
+_SIDE = 576  # of a tile, in pixels, at most
 _MARGIN = 32  # pixels by which a tile reaches over its share
 _RAMP = 16  # pixels over which a decoded tile gives way to the next
-_STEP = (
-    64  # images larger than this are mirrored to multiples of it: the fewer programs are compiled
-)
+# So that few programs are compiled, tiles of an image that takes several have a multiple of so many
+# pixels a side, and one that takes but one, and is larger than this, is mirrored to a multiple of
+_STEP, _WHOLE_STEP = 32, 64
 _AT_ONCE = 64  # tiles in a batch at most
 
 
@@ -47,20 +47,23 @@ class Cut:
     seams: tuple[int, ...]
 
 
-def cut(codes: int, tile: int, margin: int) -> Cut:
-    """Cuts a side into tiles of equal size, evenly spread, that reach `margin` over their shares.
+def cut(codes: int, tile: int, margin: int, step: int = 1) -> Cut:
+    """Cuts a side into as few tiles as it takes, of equal size, that reach `margin` over their shares.
 
     Args:
       codes: along the side.
       tile: codes along a tile, at most.
       margin: codes, less than half a tile.
+      step: tiles, where there are several, have a multiple of so many codes, unless they have the most.
     """
     if codes <= tile:
         return Cut(codes, (0,), ())
-    count = 1 + math.ceil((codes - tile) / (tile - 2 * margin))
-    starts = [i * (codes - tile) // (count - 1) for i in range(count)]
-    seams = ((a + tile + b) // 2 for a, b in itertools.pairwise(starts))
-    return Cut(tile, tuple(starts), tuple(seams))
+    count = math.ceil((codes - 2 * margin) / (tile - 2 * margin))
+    least = math.ceil((codes + 2 * margin * (count - 1)) / count)
+    size = min(-(-least // step) * step, tile)
+    starts = [i * (codes - size) // (count - 1) for i in range(count)]
+    seams = ((a + size + b) // 2 for a, b in itertools.pairwise(starts))
+    return Cut(size, tuple(starts), tuple(seams))
 
 
 class ImageTiles:
@@ -129,10 +132,11 @@ class ImageTiles:
         """How rows and columns of codes are cut; those beyond the image are mirrored."""
 
         def of(side: int) -> Cut:
-            if self.tokenizer.factor and _STEP < side <= self._tile * self._factor:
-                step = math.lcm(_STEP, self._factor)
+            if self.tokenizer.factor and _WHOLE_STEP < side <= self._tile * self._factor:
+                step = math.lcm(_WHOLE_STEP, self._factor)
                 side = min(-(-side // step) * step, self._tile * self._factor)
-            return cut(-(-side // self._factor), self._tile, self._margin)
+            step = max(1, _STEP // self._factor)
+            return cut(-(-side // self._factor), self._tile, self._margin, step)
 
         return of(shape[0]), of(shape[1])
 

@@ -120,7 +120,11 @@ def test_a_prior_codes_and_says_where_it_can_be_read(run, images, tmp_path):
     program("--mode=decompress", *how, f"--output={tmp_path / 'a.png'}")
     assert decode(tmp_path / "a.png").shape == (33, 50, 3)
     done = program(
-        "--mode=decompress", f"--workdir={run}", how[1], f"--output={tmp_path / 'b.png'}", check=False
+        "--mode=decompress",
+        f"--workdir={run}",
+        how[1],
+        f"--output={tmp_path / 'b.png'}",
+        check=False,
     )
     one_line(done, "needs a prior")
     assert not (tmp_path / "b.png").exists()

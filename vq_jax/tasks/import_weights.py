@@ -27,7 +27,14 @@ from vq_jax.interop.weights import (
 )
 from vq_jax.models.transformer import init_params
 from vq_jax.prior import load_prior, load_tokenizer
-from vq_jax.tasks.export import CARRIED, check_new, hand_counts_on, names_in_training, new_folder, own_arrays
+from vq_jax.tasks.export import (
+    CARRIED,
+    check_new,
+    hand_counts_on,
+    names_in_training,
+    new_folder,
+    own_arrays,
+)
 from vq_jax.tokenizer import TrainedTokenizer
 from vq_jax.tokenizer import load as load_trained
 
