@@ -264,7 +264,7 @@ def test_mutated_files_end_in_one_line_and_in_no_time(tokenizer, counts, rng, en
             refused += 1
             assert "\n" not in str(e)
         else:  # it says something else, and is as whole
-            assert codes.size <= 4096 * len(body) and len(shape) == 2
+            assert codes.size <= 256 * len(body) and len(shape) == 2
         worst = max(worst, tracemalloc.get_traced_memory()[1])
     tracemalloc.stop()
     assert worst < 256e6

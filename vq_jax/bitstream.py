@@ -16,7 +16,7 @@ Nothing here knows what the codes are of. A file is, front to back:
             low 2 bytes; the platform, 0 CPU, 1 GPU, 2 TPU or 255; three bytes of JAX's version; CRC-32
             of what the prior answers to a fixed question (see `codec.PriorModel`)
     ...     the codes, range coded; where there are none, or codes that cost nearly nothing, zeros up to
-            a byte for every 4,096 codes, so that a few bytes never stand for a vast image
+            a byte for every 256 codes, so that a few bytes never stand for a vast image
     4       CRC-32 of all that comes before, little-endian
 
 The range coder is constriction's (words of 32 bits, a state of 64, probabilities of 24 bits), its words
@@ -41,7 +41,7 @@ SUFFIX = ".vqz"
 # Bytes that an entropy model puts into the header, by name, in the order of their numbers.
 ABOUT = {"fixed": 0, "static": 4, "prior": 12}
 FINGERPRINT = 4
-_CODES_A_BYTE = 4096  # at most
+_CODES_A_BYTE = 256  # at most
 _MOST = 2**31  # of a size
 _CHUNK = 2**20  # symbols decoded in one call at most
 

@@ -7,7 +7,7 @@
 
 The codes are kept exactly, the image as well as its codes tell it. `bitstream` has the format. Three
 models say how likely a code is: "fixed", all alike; "static", as often as it was met in training;
-"prior", as a trained prior says, window by window: smaller, and hundreds of times slower.
+"prior", as a trained prior says, window by window: smaller, and many times slower.
 """
 
 import io

@@ -193,7 +193,7 @@ def _change(
                 vqz = next(path for path in both if path.suffix == SUFFIX or path == both[1])
                 done, units = done + 1, units + math.prod(shape)
                 plain, small = plain + medium.nbytes(shape), small + vqz.stat().st_size
-                shown = _summary(done, started, plain, small)
+                shown = _summary(started, done, units, medium.unit, plain / small)
                 progress.update(task, completed=done + len(failed), shown=shown)
             batch = []
     for line in failed:
@@ -204,13 +204,14 @@ def _change(
         print(
             f"{verb} {done} of {len(pairs)} into {place}: {plain:,} bytes as they are, {small:,} "
             f"compressed, {8 * small / units:.3f} bits a {medium.unit}; "
-            + _summary(done, started, plain, small)
+            + _summary(started, done, units, medium.unit, plain / small)
         )
     if failed:
         raise UserError(f"{len(failed)} of {len(pairs)} files could not be {verb}")
 
 
-def _summary(done: int, started: float, plain: int, small: int) -> str:
-    return (
-        f"{plain / small:.1f} times smaller, {done / (time.perf_counter() - started):.1f} files/s"
-    )
+def _summary(started: float, done: int, units: int, unit: str, ratio: float) -> str:
+    """What is shown of a folder under way, and at its end."""
+    seconds = time.perf_counter() - started
+    speed = f"{done / seconds:.1f} files/s, {units / seconds / 1e6:.2f} million {unit}s/s"
+    return f"{ratio:.1f} times smaller, {speed}"
