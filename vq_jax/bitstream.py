@@ -12,16 +12,22 @@ Nothing here knows what the codes are of. A file is, front to back:
     1-5     codes a position, a varint: of a residual tokenizer those of the levels kept, otherwise all
     0       fixed: nothing more
     4       static: CRC-32 of the table of counts, int64, little-endian
-    12      prior: the first 2 bytes of its fingerprint; CRC-32 of the codes, int32 little-endian, its
-            low 2 bytes; the platform, 0 CPU, 1 GPU, 2 TPU or 255; three bytes of JAX's version; CRC-32
-            of what the prior answers to a fixed question (see `codec.PriorModel`)
-    ...     the codes, range coded; where there are none, or codes that cost nearly nothing, zeros up to
-            a byte for every 256 codes, so that a few bytes never stand for a vast image
+    14      prior: the first 2 bytes of its fingerprint; CRC-32 of the codes, int32 little-endian; the
+            platform, 0 CPU, 1 GPU, 2 TPU or 255; three bytes of JAX's version; CRC-32 of what the prior
+            answers to a fixed question (see `codec.PriorModel`)
+    ...     the codes, range coded; of more than 16,384 codes, zeros up to a byte for every 256 of those
+            beyond, so that a few bytes never stand for a vast image
     4       CRC-32 of all that comes before, little-endian
 
-The range coder is constriction's (words of 32 bits, a state of 64, probabilities of 24 bits), its words
-big-endian and cut after the last byte that is needed: a decoder reads zeros beyond the end. Every symbol
-is coded under positive integer weights, at log2(sum / weight) bits.
+Fixed and static: level by level, the positions of each row by row, under equal weights or under counts
+plus one. Prior: window by window of the prior's own grid, row by row, so many at a time that they are a power
+of two; of those, code after code in its order, or group after group along the Halton order, under
+floor(2^23 p) plus one.
+
+The range coder is constriction's (words of 32 bits, a state of 64, probabilities of 24 bits, to which
+weights are brought by its `Categorical(perfect=False)` and `Uniform`), its words big-endian and cut after the
+last byte that is needed: a decoder reads zeros beyond the end. A symbol costs log2(sum / weight) bits, and up
+to a percent more where the 24 bits are few for as many symbols.
 """
 
 import dataclasses
@@ -39,9 +45,10 @@ models, queue = constriction.stream.model, constriction.stream.queue
 MAGIC, VERSION = b"VQZ", 1
 SUFFIX = ".vqz"
 # Bytes that an entropy model puts into the header, by name, in the order of their numbers.
-ABOUT = {"fixed": 0, "static": 4, "prior": 12}
+ABOUT = {"fixed": 0, "static": 4, "prior": 14}
 FINGERPRINT = 4
-_CODES_A_BYTE = 256  # at most
+# So many codes need no bytes, and those beyond a byte for each so many.
+_FREE, _CODES_A_BYTE = 2**14, 256
 _MOST = 2**31  # of a size
 _CHUNK = 2**20  # symbols decoded in one call at most
 
@@ -121,7 +128,7 @@ def _read_varint(data: bytes, place: int) -> tuple[int, int]:
     for i, byte in enumerate(data[place : place + 5]):
         number |= (byte & 127) << 7 * i
         if byte < 128:
-            if not 0 < number < _MOST:
+            if not 0 < number < _MOST or not byte:
                 break
             return number, place + i + 1
     raise UserError("this file's header makes no sense: it was altered, or badly written")
@@ -144,16 +151,6 @@ def table(weights_K: np.ndarray) -> Model:
         return None
     # As float64, in which they and their sums are exact, so that all machines agree.
     return models.Categorical(np.asarray(weights_K, np.float64), perfect=False)
-
-
-def bits(codes_N: np.ndarray, weights: np.ndarray) -> float:
-    """What codes int [N] cost by weights [K] or [N, K]: the sum of log2(sum / weight)."""
-    weights = np.asarray(weights, np.float64)
-    if weights.ndim == 1:
-        p_N = weights[codes_N] / weights.sum()
-    else:
-        p_N = np.take_along_axis(weights, codes_N[:, None], 1)[:, 0] / weights.sum(1)
-    return float(-np.log2(p_N).sum())
 
 
 class Encoder:
@@ -213,10 +210,11 @@ class Decoder:
         """
         if model is None:
             return np.zeros(count, np.int32)
-        parts = [min(_CHUNK, count - done) for done in range(0, count, _CHUNK)]
-        return np.concatenate(
-            [np.zeros(0, np.int32), *(self._decode(model, part) for part in parts)]
-        )
+        codes_N = np.empty(count, np.int32)
+        for start in range(0, count, _CHUNK):
+            part = codes_N[start : start + _CHUNK]
+            part[...] = self._decode(model, len(part))
+        return codes_N
 
     def take_each(self, weights_NK: np.ndarray) -> np.ndarray:
         """int32 [N], each under weights of its own."""
@@ -233,12 +231,12 @@ class Decoder:
 
 def least_bytes(codes: int) -> int:
     """How long the payload of so many codes is at least; see the module's text."""
-    return -(-codes // _CODES_A_BYTE)
+    return max(0, -(-(codes - _FREE) // _CODES_A_BYTE))
 
 
 def check_size(codes: int, payload: bytes) -> None:
     """Raises UserError where so many codes cannot lie in a payload, before any is decoded."""
-    if codes > _CODES_A_BYTE * len(payload):
+    if least_bytes(codes) > len(payload):
         raise UserError(
             f"this file's sizes ask for {codes:,} codes, more than its {len(payload):,} bytes of "
             "them can hold: it was altered"

@@ -39,6 +39,7 @@ COUNTS = "code_counts.npz"  # in the tokenizer's folder
 _TOTAL = 2**23  # about what the weights of a prior's code add up to
 _WINDOWS = 16  # of a prior, in a batch at most
 _LOGITS = 2**25  # of a batch at most
+_CHUNK = 2**20  # of them, weighed at a time
 _PLATFORMS = ("cpu", "gpu", "tpu")
 
 
@@ -145,18 +146,20 @@ class PriorModel:
     def put(self, encoder: Encoder, codes: np.ndarray) -> bytes:
         """Writes codes; returns what the header tells of this model."""
         grid = codes.shape[:-1]
+        size = self._batch(grid)
         for windows in self._batches(grid):
-            codes_BN, inside_BN = self._tokens(windows, codes)
+            codes_BN, inside_BN = self._tokens(windows, codes, size)
 
             def settle(where, logits_nK, codes_BN=codes_BN):
-                encoder.put_each(codes_BN[where], weights(logits_nK))
+                for rows in _chunks(logits_nK):
+                    encoder.put_each(codes_BN[where][rows], weights(logits_nK[rows]))
                 return codes_BN[where]
 
             self._walk(inside_BN, settle)
         version = bytes(min(int(n), 255) for n in jax.__version_info__[:3])
         return (
             self._fingerprint + _checksum(codes) + bytes([_platform()]) + version
-            + self._answer(self._batch(grid))
+            + self._answer(size)
         )  # fmt: skip
 
     def take(
@@ -169,46 +172,54 @@ class PriorModel:
         """
         if about[:2] != self._fingerprint:
             raise UserError("this file is coded by another prior: name the run of that one")
-        if about[8:] != self._answer(self._batch(grid)):
-            there = f"{dict(enumerate(_PLATFORMS)).get(about[4], 'another platform')}, JAX "
-            there += ".".join(map(str, about[5:8]))
+        if about[10:] != self._answer(self._batch(grid)):
+            there = f"{dict(enumerate(_PLATFORMS)).get(about[6], 'another platform')}, JAX "
+            there += ".".join(map(str, about[7:10]))
             here = f"{jax.default_backend()}, JAX {jax.__version__}"
             raise UserError(
                 "this file is coded by the prior's probabilities, and they come out otherwise here "
                 f"({here}) than where it was made ({there}): decompress it on such a machine, or "
-                "compress anew with --entropy=static, which reads alike everywhere"
+                "compress anew with --entropy=static, which reads alike everywhere; if it is the same "
+                "machine, the file was altered"
             )
         codes = np.zeros((*grid, levels), np.int32)
+        size = self._batch(grid)
+
+        def settle(_, logits_nK):
+            parts = (weights(logits_nK[rows]) for rows in _chunks(logits_nK))
+            return np.concatenate([decoder.take_each(part) for part in parts])
+
         for windows in self._batches(grid):
-            _, inside_BN = self._tokens(windows, codes)
-            taken_BN = self._walk(
-                inside_BN, lambda _, logits_nK: decoder.take_each(weights(logits_nK))
-            )
+            _, inside_BN = self._tokens(windows, codes, size)
+            taken_BN = self._walk(inside_BN, settle)
             for window, taken_N in zip(windows, taken_BN, strict=False):
                 into = codes[window]
                 fits = tuple(slice(n) for n in into.shape)
                 into[...] = taken_N.reshape(*self._module.grid, levels)[fits]
-        if _checksum(codes) != about[2:4]:
+        if _checksum(codes) != about[2:6]:
             raise UserError(
-                "this file's codes come out otherwise than they went in: the prior does not compute "
-                "here what it did there; compress anew with --entropy=static"
+                "this file's codes come out otherwise than they went in: it was altered, or the prior "
+                "does not compute here what it did there; compress anew with --entropy=static"
             )
         return codes
 
     def _batch(self, grid: tuple[int, ...]) -> int:
         """How many windows of such a grid go at once: the same when it is written and read."""
-        one = self._module.length * self._module.num_codes
-        most = max(1, min(_WINDOWS, _LOGITS // one, len(_windows(grid, self._module.grid))))
-        return 1 << (most - 1).bit_length()
+        logits = self._module.length * self._module.num_codes
+        most = max(1, min(_WINDOWS, _LOGITS // logits))
+        count = math.prod(map(len, _spans(grid, self._module.grid)))
+        return min(1 << (most.bit_length() - 1), 1 << (count - 1).bit_length())
 
     def _batches(self, grid: tuple[int, ...]) -> Iterator[list[tuple]]:
-        windows, size = _windows(grid, self._module.grid), self._batch(grid)
-        for start in range(0, len(windows), size):
-            yield windows[start : start + size]
+        """Index expressions that cut a grid into windows, so many at a time."""
+        windows, size = itertools.product(*_spans(grid, self._module.grid)), self._batch(grid)
+        while batch := list(itertools.islice(windows, size)):
+            yield batch
 
-    def _tokens(self, windows: list[tuple], codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """int32 [B, N], the codes of windows, and bool [B, N], which of them there are."""
-        size = self._batch(codes.shape[:-1])
+    def _tokens(
+        self, windows: list[tuple], codes: np.ndarray, size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """int32 [size, N], the codes of windows, and bool [size, N], which of them there are."""
         shape = (size, *self._module.grid, codes.shape[-1])
         tokens, inside = np.zeros(shape, np.int32), np.zeros(shape, bool)
         for i, window in enumerate(windows):
@@ -312,18 +323,24 @@ def _all(module: Transformer, params, codes_BN, label_B):
     return module.apply({"params": params}, codes_BN, label_B)
 
 
-def _windows(grid: tuple[int, ...], size: tuple[int, ...]) -> list[tuple]:
-    """Index expressions that cut a grid into windows; dimensions in front of the size's are taken
-    one by one."""
+def _spans(grid: tuple[int, ...], size: tuple[int, ...]) -> list[Sequence]:
+    """What cuts each dimension of a grid into windows; those in front of the size's are taken one by
+    one."""
     lead = len(grid) - len(size)
-    spans: list[Iterable] = [range(n) for n in grid[:lead]]
+    spans: list[Sequence] = [range(n) for n in grid[:lead]]
     for side, step in zip(grid[lead:], size, strict=True):
         spans.append([slice(start, start + step) for start in range(0, side, step)])
-    return list(itertools.product(*spans))
+    return spans
+
+
+def _chunks(logits_nK: np.ndarray) -> list[slice]:
+    """Rows that are worked on at a time."""
+    step = max(1, _CHUNK // logits_nK.shape[1])
+    return [slice(start, start + step) for start in range(0, len(logits_nK), step)]
 
 
 def _checksum(codes: np.ndarray) -> bytes:
-    return struct.pack("<I", zlib.crc32(np.ascontiguousarray(codes, "<i4").tobytes()))[:2]
+    return struct.pack("<I", zlib.crc32(np.ascontiguousarray(codes, "<i4").tobytes()))
 
 
 def _platform() -> int:
@@ -346,10 +363,12 @@ class Codec:
         tokenizer: TrainedTokenizer,
         counts: np.ndarray | None = None,
         prior: TrainedPrior | None = None,
+        medium: Medium | None = None,
     ):
-        """`counts` are int64 [levels, num_codes], how often each code was met in training."""
+        """`counts` are int64 [levels, num_codes], how often each code was met in training; without a
+        `medium` the tokenizer is one of images."""
         self.tokenizer = tokenizer
-        self.medium: Medium = ImageTiles(tokenizer)
+        self.medium: Medium = medium or ImageTiles(tokenizer)
         self.levels = math.prod(tokenizer.code_shape)
         alike = bitstream.uniform(tokenizer.num_codes)
         self.models: dict[str, CodeModel] = {"fixed": Tables([alike] * self.levels)}
@@ -370,7 +389,7 @@ class Codec:
         """The bytes of a `.vqz` file.
 
         Args:
-          x: an image, uint8 [H, W, C], of any size.
+          x: what the medium takes: of images, uint8 [H, W, C], of any size.
           entropy: "fixed", "static" or "prior"; None is the prior where there is one, and otherwise
             the shorter of the other two.
           quality: of a residual tokenizer, how many levels to keep, from 1; None keeps all.
@@ -427,7 +446,7 @@ class Codec:
             raise UserError("a prior codes all levels: with fewer, --entropy=static")
 
     def decompress(self, data: bytes) -> np.ndarray:
-        """What `compress` has kept of an image, uint8 [H, W, C].
+        """What `compress` has kept, as the medium gives it: of an image, uint8 [H, W, C].
 
         Raises:
           UserError: it was not made with this model, or it is cut short or altered.
@@ -505,6 +524,8 @@ def read_counts(folder: Path, tokenizer: TrainedTokenizer) -> np.ndarray | None:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as e:
         raise UserError(f"{path} cannot be read ({e}): remove it, and compress counts anew") from e
     shape = (math.prod(tokenizer.code_shape), tokenizer.num_codes)
+    if counts.dtype != np.int64 or (counts < 0).any():
+        raise UserError(f"{path} holds no counts: remove it, and compress counts anew")
     if counts.shape != shape or fingerprint != tokenizer.fingerprint:
         return None
     return counts

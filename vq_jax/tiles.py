@@ -3,11 +3,11 @@
 A medium turns what it is made for into codes and back; the codec, its format and its commands know no
 more of images than they ask of this class.
 
-An image is mirrored over its lower and right edges to whole codes and cut into tiles that overlap.
-Of a tile's codes those nearer to it than to its neighbours are kept; decoded tiles give way to each
-other linearly, in the middle of where they overlap. The overlap is wider than what a purely convolutional
-tokenizer looks at: its tiles are the image taken whole. Norms over the whole map and attention see a
-tile instead of the image.
+An image is mirrored over its lower and right edges to whole codes, and more, and cut into tiles that
+overlap. Of a tile's codes those nearer to it than to its neighbours are kept; decoded tiles give way to each
+other linearly, in the middle of where they overlap. A tokenizer that looks no further than 24 pixels around
+what it makes gives the codes and pixels of that image taken whole. Norms over the whole map and attention
+see a tile instead of it.
 """
 
 import dataclasses
@@ -189,27 +189,31 @@ class ImageTiles:
 
         def tiles() -> Iterator[tuple[int, np.ndarray]]:
             for codes, (rows, columns) in zip(all_codes, cuts, strict=True):
-                for i, y in enumerate(rows.starts):
-                    for j, x in enumerate(columns.starts):
-                        if self.tokenizer.factor:
-                            spans = (y, y + rows.size), (x, x + columns.size)
-                            tile = _mirrored(codes, *spans)
-                        else:
-                            tile = codes[i * len(columns.starts) + j]
-                        yield self._at_once(rows, columns), tile
+                for y, x in _order(rows, columns):
+                    if self.tokenizer.factor:
+                        top, left = rows.starts[y], columns.starts[x]
+                        tile = _mirrored(codes, (top, top + rows.size), (left, left + columns.size))
+                    else:
+                        tile = codes[y * len(columns.starts) + x]
+                    yield self._at_once(rows, columns), tile
 
         def run(batch: np.ndarray) -> Any:
             return self.tokenizer.decode_unchecked(jnp.asarray(batch))
 
         decoded = _in_batches(tiles(), run)
-        for shape, of_image in zip(shapes, cuts, strict=True):
-            yield self._assembled(shape, *of_image, decoded)
+        for shape, (rows, columns) in zip(shapes, cuts, strict=True):
+            image = np.empty((*shape, self._channels), np.uint8)
+            if _is_wide(rows, columns):
+                turned = (tile.swapaxes(0, 1) for tile in decoded)
+                self._assemble(image.swapaxes(0, 1), columns, rows, turned)
+            else:
+                self._assemble(image, rows, columns, decoded)
+            yield image
 
-    def _assembled(
-        self, shape: tuple[int, ...], rows: Cut, columns: Cut, tiles: Iterator[np.ndarray]
-    ) -> np.ndarray:
-        """One image of the tiles that come next; no more than a row of tiles is held in float."""
-        image = np.empty((*shape, self._channels), np.uint8)
+    def _assemble(
+        self, image: np.ndarray, rows: Cut, columns: Cut, tiles: Iterator[np.ndarray]
+    ) -> None:
+        """Fills an image with the tiles that come next, row by row; of floats it holds one row."""
         down, across = self._weights(rows), self._weights(columns)
         _, width = self._pixels(columns, columns.starts[-1])
         band = np.zeros((rows.size * self._factor, width, self._channels), np.float32)
@@ -220,10 +224,11 @@ class ImageTiles:
             after = [*rows.starts, start + rows.size][y + 1]
             done = (after - start) * self._factor
             into = image[start * self._factor : after * self._factor]
-            into[...] = to_uint8(band[: len(into), : shape[1]])
+            for left in range(0, image.shape[1], _SIDE):
+                part = into[:, left : left + _SIDE]
+                part[...] = to_uint8(band[: part.shape[0], left : left + part.shape[1]])
             band[: len(band) - done] = band[done:]
             band[len(band) - done :] = 0.0
-        return image
 
     def _pixels(self, side: Cut, start: int) -> tuple[int, int]:
         """The pixels [from, to) of the tile that begins there."""
@@ -239,6 +244,17 @@ class ImageTiles:
             rise, fall = (place - first) / ramp + 0.5, (last - place) / ramp + 0.5
             weights.append(np.clip(np.minimum(rise, fall), 0, 1).astype(np.float32))
         return weights
+
+
+def _is_wide(rows: Cut, columns: Cut) -> bool:
+    return len(columns.starts) > len(rows.starts)
+
+
+def _order(rows: Cut, columns: Cut) -> Iterator[tuple[int, int]]:
+    """Tiles in the order they are decoded: along the shorter side first, which is held in floats."""
+    if _is_wide(rows, columns):
+        return ((y, x) for x in range(len(columns.starts)) for y in range(len(rows.starts)))
+    return itertools.product(range(len(rows.starts)), range(len(columns.starts)))
 
 
 def _share(side: Cut, tile: int) -> tuple[int, int]:

@@ -251,7 +251,7 @@ def growth() -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", choices=["sides", "growth", "one"])
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path)
     for name in ("run", "source", "folder"):
         parser.add_argument(f"--{name}", type=Path, help=argparse.SUPPRESS)

@@ -7,7 +7,8 @@
 A point is a setting of a codec: all bytes of all its files over all pixels, and the means of PSNR, SSIM,
 MS-SSIM (where images are large enough) and LPIPS (VGG16) over the images. Ours are run with as many levels
 as there are, one point each, coded as --mode=compress does. The others are Pillow's, set to spend time
-on small files (AVIF at speed 4: 0 takes six times as long for 1% less). Writes OUTPUT.json, OUTPUT.png (curves) and OUTPUT_crops.png (at equal bytes).
+on small files (AVIF at speed 4: 0 takes six times as long for 1% less). Writes OUTPUT.json, OUTPUT.png
+(curves) and OUTPUT_crops.png (at equal bytes).
 
 Sets: `photos`, the two held-out photographs; `emoji`, 253 at 32x32; `cifar`, 250 held-back images of a
 folder (`--folder`); `emoji_sheet` and `cifar_sheet`, the same side by side in one image of 15 columns, in
@@ -173,18 +174,18 @@ def at_most(name: str, image: np.ndarray, size: int) -> tuple[int, int, np.ndarr
     return low, *by_pillow(name, image, low)
 
 
-def crops(name: str, images: list[np.ndarray], opened: Codec, path: Path) -> list[dict]:
+def crops(images: list[np.ndarray], opened: Codec, path: Path) -> list[dict]:
     """Pictures side by side, the others with as many bytes as ours; returns what they are.
 
-    Of large images one row for three of our rates; of small ones, ten images at all levels.
+    Of a large image a row for each of our rates; of small ones, twelve at our highest.
     """
     told, rows = [], []
     if min(images[0].shape[:2]) > 64:
         image = images[0]
         height, width = image.shape[:2]
         window = np.s_[height // 2 - 80 : height // 2 + 80, width // 2 - 80 : width // 2 + 80]
-        for quality in sorted({min(q, opened.levels) for q in (2, 4, 8)}):
-            (size,), (back,) = by_us(opened, [image], quality if opened.levels > 1 else None)
+        for quality in settings(opened):
+            (size,), (back,) = by_us(opened, [image], quality)
             row, about = [image, back], {"ours": size, "quality": quality}
             for peer in PEERS:
                 q, peer_size, decoded = at_most(peer, image, size)
@@ -225,16 +226,11 @@ def main() -> None:
     for name, point in points(images, ours):
         found.setdefault(name, []).append(point)
         print(name, {k: v if v is None else round(v, 4) for k, v in point.items()}, flush=True)
-    first = next(iter(ours.values()))
-    told = crops(
-        arguments.set,
-        images,
-        first,
-        arguments.output.with_name(f"{arguments.output.name}_crops.png"),
-    )
-    plot(found, arguments.output.with_suffix(".png"))
+    output = arguments.output
+    plot(found, output.with_suffix(".png"))
+    told = crops(images, next(iter(ours.values())), output.with_name(f"{output.name}_crops.png"))
     result = {"images": len(images), "codecs": found, "crops": told}
-    arguments.output.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+    output.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,9 @@ def values_and_gradients(conv, x, kernel, padding, stride=1):
         ((2, 8, 16, 32), 48, 3, "SAME"),
         ((3, 4, 4, 64), 32, 3, ((1, 1), (1, 1))),
         ((4, 64, 64, 32), 32, 3, "SAME"),  # in blocks
+        ((2, 8, 16, 64), 80, 3, "SAME"),  # the value by Winograd, too
+        ((4, 48, 64, 64), 64, 3, "SAME"),
+        ((2, 6, 9, 3), 32, 3, "SAME"),  # of four channels
         ((2, 7, 9, 40), 24, 1, "SAME"),
     ],
 )
@@ -55,8 +58,9 @@ def test_without_the_fast_ones_every_convolution_is_xlas(rng):
     assert conv_general_dilated(x[:0], kernel, (1, 1), "SAME", **DIMENSIONS).shape == (0, 8, 8, 32)
 
 
-def test_bfloat16_is_computed_in_float32(rng):
-    x, kernel = inputs(rng, (2, 8, 8, 32), 32, dtype=jnp.bfloat16)
+@pytest.mark.parametrize("features", [32, 64])
+def test_bfloat16_is_computed_in_float32(rng, features):
+    x, kernel = inputs(rng, (2, 8, 8, features), features, dtype=jnp.bfloat16)
     ours = values_and_gradients(conv_general_dilated, x, kernel, "SAME")
     wide = (v.astype(jnp.float32) for v in (x, kernel))
     exact = values_and_gradients(lax.conv_general_dilated, *wide, "SAME")
@@ -84,7 +88,7 @@ def test_a_gradient_of_a_gradient(rng):
     [
         ((1, 8, 8, 32), 32, 1, "SAME", True),
         ((1, 6, 8, 32), 32, 1, "SAME", False),
-        ((1, 8, 8, 3), 32, 1, "SAME", False),
+        ((1, 8, 8, 3), 64, 1, "SAME", False),
         ((1, 8, 8, 32), 3, 1, "SAME", False),
         ((1, 8, 8, 32), 32, 2, "SAME", False),
         ((1, 8, 8, 32), 32, 1, "VALID", False),

@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vq_jax import config as configs
 from vq_jax.interop.weights import ARRAYS, save_arrays
@@ -53,3 +54,13 @@ def write(model, folder):
     save_arrays(arrays, folder / ARRAYS, step=str(step))
     configs.save(config, folder / "config.json")
     return folder
+
+
+def bits(codes_N, weights):
+    """What codes int [N] cost by weights [K] or [N, K]: the sum of log2(sum / weight)."""
+    weights = np.asarray(weights, np.float64)
+    if weights.ndim == 1:
+        p_N = weights[codes_N] / weights.sum()
+    else:
+        p_N = np.take_along_axis(weights, codes_N[:, None], 1)[:, 0] / weights.sum(1)
+    return float(-np.log2(p_N).sum())

@@ -101,7 +101,9 @@ def test_one_file_under_any_name(run, images, tmp_path):
     program("--mode=compress", *how, f"--input={images / 'a.jpg'}", f"--output={tmp_path / 'a.x'}")
     assert files(tmp_path) == {"a.x"}
     back = tmp_path / "new" / "a.jpg"
-    program("--mode=decompress", *how[:1], f"--input={tmp_path / 'a.x'}", f"--output={back}")
+    said = program("--mode=decompress", *how[:1], f"--input={tmp_path / 'a.x'}", f"--output={back}")
+    plain, small = 50 * 33 * 3, (tmp_path / "a.x").stat().st_size
+    assert f"{plain:,} bytes as they are, {small:,} compressed" in said.stdout
     with Image.open(back) as opened:
         assert opened.format == "JPEG" and opened.size == (50, 33)
 
@@ -161,7 +163,9 @@ def test_what_cannot_be_read_leaves_nothing_behind(run, compressed, tmp_path):
     assert not (tmp_path / "single.png").exists()
 
 
-def test_mistakes_are_one_line(run, images, tmp_path):
+def test_mistakes_are_one_line_before_any_work(run, images, tmp_path):
+    run = shutil.copytree(run, tmp_path.with_name("run"))  # one that no codes were counted for
+    (run / codec.COUNTS).unlink(missing_ok=True)
     out = f"--output={tmp_path / 'out'}"
     here = ["--mode=compress", f"--workdir={run}", out]
     file = f"--input={images / 'a.png'}"
@@ -169,8 +173,30 @@ def test_mistakes_are_one_line(run, images, tmp_path):
         ([*here, "--input=nowhere"], ("there is no nowhere",)),
         (here, ("--input",)),
         ([*here, file, "--quality=2"], ("quality is 2", "residual")),
+        (
+            ["--mode=decompress", here[1], file, f"--output={tmp_path / 'a.xyz'}"],
+            (".xyz is no format",),
+        ),
         ([*here, file, "--entropy=prior"], ("needs a prior",)),
         ([*here[:1], out, file, "--workdir=nowhere"], ("nowhere",)),
     ):
         one_line(program(*arguments, check=False), *parts)
-    assert not files(tmp_path)
+    assert not files(tmp_path) and not (run / codec.COUNTS).exists()
+    # Where there is nothing to count, no counts are kept.
+    (tmp_path / "photos").mkdir()
+    shutil.copy(images / "a.png", tmp_path / "photos")
+    nothing = ["--config=configs/default.py", "--config.data.source=folder"]
+    nothing += [f"--config.data.folder={tmp_path / 'photos'}", "--config.data.val_fraction=1"]
+    one_line(program(*here, file, *nothing, check=False), "cannot be counted")
+    assert not (run / codec.COUNTS).exists()
+
+
+def test_one_that_cannot_be_written_does_not_stop_the_others(run, images, tmp_path):
+    for name in ("a.png", "a.jpg"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        shutil.copy(images / name, tmp_path / "in" / f"{name[2:]}{name[1:]}")
+    (tmp_path / "out" / "png.vqz").mkdir(parents=True)
+    how = ["--mode=compress", f"--workdir={run}", f"--input={tmp_path / 'in'}"]
+    done = program(*how, f"--output={tmp_path / 'out'}", "--entropy=fixed", check=False)
+    assert done.returncode == 2 and "cannot write" in done.stderr
+    assert files(tmp_path / "out") == {"jpg.vqz"} and "compressed 1 of 2" in done.stdout

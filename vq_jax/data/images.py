@@ -1,6 +1,5 @@
 """Image files and arrays: reading, fitting to a square, showing side by side, writing."""
 
-import contextlib
 import warnings
 from pathlib import Path
 from typing import BinaryIO
@@ -9,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from vq_jax.errors import UserError
+from vq_jax.files import writing
 
 EXTENSIONS = frozenset(
     [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm", ".pgm"]
@@ -143,15 +143,8 @@ def save_image(image: np.ndarray, path: Path) -> None:
     Raises:
       UserError: the format is not known or the file cannot be written.
     """
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path) as temporary:
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(temporary)
-        temporary.replace(path)
-    except (OSError, ValueError) as e:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise UserError(f"cannot write {path}: {e}") from e
 
 
 def rows_of(*rows: np.ndarray, gap: int = 2) -> np.ndarray:

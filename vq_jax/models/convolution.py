@@ -3,7 +3,7 @@
 XLA's CPU backend takes several times as long for the weight gradient of a 3x3 or 1x1 convolution as
 for its value. Here the 3x3 ones go by Winograd's minimal filtering F(4x4, 3x3) (Lavin & Gray 2016,
 "Fast algorithms for convolutional neural networks", sec. 4.3), 36 multiplications for 16 outputs
-instead of 144, in value and both gradients; the 1x1 ones are plain matrix products, on every
+instead of 144, in both gradients and, where channels are many, in value; the 1x1 ones are plain matrix products, on every
 backend. The rest, and 3x3 ones on other backends, are `jax.lax.conv_general_dilated`'s.
 """
 
@@ -86,11 +86,15 @@ def conv_general_dilated(
     fits = height % 4 == width % 4 == 0 and x.size > 0
     if _fast and ordinary and size == (3, 3) and same and wide and fits:
         return conv3x3(x, kernel)
-    if _fast and ordinary and channels == 3 and kernel.shape[-1] < 64:
-        # Of an image, few features take XLA on the CPU three times as long as of four channels.
-        x, kernel = (
-            jnp.pad(a, [(0, int(i == axis)) for i in range(4)]) for a, axis in ((x, 3), (kernel, 2))
-        )
+    if (
+        _fast
+        and ordinary
+        and size == (3, 3)
+        and same
+        and channels == 3
+        and kernel.shape[-1] < _LEAST_FOR_VALUE
+    ):
+        return lax.platform_dependent(x, kernel, cpu=_of_four_channels, default=_xla)
     return lax.conv_general_dilated(x, kernel, strides, padding, **kwargs)
 
 
@@ -126,6 +130,15 @@ conv3x3.defvjp(_forward, _backward)
 
 def _xla(x, kernel):
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_DIMENSIONS)
+
+
+def _of_four_channels(x, kernel):
+    """Of three channels and few features, XLA on the CPU takes three times as long as of four."""
+    x, kernel = (
+        jnp.pad(x, ((0, 0),) * 3 + ((0, 1),)),
+        jnp.pad(kernel, ((0, 0),) * 2 + ((0, 1), (0, 0))),
+    )
+    return _xla(x, kernel)
 
 
 def _xla_backward(x, kernel, dy):

@@ -56,10 +56,10 @@ def compress(
     """
     _there(input)
     opened = codec.load(workdir, tokenizer)
+    opened.check(None if entropy == "static" else entropy, quality)
+    pairs = pair_files(input, output, opened.medium.suffixes, SUFFIX)
     if entropy == "static" or data is not None or (not entropy and "prior" not in opened.models):
         _count(opened, codec.tokenizer_folder(workdir, tokenizer), data, entropy == "static")
-    opened.check(entropy, quality)
-    pairs = pair_files(input, output, opened.medium.suffixes, SUFFIX)
     if "prior" in opened.models and entropy in (None, "prior"):
         stderr(
             "coded by a prior: to be read where it computes the same, on this kind of machine with "
@@ -73,7 +73,7 @@ def compress(
     def work(xs: list[np.ndarray]) -> list[bytes]:
         return opened.compress_all(xs, entropy=entropy, quality=quality)
 
-    _change(pairs, opened.medium, read, work, files.write, "compressed")
+    _change(pairs, 1, opened.medium, read, work, files.write, "compressed")
 
 
 def decompress(workdir: Path, *, tokenizer: Path | None, input: Path, output: Path) -> None:
@@ -86,6 +86,9 @@ def decompress(workdir: Path, *, tokenizer: Path | None, input: Path, output: Pa
     _there(input)
     opened = codec.load(workdir, tokenizer)
     pairs = pair_files(input, output, (SUFFIX,), opened.medium.suffix)
+    if (suffix := pairs[0][1].suffix.lower()) not in opened.medium.suffixes:
+        known = " ".join(sorted(opened.medium.suffixes))
+        raise UserError(f"--output={output}: {suffix} is no format that is written ({known})")
 
     def read(path: Path) -> tuple[Any, tuple[int, ...]]:
         try:
@@ -97,7 +100,7 @@ def decompress(workdir: Path, *, tokenizer: Path | None, input: Path, output: Pa
     def work(items: list[Any]) -> Iterator[np.ndarray]:
         return opened.medium.decode(*zip(*items, strict=True))
 
-    _change(pairs, opened.medium, read, work, opened.medium.write, "decompressed")
+    _change(pairs, 0, opened.medium, read, work, opened.medium.write, "decompressed")
 
 
 def _there(input: Path) -> None:
@@ -125,12 +128,19 @@ def _count(opened: Codec, folder: Path, data: ConfigDict | None, needed: bool) -
     config = opened.tokenizer.config.copy_and_resolve_references()
     try:
         configs.use_data(config, data)
+        if not needed and data is None and config.data.source.startswith("tfds:"):
+            raise UserError(f"{config.data.source} may have to be downloaded: say --entropy=static")
         source = open_source(config.data, config.seed).train
         step = max(1, -(-len(source) // _COUNTED))
         indices = track(range(0, len(source), step), "counting training codes", transient=True)
         images = prepared(config, source, indices)
         counts = codec.count(opened.tokenizer, (c for c, _ in encoded(opened.tokenizer, images)))
+        if not counts.any():
+            raise UserError("there are no training images: --config names others")
         codec.save_counts(folder, opened.tokenizer, counts)
+        # Those of who saved them last, where several counted at once.
+        kept = codec.read_counts(folder, opened.tokenizer)
+        counts = counts if kept is None else kept
     except UserError as e:
         if needed or data is not None:
             raise UserError(f"the training codes cannot be counted: {e}") from e
@@ -142,6 +152,7 @@ def _count(opened: Codec, folder: Path, data: ConfigDict | None, needed: bool) -
 
 def _change(
     pairs: list[tuple[Path, Path]],
+    small_side: int,
     medium: Medium,
     read: Callable[[Path], tuple[Any, tuple[int, ...]]],
     work: Callable[[list[Any]], Iterable[Any]],
@@ -150,21 +161,28 @@ def _change(
 ) -> None:
     """Reads files, works on several at once, and writes what comes of each.
 
-    Of many, one that cannot be read is named, and the others are done.
+    Of many, one that cannot be read or written is named, and the others are done.
 
     Args:
       pairs: from `pair_files`.
-      medium: what one of each pair holds; the other is a `.vqz` file.
+      small_side: which of a pair is the compressed file, 0 or 1.
+      medium: what the other holds.
       read: a file to an item, and the shape of what the medium makes of it.
       work: items to results.
       write: a result, and its file.
       verb: what is said to have been done.
 
     Raises:
-      UserError: at the end, where there were files that could not be read.
+      UserError: at the end, where there were files that could not be read or written.
     """
     started, failed = time.perf_counter(), []
     done = plain = small = units = 0
+
+    def fail(path: Path, error: UserError) -> None:
+        failed.append(f"{path}: {error}")
+        if len(pairs) == 1:
+            raise UserError(failed[0]) from error
+
     with Progress(
         TextColumn(verb),
         BarColumn(bar_width=24),
@@ -181,18 +199,19 @@ def _change(
             try:
                 batch.append((pair, *read(pair[0])))
             except UserError as e:
-                failed.append(f"{pair[0]}: {e}")
-                if len(pairs) == 1:
-                    raise UserError(failed[0]) from e
+                fail(pair[0], e)
             held = sum(medium.nbytes(shape) for _, _, shape in batch)
             if held < _BYTES and len(batch) < _FILES and i + 1 < len(pairs):
                 continue
             results = work([item for _, item, _ in batch]) if batch else ()
             for (both, _, shape), result in zip(batch, results, strict=True):
-                write(result, both[1])
-                vqz = next(path for path in both if path.suffix == SUFFIX or path == both[1])
+                try:
+                    write(result, both[1])
+                except UserError as e:
+                    fail(both[0], e)
+                    continue
                 done, units = done + 1, units + math.prod(shape)
-                plain, small = plain + medium.nbytes(shape), small + vqz.stat().st_size
+                plain, small = plain + medium.nbytes(shape), small + both[small_side].stat().st_size
                 shown = _summary(started, done, units, medium.unit, plain / small)
                 progress.update(task, completed=done + len(failed), shown=shown)
             batch = []
