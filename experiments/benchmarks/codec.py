@@ -12,8 +12,8 @@ random (those of configs/vqgan_photos.py's model), which changes nothing in what
 an image whole; the codec takes one of more than 576 pixels in tiles that overlap.
 
 `growth`: images of .1 to 100 megapixels from a PNG file to a `.vqz` file and back, with the model of
-configs/codec.py, each in a process of its own: seconds and that process's largest memory, compiling and
-reading and writing the files included.
+configs/codec.py at 8x8 pixels a position and 8 levels, each in a process of its own: seconds and that
+process's largest memory, compiling and reading and writing the files included.
 """
 
 import argparse
@@ -233,7 +233,9 @@ def growth() -> dict:
     result = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        run = write(random_tokenizer(codec_config.get_config()), folder / "run")
+        config = codec_config.get_config()
+        config.model.downsamples, config.quantizer.levels = 3, 8
+        run = write(random_tokenizer(config), folder / "run")
         for size in MEGAPIXELS:
             height = round((size * 1e6 / 1.5) ** 0.5)
             width = round(size * 1e6 / height)

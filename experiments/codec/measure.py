@@ -157,8 +157,8 @@ def plot(found: dict[str, list[dict]], path: Path) -> None:
         axis.grid(alpha=0.3, which="both")
         if measure == "lpips":
             axis.invert_yaxis()  # up is better, as in the others
-    axes[0].legend(fontsize=8)
-    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=6)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
