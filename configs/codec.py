@@ -3,6 +3,9 @@
 python -m vq_jax.main --config=configs/codec.py            # photographs
 python -m vq_jax.main --config=configs/codec.py:emoji
 python -m vq_jax.main --config=configs/codec.py:folder --config.data.folder=PATH
+
+On two CPU cores, one to two of them free: photographs 20 minutes, 32.65 dB at 2.25 bits a pixel on tiles of the
+two held out; emoji 10 minutes, 27.50 dB. Against JPEG, WebP and AVIF: experiments/codec.
 """
 
 from vq_jax.config import base
@@ -16,7 +19,7 @@ def get_config(source="photos"):
     config.data.crop = "center" if source == "emoji" else "random"
     config.data.batch_size = 16
 
-    # 4x4 pixels a position, 9 bits a level: .56 bits a pixel for each level kept, less once coded.
+    # 4x4 pixels a position, 9 bits a level: .56 bits a pixel for each level kept, at most.
     config.model.hidden = 128
     config.model.res_hidden = 64
     config.quantizer.levels = 4

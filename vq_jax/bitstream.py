@@ -88,6 +88,7 @@ def unpack(data: bytes) -> tuple[Header, bytes]:
     Raises:
       UserError: it is no such file, of a newer version, cut short or altered.
     """
+    data = bytes(data)
     if data[: len(MAGIC)] != MAGIC:
         raise UserError(f"this is not a {SUFFIX} file: it does not begin with {MAGIC.decode()}")
     if data[3:4] > bytes([VERSION]):

@@ -482,7 +482,8 @@ class Codec:
 _NEEDS = {
     "static": (
         f"entropy 'static' needs the counts of the training codes, {COUNTS}, in the tokenizer's folder; "
-        "compress writes them where the run's data are at hand"
+        "compress writes them where the run's data are at hand; for a file from elsewhere, copy them from "
+        "there"
     ),
     "prior": "entropy 'prior' needs a prior: name the prior's run in place of the tokenizer's",
 }

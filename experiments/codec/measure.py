@@ -18,6 +18,7 @@ which the headers of files count for nothing.
 import argparse
 import io
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -142,6 +143,27 @@ def points(images: list[np.ndarray], ours: dict[str, Codec]) -> Iterator[tuple[s
             yield name, point(quality, *zip(*made, strict=True))
 
 
+def needed(found: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """For each of our points, the bits a pixel that the others take to equal it in PSNR and in LPIPS.
+
+    Interpolated linearly between the logarithms of their rates; None below or above all of theirs.
+    """
+    result: dict[str, list[dict]] = {}
+    for name in found.keys() - PEERS.keys():
+        for point in found[name]:
+            row = {"quality": point["quality"], "bpp": point["bpp"]}
+            for peer in PEERS.keys() & found.keys():
+                for measure, sign in (("psnr", 1), ("lpips", -1)):
+                    line = sorted((sign * p[measure], math.log(p["bpp"])) for p in found[peer])
+                    values, rates = zip(*line, strict=True)
+                    at = sign * point[measure]
+                    inside = values[0] <= at <= values[-1]
+                    rate = math.exp(np.interp(at, values, rates)) if inside else None
+                    row[f"{peer}, {measure}"] = rate
+            result.setdefault(name, []).append(row)
+    return result
+
+
 # --- pictures -------------------------------------------------------------------------------------
 
 
@@ -154,7 +176,10 @@ def plot(found: dict[str, list[dict]], path: Path) -> None:
             style = {"marker": ".", "lw": 1} if name in PEERS else {"marker": "o", "lw": 2}
             axis.plot([p["bpp"] for p in line], [p[measure] for p in line], label=name, **style)
         axis.set(xscale="log", xlabel="bits per pixel of the files", title=label)
-        axis.grid(alpha=0.3, which="both")
+        ticks = [0.1, 0.2, 0.5, 1, 2, 5]
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
         if measure == "lpips":
             axis.invert_yaxis()  # up is better, as in the others
     figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=6)
@@ -229,7 +254,7 @@ def main() -> None:
     output = arguments.output
     plot(found, output.with_suffix(".png"))
     told = crops(images, next(iter(ours.values())), output.with_name(f"{output.name}_crops.png"))
-    result = {"images": len(images), "codecs": found, "crops": told}
+    result = {"images": len(images), "codecs": found, "needed": needed(found), "crops": told}
     output.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -103,7 +103,7 @@ def test_one_file_under_any_name(run, images, tmp_path):
     back = tmp_path / "new" / "a.jpg"
     said = program("--mode=decompress", *how[:1], f"--input={tmp_path / 'a.x'}", f"--output={back}")
     plain, small = 50 * 33 * 3, (tmp_path / "a.x").stat().st_size
-    assert f"{plain:,} bytes as they are, {small:,} compressed" in said.stdout
+    assert f"{plain:,} bytes uncompressed, {small:,} compressed" in said.stdout
     with Image.open(back) as opened:
         assert opened.format == "JPEG" and opened.size == (50, 33)
 
@@ -173,6 +173,10 @@ def test_mistakes_are_one_line_before_any_work(run, images, tmp_path):
         ([*here, "--input=nowhere"], ("there is no nowhere",)),
         (here, ("--input",)),
         ([*here, file, "--quality=2"], ("quality is 2", "residual")),
+        (
+            [*here[:2], file, f"--output={tmp_path / 'a.png'}"],
+            ("would be a .vqz file",),
+        ),
         (
             ["--mode=decompress", here[1], file, f"--output={tmp_path / 'a.xyz'}"],
             (".xyz is no format",),

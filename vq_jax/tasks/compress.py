@@ -58,6 +58,8 @@ def compress(
     opened = codec.load(workdir, tokenizer)
     opened.check(None if entropy == "static" else entropy, quality)
     pairs = pair_files(input, output, opened.medium.suffixes, SUFFIX)
+    if pairs[0][1].suffix.lower() in opened.medium.suffixes:
+        raise UserError(f"--output={output} would be a {SUFFIX} file by another's name: name it so")
     if entropy == "static" or data is not None or (not entropy and "prior" not in opened.models):
         _count(opened, codec.tokenizer_folder(workdir, tokenizer), data, entropy == "static")
     if "prior" in opened.models and entropy in (None, "prior"):
@@ -221,7 +223,7 @@ def _change(
         places = [str(target) for _, target in pairs]
         place = places[0] if len(places) == 1 else os.path.commonpath(places)
         print(
-            f"{verb} {done} of {len(pairs)} into {place}: {plain:,} bytes as they are, {small:,} "
+            f"{verb} {done} of {len(pairs)} into {place}: {plain:,} bytes uncompressed, {small:,} "
             f"compressed, {8 * small / units:.3f} bits a {medium.unit}; "
             + _summary(started, done, units, medium.unit, plain / small)
         )
