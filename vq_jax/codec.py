@@ -147,7 +147,7 @@ class PriorModel:
         """Writes codes; returns what the header tells of this model."""
         grid = codes.shape[:-1]
         size = self._batch(grid)
-        for windows in self._batches(grid):
+        for windows in self._batches(grid, size):
             codes_BN, inside_BN = self._tokens(windows, codes, size)
 
             def settle(where, logits_nK, codes_BN=codes_BN):
@@ -172,7 +172,8 @@ class PriorModel:
         """
         if about[:2] != self._fingerprint:
             raise UserError("this file is coded by another prior: name the run of that one")
-        if about[10:] != self._answer(self._batch(grid)):
+        size = self._batch(grid)
+        if about[10:] != self._answer(size):
             there = f"{dict(enumerate(_PLATFORMS)).get(about[6], 'another platform')}, JAX "
             there += ".".join(map(str, about[7:10]))
             here = f"{jax.default_backend()}, JAX {jax.__version__}"
@@ -183,13 +184,12 @@ class PriorModel:
                 "machine, the file was altered"
             )
         codes = np.zeros((*grid, levels), np.int32)
-        size = self._batch(grid)
 
         def settle(_, logits_nK):
             parts = (weights(logits_nK[rows]) for rows in _chunks(logits_nK))
             return np.concatenate([decoder.take_each(part) for part in parts])
 
-        for windows in self._batches(grid):
+        for windows in self._batches(grid, size):
             _, inside_BN = self._tokens(windows, codes, size)
             taken_BN = self._walk(inside_BN, settle)
             for window, taken_N in zip(windows, taken_BN, strict=False):
@@ -210,9 +210,9 @@ class PriorModel:
         count = math.prod(map(len, _spans(grid, self._module.grid)))
         return min(1 << (most.bit_length() - 1), 1 << (count - 1).bit_length())
 
-    def _batches(self, grid: tuple[int, ...]) -> Iterator[list[tuple]]:
+    def _batches(self, grid: tuple[int, ...], size: int) -> Iterator[list[tuple]]:
         """Index expressions that cut a grid into windows, so many at a time."""
-        windows, size = itertools.product(*_spans(grid, self._module.grid)), self._batch(grid)
+        windows = itertools.product(*_spans(grid, self._module.grid))
         while batch := list(itertools.islice(windows, size)):
             yield batch
 

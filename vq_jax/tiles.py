@@ -26,8 +26,8 @@ from vq_jax.tokenizer import TrainedTokenizer
 _SIDE = 576  # of a tile, in pixels, at most
 _MARGIN = 32  # pixels by which a tile reaches over its share
 _RAMP = 16  # pixels over which a decoded tile gives way to the next
-# So that few programs are compiled, tiles of an image that takes several have a multiple of so many
-# pixels a side, and one that takes but one, and is larger than this, is mirrored to a multiple of
+# So that few programs are compiled, sides are multiples of so many pixels: of tiles, where an image
+# takes several; and of an image that one tile holds, if it is larger than that, by mirroring.
 _STEP, _WHOLE_STEP = 32, 64
 _AT_ONCE = 64  # tiles in a batch at most
 

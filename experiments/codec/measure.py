@@ -216,7 +216,7 @@ def crops(images: list[np.ndarray], opened: Codec, path: Path) -> list[dict]:
                 q, peer_size, decoded = at_most(peer, image, size)
                 row.append(decoded)
                 about[peer] = {"bytes": peer_size, "quality": q}
-            rows.append([_twice(x[window]) for x in row])
+            rows.append([x[window] for x in row])
             told.append(about)
         save_image(np.concatenate([np.concatenate(row, 1) for row in rows]), path)
         return told
@@ -228,12 +228,9 @@ def crops(images: list[np.ndarray], opened: Codec, path: Path) -> list[dict]:
         made = [at_most(peer, x, size) for x, size in zip(chosen, sizes, strict=True)]
         lines.append([decoded for _, _, decoded in made])
         about[peer] = {"bytes": sum(size for _, size, _ in made)}
-    save_image(_twice(rows_of(*(np.stack(line) for line in lines))), path)
+    sheet = rows_of(*(np.stack(line) for line in lines))
+    save_image(sheet.repeat(2, 0).repeat(2, 1), path)
     return [about]
-
-
-def _twice(image: np.ndarray) -> np.ndarray:
-    return image.repeat(2, 0).repeat(2, 1)
 
 
 def main() -> None:

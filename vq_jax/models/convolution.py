@@ -3,8 +3,8 @@
 XLA's CPU backend takes several times as long for the weight gradient of a 3x3 or 1x1 convolution as
 for its value. Here the 3x3 ones go by Winograd's minimal filtering F(4x4, 3x3) (Lavin & Gray 2016,
 "Fast algorithms for convolutional neural networks", sec. 4.3), 36 multiplications for 16 outputs
-instead of 144, in both gradients and, where channels are many, in value; the 1x1 ones are plain matrix products, on every
-backend. The rest, and 3x3 ones on other backends, are `jax.lax.conv_general_dilated`'s.
+instead of 144, in both gradients and, where channels are many, in value; the 1x1 ones are plain
+matrix products, on every backend. The rest, and 3x3 ones on other backends, are `jax.lax.conv_general_dilated`'s.
 """
 
 import contextlib
@@ -84,17 +84,11 @@ def conv_general_dilated(
     same = padding == "SAME" or [tuple(p) for p in padding] == [(1, 1), (1, 1)]
     wide = min(channels, kernel.shape[-1]) >= _LEAST_CHANNELS
     fits = height % 4 == width % 4 == 0 and x.size > 0
-    if _fast and ordinary and size == (3, 3) and same and wide and fits:
-        return conv3x3(x, kernel)
-    if (
-        _fast
-        and ordinary
-        and size == (3, 3)
-        and same
-        and channels == 3
-        and kernel.shape[-1] < _LEAST_FOR_VALUE
-    ):
-        return lax.platform_dependent(x, kernel, cpu=_of_four_channels, default=_xla)
+    if _fast and ordinary and size == (3, 3) and same:
+        if wide and fits:
+            return conv3x3(x, kernel)
+        if channels == 3 and kernel.shape[-1] < _LEAST_FOR_VALUE:
+            return lax.platform_dependent(x, kernel, cpu=_of_four_channels, default=_xla)
     return lax.conv_general_dilated(x, kernel, strides, padding, **kwargs)
 
 
@@ -134,10 +128,8 @@ def _xla(x, kernel):
 
 def _of_four_channels(x, kernel):
     """Of three channels and few features, XLA on the CPU takes three times as long as of four."""
-    x, kernel = (
-        jnp.pad(x, ((0, 0),) * 3 + ((0, 1),)),
-        jnp.pad(kernel, ((0, 0),) * 2 + ((0, 1), (0, 0))),
-    )
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, 1)))
+    kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, 1), (0, 0)))
     return _xla(x, kernel)
 
 

@@ -1,7 +1,6 @@
 """Files to `.vqz` files, and back: the commands over `codec.py`."""
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ from vq_jax.bitstream import SUFFIX
 from vq_jax.codec import Codec, Medium
 from vq_jax.data.sources import open_source
 from vq_jax.errors import UserError
-from vq_jax.tasks.files import pair_files
+from vq_jax.tasks.files import check_input, pair_files, place_of
 from vq_jax.tasks.tokenize import encoded, prepared
 from vq_jax.training.report import stderr
 
@@ -54,7 +53,7 @@ def compress(
       entropy, quality: see `Codec.compress`.
       data: a section `data` that names what to count codes on, instead of the run's own.
     """
-    _there(input)
+    check_input(input)  # before anything is loaded
     opened = codec.load(workdir, tokenizer)
     opened.check(None if entropy == "static" else entropy, quality)
     pairs = pair_files(input, output, opened.medium.suffixes, SUFFIX)
@@ -85,7 +84,7 @@ def decompress(workdir: Path, *, tokenizer: Path | None, input: Path, output: Pa
       workdir, tokenizer: the run that it was compressed with.
       input, output: as for `compress`.
     """
-    _there(input)
+    check_input(input)  # before anything is loaded
     opened = codec.load(workdir, tokenizer)
     pairs = pair_files(input, output, (SUFFIX,), opened.medium.suffix)
     if (suffix := pairs[0][1].suffix.lower()) not in opened.medium.suffixes:
@@ -103,12 +102,6 @@ def decompress(workdir: Path, *, tokenizer: Path | None, input: Path, output: Pa
         return opened.medium.decode(*zip(*items, strict=True))
 
     _change(pairs, 0, opened.medium, read, work, opened.medium.write, "decompressed")
-
-
-def _there(input: Path) -> None:
-    """Says what is wrong with --input before anything is loaded."""
-    if not input.exists():
-        raise UserError(f"there is no {input}: --input takes a file or a folder of files")
 
 
 def _count(opened: Codec, folder: Path, data: ConfigDict | None, needed: bool) -> None:
@@ -220,10 +213,8 @@ def _change(
     for line in failed:
         stderr(f"skipped: {line}")
     if done:
-        places = [str(target) for _, target in pairs]
-        place = places[0] if len(places) == 1 else os.path.commonpath(places)
         print(
-            f"{verb} {done} of {len(pairs)} into {place}: {plain:,} bytes uncompressed, {small:,} "
+            f"{verb} {done} of {len(pairs)} into {place_of(pairs)}: {plain:,} bytes uncompressed, {small:,} "
             f"compressed, {8 * small / units:.3f} bits a {medium.unit}; "
             + _summary(started, done, units, medium.unit, plain / small)
         )

@@ -12,6 +12,12 @@ from vq_jax.errors import UserError
 from vq_jax.training.report import stderr
 
 
+def check_input(input: Path) -> None:
+    """Raises UserError where there is no such --input."""
+    if not input.exists():
+        raise UserError(f"there is no {input}: --input takes a file or a folder of files")
+
+
 def pair_files(
     input: Path, output: Path, suffixes: Collection[str] = EXTENSIONS, to: str = ".png"
 ) -> list[tuple[Path, Path]]:
@@ -26,8 +32,7 @@ def pair_files(
     Raises:
       UserError: there is no such input, or something would be written among the originals.
     """
-    if not input.exists():
-        raise UserError(f"there is no {input}: --input takes a file or a folder of files")
+    check_input(input)
     if input.is_dir() and (output.is_file() or output.suffix.lower() in {*EXTENSIONS, to}):
         raise UserError(f"--input={input} is a folder, and --output={output} a file: name a folder")
     if input.is_dir():
@@ -45,6 +50,12 @@ def pair_files(
     if inside or any(target.resolve() in inputs for _, target in pairs):
         raise UserError(f"--output={output} would write among the originals: name another place")
     return pairs
+
+
+def place_of(pairs: list[tuple[Path, Path]]) -> str:
+    """Where the files to write lie: the file, or what folder they share."""
+    places = [str(target) for _, target in pairs]
+    return places[0] if len(places) == 1 else os.path.commonpath(places)
 
 
 def change_files(
@@ -78,6 +89,4 @@ def change_files(
         stderr(f"skipped: {line}")
     if not done:
         raise UserError(f"none of the {len(pairs)} images could be {verb}")
-    places = [target for _, target in pairs]
-    place = places[0] if len(places) == 1 else os.path.commonpath(places)
-    print(f"{verb} {done} of {len(pairs)} images into {place}")
+    print(f"{verb} {done} of {len(pairs)} images into {place_of(pairs)}")
