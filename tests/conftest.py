@@ -6,14 +6,12 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compiling takes most of the suite's time. The program's own runs, in processes of their own, keep
-# every optimization.
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
 import jax
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from vq_jax.config import base
 from vq_jax.data.sources import open_source
@@ -21,26 +19,44 @@ from vq_jax.data.sources import open_source
 DEVICES = 4
 
 
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory, worker_id):
+    """A folder that all workers of a session share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder if worker_id == "master" else folder.parent
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _private_folders(tmp_path_factory):
-    """A cache of the session's own, so that no test sees what another run left behind."""
+def _private_folders(tmp_path_factory, shared_folder):
+    """Caches of the session's own, so that no test sees what another run left behind.
+
+    Compiled programs are shared by all workers and by the processes that tests start, as a user's
+    are by one command and the next.
+    """
     os.environ["VQ_JAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["TFDS_DATA_DIR"] = str(tmp_path_factory.mktemp("tfds"))
+    compiled = os.environ.setdefault(
+        "JAX_COMPILATION_CACHE_DIR", str(shared_folder / "compiled")
+    )
+    jax.config.update("jax_compilation_cache_dir", compiled)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     assert jax.device_count() == DEVICES
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
+def data_dir(shared_folder):
     """Where the session's prepared data sets lie."""
-    return str(tmp_path_factory.mktemp("data"))
+    return str(shared_folder / "data")
 
 
 @pytest.fixture(scope="session")
-def emoji(data_dir):
+def emoji(data_dir, shared_folder):
     """The embedded data set, prepared once."""
     config = base("vqvae")
     config.data.dir = data_dir
-    return open_source(config.data)
+    with FileLock(shared_folder / "data.lock"):
+        return open_source(config.data)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 
 from vq_jax.config import base, check, make_tokenizer
 from vq_jax.data.sources import Splits
-from vq_jax.tasks.evaluate import measure_split, plot_codes
+from vq_jax.tasks.evaluate_tokenizer import measure_split, plot_codes
 from vq_jax.tokenizer import TrainedTokenizer
 
 SHAPES = {

@@ -542,7 +542,7 @@ def load(workdir: str | Path, tokenizer: str | Path | None = None) -> Codec:
     Raises:
       UserError: there is no run, or it cannot be opened.
     """
-    folder = Path(workdir)
+    folder = Path(workdir).expanduser()
     if not configs.holds_prior(folder):
         if tokenizer:
             raise UserError(f"{folder} holds a tokenizer: another one beside it has no use")
@@ -556,6 +556,7 @@ def load(workdir: str | Path, tokenizer: str | Path | None = None) -> Codec:
 
 def tokenizer_folder(workdir: str | Path, tokenizer: str | Path | None = None) -> Path:
     """Where `load` takes the tokenizer from, and its counts."""
-    if not configs.holds_prior(Path(workdir)):
-        return Path(workdir)
-    return Path(tokenizer or configs.load(Path(workdir) / "config.json").tokenizer)
+    folder = Path(workdir).expanduser()
+    if not configs.holds_prior(folder):
+        return folder
+    return Path(tokenizer or configs.load(folder / "config.json").tokenizer).expanduser()

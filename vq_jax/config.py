@@ -16,8 +16,9 @@ from ml_collections import ConfigDict, config_dict
 
 from vq_jax.data.degrade import CONDITIONS
 from vq_jax.data.sources import SOURCES
-from vq_jax.errors import UserError, first_line
-from vq_jax.losses import ADVERSARIAL, RECONSTRUCTION
+from vq_jax.errors import UserError, check_seed, first_line
+from vq_jax.files import write
+from vq_jax.losses import ADVERSARIAL, GENERATOR, RECONSTRUCTION
 from vq_jax.models import DISCRIMINATORS, MODELS, PRIORS, Tokenizer, Transformer
 from vq_jax.quantizers import QUANTIZERS, SCHEDULED, Quantizer
 from vq_jax.sampling import Draw
@@ -200,6 +201,7 @@ def base(
     config.discriminator = section(DISCRIMINATORS, discriminator)
     config.adversarial = adversarial = ConfigDict()
     adversarial.loss = "hinge"  # or "vanilla", "non_saturating"
+    adversarial.generator_loss = ""  # "linear" or "non_saturating"; "" is the one of `loss`
     adversarial.weight = 0.8
     adversarial.adaptive_limit = 1e4  # clip of the adaptive weight; 0 keeps the weight fixed
     adversarial.warmup_steps = 0  # the discriminator alone learns, at the phase's start
@@ -318,6 +320,7 @@ def _check_common(config: ConfigDict) -> None:
             raise UserError(f"{place} is {value}: use {least} or more")
     if config.wandb and not importlib.util.find_spec("wandb"):
         raise UserError("wandb is not installed: pip install 'vq_jax[wandb]', or --config.wandb=''")
+    check_seed(config.seed)
     if config.data.channels not in (1, 3):
         raise UserError(f"data.channels is {config.data.channels}: use 1 or 3")
 
@@ -377,6 +380,9 @@ def _check_tokenizer(config: ConfigDict) -> None:
     _check_source(config)
     _one_of(RECONSTRUCTION, config.loss.reconstruction, "loss.reconstruction")
     _one_of(ADVERSARIAL, config.adversarial.loss, "adversarial.loss")
+    _one_of(
+        {"": None, **GENERATOR}, config.adversarial.generator_loss, "adversarial.generator_loss"
+    )
     _one_of(dict.fromkeys(PHASES), config.loss.perceptual_from, "loss.perceptual_from")
     if config.loss.data_variance <= 0:
         raise UserError(f"loss.data_variance is {config.loss.data_variance}: use more than 0")
@@ -542,6 +548,10 @@ def make_discriminator(config: ConfigDict) -> nn.Module | None:
 def use_data(config: ConfigDict, data: ConfigDict | None) -> None:
     """Puts a section `data` in place of a config's own, but for resolution and channels."""
     if data is not None:
+        if data.source == "codes" and not is_prior(config):
+            raise UserError(
+                "data.source is 'codes', and a tokenizer takes images: name a source of images"
+            )
         with config.unlocked():
             data.resolution, data.channels = config.data.resolution, config.data.channels
             config.data = data
@@ -556,9 +566,7 @@ def _kwargs(config: ConfigDict) -> dict[str, Any]:
 
 def save(config: ConfigDict, path: Path) -> None:
     """Writes a config as JSON."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    temporary.replace(path)
+    write((json.dumps(config.to_dict(), indent=2) + "\n").encode(), path)
 
 
 def load(path: Path) -> ConfigDict:
@@ -584,8 +592,10 @@ def load(path: Path) -> ConfigDict:
         folder = path.parent
         lacks = f"no {path.name} in {folder}" if folder.is_dir() else f"there is no folder {folder}"
         raise UserError(f"{lacks}: train there first, or name another --workdir") from e
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"{path} is not a config of this version: {e}") from e
+    except OSError as e:
+        raise UserError(f"{path} cannot be read: {e.strerror or e}") from e
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise UserError(f"{path} is not a config of this version: {first_line(e)}") from e
     check(config)
     return config.lock()
 

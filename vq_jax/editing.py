@@ -13,12 +13,13 @@ import numpy as np
 from scipy import ndimage
 
 from vq_jax.data.degrade import resize
-from vq_jax.data.images import mirror_pad, to_float, to_uint8
-from vq_jax.errors import UserError
+from vq_jax.data.images import mirror_pad, over_white, to_float, to_uint8
+from vq_jax.errors import UserError, check_seed
 from vq_jax.prior import TrainedPrior
 
 # Pixels over which what is drawn gives way to the light and colour of what it borders on.
 _SEAM = 4.0
+_MOST = 1000  # variations of one call
 
 
 def _check(prior: TrainedPrior, image: np.ndarray, condition: str, needs: str) -> int:
@@ -162,13 +163,21 @@ def inpaint(prior: TrainedPrior, image: np.ndarray, mask: np.ndarray, **how: Any
 
     Args:
       prior: without condition.
-      image: uint8 [H, W, C].
+      image: uint8 [H, W, C], or with a channel more for opacity; what is drawn is opaque.
       mask: bool [H, W], True where to draw.
       **how: label, candidates, seed and more; see `fill_grid`.
+
+    Returns:
+      uint8, shaped as the image.
 
     Raises:
       UserError: the mask is of another size, or the prior cannot do it.
     """
+    channels = prior.tokenizer.config.data.channels
+    if image.ndim == 3 and image.shape[-1] == channels + 1:
+        opaque = np.full_like(image[..., channels:], 255)
+        drawn = inpaint(prior, over_white(image, channels), mask, **how)
+        return np.where(mask[..., None], np.concatenate([drawn, opaque], axis=-1), image)
     factor = _check(prior, image, "none", "name a prior without condition")
     if mask.dtype != bool:
         raise UserError(f"the mask is {mask.dtype}: make it bool, True where to draw")
@@ -202,7 +211,7 @@ def outpaint(
 
     Args:
       prior: without condition.
-      image: uint8 [H, W, C].
+      image: uint8 [H, W, C], or with a channel more for opacity.
       margins: pixels to add at the top, right, bottom and left.
       **how: see `fill_grid`.
 
@@ -301,11 +310,10 @@ def variations(
     factor = _check(prior, image, "none", "name a prior without condition")
     if not 0 < share <= 1:
         raise UserError(f"the share to draw anew is {share}: use more than 0, up to 1")
-    if count < 1:
-        raise UserError(f"count is {count}: use 1 or more")
+    if not 1 <= count <= _MOST:
+        raise UserError(f"count is {count}: use 1 to {_MOST}")
     given = _encode(prior, mirror_pad(image, *_multiple(prior, factor)))
-    if (seed := how.pop("seed", 0)) < 0:
-        raise UserError(f"seed is {seed}: use 0 or more")
+    seed = check_seed(how.pop("seed", 0))
     results = []
     for i in range(count):
         rng = np.random.default_rng((seed, i))

@@ -60,6 +60,13 @@ ADVERSARIAL: dict[str, tuple[Callable, Callable]] = {
 }
 
 
+# name -> the generator's loss of fake logits, where it is chosen apart from the discriminator's
+GENERATOR: dict[str, Callable] = {
+    "linear": linear_generator,
+    "non_saturating": non_saturating_generator,
+}
+
+
 def adaptive_weight(
     reconstruction_norm: jax.Array, adversarial_norm: jax.Array, limit: float = 1e4
 ) -> jax.Array:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from vq_jax import config as configs
 from vq_jax import sampling
 from vq_jax import tokenizer as tokenizers
-from vq_jax.errors import UserError
+from vq_jax.errors import UserError, check_seed
 from vq_jax.interop.weights import read_folder
 from vq_jax.models.transformer import Transformer, init_params, unstack
 from vq_jax.sampling import Draw
@@ -23,7 +23,8 @@ from vq_jax.tokenizer import TrainedTokenizer, in_one_file
 
 Labels = str | int | Sequence[str | int] | None
 
-_BATCH = 64  # images drawn in one call at most
+_BATCH = 64  # images that are drawn together
+_MOST = 1_000_000  # images, or candidates, of one call
 
 
 class TrainedPrior:
@@ -75,7 +76,7 @@ class TrainedPrior:
         names = self.class_names
         if isinstance(label, str) and label in names:
             return names.index(label)
-        number = int(label) if not isinstance(label, str) or label.isdigit() else -1
+        number = int(label) if not isinstance(label, str) or label.isdecimal() else -1
         if 0 <= number < len(names):
             return number
         if not names:
@@ -141,10 +142,10 @@ class TrainedPrior:
         for name, value, least in (
             ("steps", steps, 1),
             ("choice_temperature", choice_temperature, 0),
-            ("seed", seed, 0),
         ):
-            if value < least:
+            if not least <= value < math.inf:
                 raise UserError(f"{name} is {value}: use {least} or more")
+        check_seed(seed)
         given = np.asarray(given, np.int32)
         free = np.asarray(free, bool)
         if free.ndim < given.ndim:
@@ -186,8 +187,8 @@ class TrainedPrior:
           **how: seed and more; see `fill`.
         """
         for name, value in (("count", count), ("candidates", candidates)):
-            if value < 1:
-                raise UserError(f"{name} is {value}: use 1 or more")
+            if not 1 <= value <= _MOST:
+                raise UserError(f"{name} is {value}: use 1 to {_MOST:,}")
         if self.module.condition:
             raise UserError(
                 f"this prior draws images from a condition ({self.config.condition.name}): use "
@@ -310,7 +311,7 @@ def load_prior(workdir: str | Path, tokenizer: str | Path | None = None) -> Trai
     Raises:
       UserError: either cannot be opened, or they do not belong together.
     """
-    folder = Path(workdir)
+    folder = Path(workdir).expanduser()
     config = configs.load(folder / "config.json")
     if not configs.is_prior(config):
         raise UserError(
@@ -356,4 +357,8 @@ def load(workdir: str | Path) -> TrainedTokenizer | TrainedPrior:
     Raises:
       UserError: there is no run, or no checkpoint yet, or it does not fit the config.
     """
-    return load_prior(workdir) if configs.holds_prior(Path(workdir)) else tokenizers.load(workdir)
+    return (
+        load_prior(workdir)
+        if configs.holds_prior(Path(workdir).expanduser())
+        else tokenizers.load(workdir)
+    )

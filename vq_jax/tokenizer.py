@@ -167,7 +167,7 @@ def load(workdir: str | Path) -> TrainedTokenizer:
     Raises:
       UserError: there is no run, or no checkpoint yet, or it does not fit the config.
     """
-    folder = Path(workdir)
+    folder = Path(workdir).expanduser()
     config = configs.load(folder / "config.json")
     if configs.is_prior(config):
         raise UserError(

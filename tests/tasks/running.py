@@ -1,5 +1,8 @@
-"""Running the program as a user does: real processes, real files."""
+"""Running the program: in this process for what it says and writes, in real ones for what only a process
+can show: signals, kills, several hosts, standard streams."""
 
+import contextlib
+import io
 import json
 import os
 import socket
@@ -7,43 +10,69 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
+
+from vq_jax import cli
 
 ROOT = Path(__file__).parents[2]
 
 
-def environment():
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    # Runs of one config compile the same programs: once is enough.
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(Path(os.environ["VQ_JAX_CACHE"]) / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    return env | cache
+class Done(NamedTuple):
+    """What a run of the program has ended with."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 def program(*arguments, check=True):
+    """Runs the command line in this process."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        code = cli.main(["vq_jax", *map(str, arguments)])
+    done = Done(code, stdout.getvalue(), stderr.getvalue())
+    if check:
+        assert code == 0, done.stdout + done.stderr
+    return done
+
+
+def mistake(*arguments):
+    """The one line that a run of the program ends with."""
+    done = program(*arguments, check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    return done.stderr
+
+
+def environment():
+    """That of a user's process, with one device; compiled programs are those of this session."""
+    return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+
+
+def process(*arguments, check=True, **kwargs):
+    """Runs the program in a process of its own."""
+    kwargs = {"env": environment(), "text": True, "timeout": 300} | kwargs
     done = subprocess.run(
-        [sys.executable, "-m", "vq_jax.main", *arguments],
+        [sys.executable, "-m", "vq_jax.main", *map(str, arguments)],
         cwd=ROOT,
-        env=environment(),
         capture_output=True,
-        text=True,
-        timeout=300,
         check=False,
+        **kwargs,
     )
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done
 
 
-def start(*arguments):
+def start(*arguments, **kwargs):
     return subprocess.Popen(
-        [sys.executable, "-m", "vq_jax.main", *arguments],
+        [sys.executable, "-m", "vq_jax.main", *map(str, arguments)],
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        **kwargs,
     )
 
 

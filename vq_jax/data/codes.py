@@ -6,14 +6,14 @@ TensorFlow, and `tfds.builder_from_directory` opens it as any other.
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vq_jax.errors import UserError
+from vq_jax.errors import UserError, first_line
+from vq_jax.files import write, writing
 
 _ABOUT = "tokenizer.json"
 _COMPLETE = "dataset_info.json"
@@ -53,11 +53,9 @@ def begin(folder: Path, about: dict[str, Any]) -> None:
         if not path.exists():  # looked for last: another process may just have begun
             if others:
                 raise UserError(f"--output={folder} holds other things: name an empty folder")
-            temporary = folder / f".{_ABOUT}.{os.getpid()}.tmp"
-            temporary.write_text(json.dumps(about, indent=2) + "\n")
-            temporary.replace(path)
+            write((json.dumps(about, indent=2) + "\n").encode(), path)
     except OSError as e:
-        raise UserError(f"--output={folder} cannot be written: {e}") from e
+        raise UserError(f"--output={folder} cannot be written: {e.strerror or e}") from e
     before = read_about(folder)
     about = json.loads(json.dumps(about))
     if before != about:
@@ -78,17 +76,13 @@ def write_shard(path: Path, examples: Iterator[tuple[np.ndarray, int]], about: d
 
     features = _features(about)
     serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    writer, count = ArrayRecordWriter(str(temporary), "group_size:1"), 0
-    try:
+    with writing(path) as temporary:
+        writer, count = ArrayRecordWriter(str(temporary), "group_size:1"), 0
         for codes, label in examples:
             example = {"codes": np.asarray(codes, np.int32), "label": int(label)}
             writer.write(serializer.serialize_example(features.encode_example(example)))
             count += 1
         writer.close()
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return count
 
 
@@ -148,8 +142,8 @@ def read_about(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} holds no codes: write some with --mode=tokenize --output={folder}"
         ) from e
-    except ValueError as e:
-        raise UserError(f"{folder / _ABOUT} cannot be read: {e}") from e
+    except (OSError, ValueError) as e:
+        raise UserError(f"{folder / _ABOUT} cannot be read: {first_line(e)}") from e
 
 
 def read_codes(folder: Path) -> tuple[dict[str, Any], Any, Any]:

@@ -1,66 +1,219 @@
 """Image files and arrays: reading, fitting to a square, showing side by side, writing."""
 
-import warnings
+import functools
+import io
+import threading
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from vq_jax.errors import UserError
-from vq_jax.files import writing
+from vq_jax.files import STDIO, read, writing
 
 EXTENSIONS = frozenset(
-    [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm", ".pgm"]
+    [
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".jfif",
+        ".webp",
+        ".bmp",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".ppm",
+        ".pgm",
+    ]
 )
+# Of those that are written: what changes pixels a little, and what has no transparency.
+LOSSY = frozenset([".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".gif"])
+_OPAQUE = frozenset([".jpg", ".jpeg", ".jfif", ".bmp", ".ppm", ".pgm"])
+
+_STRIP = 2**23  # pixels that are converted at a time
+_BYTES_A_PIXEL = 8  # that reading takes, at the most
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by channels
+_limit = threading.Lock()
 
 
-_STRIP = 512  # rows
+def decode(file: str | Path | BinaryIO, min_side: int = 0, *, alpha: bool = False) -> np.ndarray:
+    """Decodes any image Pillow reads to uint8 [H, W, 3], upright, in sRGB.
 
-
-def decode(file: str | Path | BinaryIO, min_side: int = 0) -> np.ndarray:
-    """Decodes any image Pillow reads to uint8 [H, W, 3], upright, transparency over white.
+    Transparency is laid over white. Floats in [0, 1] and 16-bit integers are brought to [0, 255], and
+    colours of an embedded ICC profile to sRGB.
 
     Args:
       file: a path or an open file.
       min_side: a JPEG may be decoded at a fraction of its size, its sides no smaller than this;
         0 always decodes it whole.
+      alpha: give an image with transparency as uint8 [H, W, 4], its colours as they are.
 
     Raises:
-      OSError, SyntaxError, ValueError: it is not an image, or a damaged one.
+      OSError, SyntaxError, ValueError: it is not an image, or a damaged one, or larger than the memory
+        that is free.
     """
-    with Image.open(file) as opened:
+    with _open(file) as opened:
         if min_side:
             opened.draft("RGB", (min_side, min_side))
+        _check_memory(*opened.size)
         opened.load()
         ImageOps.exif_transpose(opened, in_place=True)
+        profile = opened.info.get("icc_profile")
         image: Image.Image = opened
-        if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip them at 255
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+        if image.mode.startswith(("I", "F")):  # Pillow's own conversion would clip them at 255
+            image = Image.fromarray(_eight_bits(np.asarray(image)))
         if image.has_transparency_data:
-            canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
-            canvas.alpha_composite(image.convert("RGBA"))
-            image = canvas
-        if image.mode != "RGB":
-            image = image.convert("RGB")
+            image = image.convert("RGBA")
+            if profile:
+                colours = _to_srgb(image.convert("RGB"), profile)
+                colours.putalpha(image.getchannel("A"))
+                image = colours
+            if not alpha:
+                canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
+                canvas.alpha_composite(image)
+                image = canvas
+        elif profile:
+            image = _to_srgb(image, profile)
+        mode = "RGBA" if alpha and image.mode == "RGBA" else "RGB"
+        if image.mode != mode:
+            image = image.convert(mode)
         # Strip by strip: at once, Pillow would hold an image of any size two times more.
-        array = np.empty((image.height, image.width, 3), np.uint8)
-        for top in range(0, image.height, _STRIP):
-            bottom = min(top + _STRIP, image.height)
+        array = np.empty((image.height, image.width, len(mode)), np.uint8)
+        rows = max(1, _STRIP // image.width)
+        for top in range(0, image.height, rows):
+            bottom = min(top + rows, image.height)
             array[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
         return array
 
 
-def read_image(path: Path, channels: int = 3) -> np.ndarray:
-    """Reads an image file to uint8 [H, W, channels]; a UserError names one that can't be read."""
+def _open(file: str | Path | BinaryIO) -> Image.Image:
+    """`Image.open` without Pillow's own limit of pixels: `_check_memory` has another."""
+    with _limit:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(file)
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _check_memory(width: int, height: int) -> None:
+    """Raises ValueError for an image that would not fit into the memory that is free."""
+    needed = _BYTES_A_PIXEL * width * height
+    if needed > 2**30 and needed > (free := _free_memory()):
+        raise ValueError(
+            f"an image of {width}x{height} pixels takes {needed / 2**30:.1f} GiB of memory, and "
+            f"{free / 2**30:.1f} are free"
+        )
+
+
+def _free_memory() -> int:
+    """Bytes, or a safe guess where the system does not tell."""
     try:
-        with (
-            warnings.catch_warnings()
-        ):  # of 90 megapixels Pillow warns, of twice as many it refuses
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return with_channels(decode(path), channels)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise UserError(f"cannot read {path} as an image: {e}") from e
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    return 4 * 2**30
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """Floats in [0, 1], [0, 255] or [0, 65535], or integers in [0, 65535], to uint8."""
+    if values.dtype.kind != "f":
+        return (values.clip(0, 65535) // 257).astype(np.uint8)
+    values = np.nan_to_num(values)
+    most = values.max(initial=0.0)
+    scale = 255.0 if most <= 1.0 else 1.0 if most <= 255.0 else 1 / 257.0
+    return np.round((values * scale).clip(0, 255)).astype(np.uint8)
+
+
+@functools.lru_cache(maxsize=64)
+def _profile(data: bytes) -> tuple[ImageCms.ImageCmsProfile | None, str]:
+    """An ICC profile, or None for sRGB itself and for one that cannot be read; its colour space."""
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
+        if "sRGB" in ImageCms.getProfileDescription(profile):
+            return None, ""
+        return profile, profile.profile.xcolor_space.strip()
+    except (ImageCms.PyCMSError, OSError):
+        return None, ""
+
+
+@functools.lru_cache(maxsize=1)
+def _srgb() -> ImageCms.ImageCmsProfile:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+
+
+def _to_srgb(image: Image.Image, data: bytes) -> Image.Image:
+    """An image without transparency, its colours brought from a profile to sRGB."""
+    profile, space = _profile(data)
+    if profile is None:
+        return image
+    if space == "RGB" and image.mode != "RGB":
+        image = image.convert("RGB")  # of a palette
+    if {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(space) != image.mode:
+        return image
+    try:
+        if image.mode == "RGB":  # in place: an image of any size may come here
+            ImageCms.profileToProfile(image, profile, _srgb(), inPlace=True)
+            return image
+        made = ImageCms.profileToProfile(image, profile, _srgb(), outputMode="RGB")
+        return image if made is None else made
+    except ImageCms.PyCMSError:
+        return image
+
+
+def read_image(path: Path, channels: int = 3, *, alpha: bool = False) -> np.ndarray:
+    """Reads an image file to uint8 [H, W, channels].
+
+    Args:
+      path: of the file; `STDIO` is standard input.
+      channels: 1 or 3.
+      alpha: give an image with transparency a channel more, for it.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        # Pillow seeks, which a pipe cannot.
+        whole = path == STDIO or (path.exists() and not path.is_file() and not path.is_dir())
+        image = decode(io.BytesIO(read(path)) if whole else path, alpha=alpha)
+    except (OSError, SyntaxError, ValueError, MemoryError) as e:
+        reason = e.strerror if isinstance(e, OSError) and e.strerror else e
+        raise UserError(f"cannot read {path} as an image: {reason}") from e
+    if image.shape[-1] == 4:
+        return np.concatenate([with_channels(image[..., :3], channels), image[..., 3:]], axis=-1)
+    return with_channels(image, channels)
+
+
+def over_white(image: np.ndarray, channels: int) -> np.ndarray:
+    """uint8 [H, W, channels], or with a channel more that is its opacity, to uint8 [H, W, channels]."""
+    if image.shape[-1] == channels:
+        return image
+    opacity = image[..., channels:].astype(np.float32) / 255.0
+    return np.round(image[..., :channels] * opacity + 255.0 * (1.0 - opacity)).astype(np.uint8)
+
+
+def read_mask(path: Path) -> tuple[np.ndarray, str]:
+    """Reads where to draw from an image file.
+
+    White paint on something darker, or on nothing, marks it; of a picture with holes, the holes do.
+
+    Returns:
+      bool [H, W]; how the file was read, in words.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    image = read_image(path, 1, alpha=True)
+    white = image[..., 0] > 127
+    if image.shape[-1] == 1 or (opaque := image[..., 1] > 127).all():
+        return white, "white"
+    if white[opaque].all():
+        return opaque, "painted white"
+    return ~opaque, "transparent"
 
 
 def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
@@ -99,6 +252,9 @@ def fit(
     height, width = image.shape[:2]
     shorter = min(height, width)
     target = max(resize or shorter, resolution)
+    if target > shorter and max(height, width) > 4 * shorter:
+        image = _nearer_square(image, resolution, target, rng if random_crop else None)
+        height, width = image.shape[:2]
     if target != shorter:
         # ceil, so that rounding never leaves a side one pixel short of the square
         size = (-(-width * target // shorter), -(-height * target // shorter))
@@ -113,6 +269,19 @@ def fit(
     if rng is not None and flip and rng.random() < 0.5:
         image = image[:, ::-1]
     return image
+
+
+def _nearer_square(
+    image: np.ndarray, resolution: int, target: int, rng: np.random.Generator | None
+) -> np.ndarray:
+    """A thin image that is to be enlarged, cut along its longer side to little more than the part that
+    a crop would take: enlarged whole, it could take any amount of memory."""
+    shorter = min(image.shape[:2])
+    axis = int(np.argmax(image.shape[:2]))
+    length = min(image.shape[axis], shorter + 2 * -(-resolution * shorter // target) + 8)
+    free = image.shape[axis] - length
+    start = free // 2 if rng is None else int(rng.integers(free + 1))
+    return image.take(range(start, start + length), axis=axis)
 
 
 def mirror_pad(array: np.ndarray, multiple: int, least: int = 0) -> np.ndarray:
@@ -138,13 +307,22 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
 
 
 def save_image(image: np.ndarray, path: Path) -> None:
-    """Writes uint8 [H, W, 1 or 3] in the format the suffix names; nothing half-written is left.
+    """Writes uint8 [H, W, C] in the format the suffix names; nothing half-written is left.
+
+    Args:
+      image: of 1 or 3 channels, or with one more for opacity, which is laid over white where the format
+        has none.
+      path: of the file; `STDIO` is standard output, which gets a PNG.
 
     Raises:
       UserError: the format is not known or the file cannot be written.
     """
+    if image.shape[-1] in (2, 4) and path.suffix.lower() in _OPAQUE:
+        image = over_white(image, image.shape[-1] - 1)
+    mode = _MODES[image.shape[-1]]
+    form = "PNG" if path == STDIO else "JPEG" if path.suffix.lower() == ".jfif" else None
     with writing(path) as temporary:
-        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(temporary)
+        Image.fromarray(image[..., 0] if mode == "L" else image).save(temporary, form)
 
 
 def rows_of(*rows: np.ndarray, gap: int = 2) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Batches for training and evaluation: one Grain pipeline over any source."""
 
 import dataclasses
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -82,6 +83,18 @@ class _Share(grain.MapDataset):
         return self._parent[batches * self._batch + self._start + place]
 
 
+def _leave_signals(index: int, count: int) -> None:
+    """Has a worker process ignore what ends its parent, which tells it when to stop."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+
+
+def _copied(batch: Batch) -> Batch:
+    """A batch of a worker's in memory of this process: what is shared is freed at once, even where the
+    batch itself lives on to the end of the process."""
+    return {name: np.array(array) for name, array in batch.items()}
+
+
 def train_batches(
     source: Source,
     config: ml_collections.ConfigDict,
@@ -111,7 +124,8 @@ def train_batches(
       degrade: makes each image's `condition`, as large as it likes.
       place: puts a finished batch where it is wanted, on devices say.
 
-    Yields:
+    Returns:
+      an iterator to be closed, which stops its threads and processes. It yields
       `image` float32 [batch_size / process_count, H, W, C] in [-1, 1], `label` int32 [...]; from
       a set of codes, `codes` int32 [..., N] in place of the image.
 
@@ -141,7 +155,8 @@ def train_batches(
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=64))
         dataset = dataset.batch(share, drop_remainder=True)
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
+        workers = grain.MultiprocessingOptions(num_workers=config.workers)
+        dataset = dataset.mp_prefetch(workers, worker_init_fn=_leave_signals).map(_copied)
     else:
         options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4 * share)
         dataset = dataset.to_iter_dataset(options).batch(share, drop_remainder=True)

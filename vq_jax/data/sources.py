@@ -10,8 +10,10 @@ import difflib
 import hashlib
 import io
 import logging
+import os
+import sys
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +22,7 @@ import ml_collections
 from vq_jax.data.codes import read_codes
 from vq_jax.data.images import EXTENSIONS, decode
 from vq_jax.errors import UserError, first_line
+from vq_jax.files import system_mistake
 
 log = logging.getLogger("vq_jax")
 
@@ -69,7 +72,7 @@ def hold_out(names: Sequence[str], fraction: float, seed: int) -> tuple[list[int
     """
     if not 0 < fraction <= 1:
         raise UserError(f"data.val_fraction is {fraction}: use a number above 0, and 1 at most")
-    digests = [hashlib.sha256(f"{seed}/{name}".encode()).digest() for name in names]
+    digests = [hashlib.sha256(os.fsencode(f"{seed}/{name}")).digest() for name in names]
     places = [int.from_bytes(digest[:8], "big") / 2**64 for digest in digests]
     limit = max(fraction, min(places))
     train = [i for i, place in enumerate(places) if place > limit]
@@ -79,7 +82,7 @@ def hold_out(names: Sequence[str], fraction: float, seed: int) -> tuple[list[int
 # --- folders --------------------------------------------------------------------------------------
 
 # Beside a folder "train", what the folder of held-out images is called.
-_HELD_OUT = ("val", "validation", "test")
+_HELD_OUT = ("val", "valid", "validation", "test")
 
 
 class FolderSource:
@@ -88,8 +91,11 @@ class FolderSource:
     An image that cannot be decoded is None, logged by name the first time and counted in `bad`.
     """
 
-    def __init__(self, files: Sequence[Path], labels: Sequence[int], min_side: int = 0):
-        self.files, self.labels, self.min_side = files, labels, min_side
+    def __init__(
+        self, files: Sequence[Path], labels: Sequence[int], min_side: int = 0, what: str = ""
+    ):
+        """`min_side` is that of `decode`; `what` says which images these are, in messages."""
+        self.files, self.labels, self.min_side, self.what = files, labels, min_side, what
         self.bad: set[int] = set()
         self._lock = threading.Lock()
 
@@ -106,8 +112,9 @@ class FolderSource:
             if first:
                 log.warning("skipped %s: %s (%d so far)", self.files[index], e, len(self.bad))
             if len(self.bad) == len(self.files):
+                kind = f"{self.what} images".strip()
                 raise UserError(
-                    f"none of the {len(self.files)} images could be read; the last was "
+                    f"none of the {len(self.files)} {kind} could be read; the last was "
                     f"{self.files[index]}: {e}"
                 ) from e
             return None
@@ -124,14 +131,15 @@ class FolderSource:
 def find_files(folder: Path, suffixes: Collection[str] = EXTENSIONS) -> list[Path]:
     """All files below a folder with one of the suffixes, by default images; sorted.
 
-    Others are counted and named in the log.
+    Links to folders are followed. Hidden files and folders (".thumbnails") are passed over. Other
+    files, and folders that cannot be read, are named in the log.
 
     Raises:
       UserError: there is no such folder, or no such file in it.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: set --config.data.folder to your images")
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    files = sorted(_walk(folder))
     found = [p for p in files if p.suffix.lower() in suffixes]
     others = [p for p in files if p.suffix.lower() not in suffixes]
     what = "images" if suffixes is EXTENSIONS else "/".join(sorted(suffixes))
@@ -146,13 +154,38 @@ def find_files(folder: Path, suffixes: Collection[str] = EXTENSIONS) -> list[Pat
     return found
 
 
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files below a folder, through links, each folder once."""
+
+    def unreadable(e: OSError) -> None:
+        log.warning("skipped folder %s: %s", e.filename, e.strerror)
+
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link back up, or a second way to the same files
+            log.warning("skipped folder %s: its files are in %s, too", place, real)
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for path in (Path(place, name) for name in names if not name.startswith(".")):
+            if path.is_file():
+                yield path
+            elif path.is_symlink():
+                log.warning("skipped %s: a link to what is not there", path)
+
+
 def _folder(config: ml_collections.ConfigDict, seed: int) -> Splits:
     if not config.folder:
         raise UserError("data.source=folder needs --config.data.folder=PATH, a folder of images")
     folder = Path(config.folder)
-    held = next((name for name in _HELD_OUT if (folder / name).is_dir()), None)
-    if held is not None and (folder / "train").is_dir():
-        roots = (folder / "train", folder / held)
+    held = [name for name in _HELD_OUT if (folder / name).is_dir()]
+    if held and (folder / "train").is_dir():
+        if len(held) > 1:
+            unused = ", ".join(held[1:])
+            log.warning("held out is %s/%s; not used: %s", folder, held[0], unused)
+        roots = (folder / "train", folder / held[0])
         parts = [[(root, file) for file in find_files(root)] for root in roots]
     else:
         files = find_files(folder)
@@ -164,15 +197,20 @@ def _folder(config: ml_collections.ConfigDict, seed: int) -> Splits:
         return file.relative_to(root).parts[0] if file.parent != root else ""
 
     names = sorted({class_of(*pair) for part in parts for pair in part})
+    shown = (os.fsencode(name).decode("utf-8", "backslashreplace") for name in names)
     resize = config.resolution if config.resize is None else config.resize
     min_side = max(resize, config.resolution) if resize else 0
+    numbers = {name: i for i, name in enumerate(names)}
     train, val = (
         FolderSource(
-            [file for _, file in part], [names.index(class_of(*pair)) for pair in part], min_side
+            [file for _, file in part],
+            [numbers[class_of(*pair)] for pair in part],
+            min_side,
+            what=what,
         )
-        for part in parts
+        for part, what in zip(parts, ("training", "held-out"), strict=True)
     )
-    return Splits(train, val, tuple(names))
+    return Splits(train, val, tuple(shown))
 
 
 # --- TFDS -----------------------------------------------------------------------------------------
@@ -209,19 +247,38 @@ def _embedded(name: str) -> Callable[[ml_collections.ConfigDict, int], Splits]:
         from vq_jax.data import builders
 
         builder_class = {"emoji": builders.Emoji, "photos": builders.Photos}[name]
-        builder = builder_class(data_dir=config.dir or None, file_format="array_record")
-        if not builder.data_path.exists():
-            log.info("preparing data set %s in %s", name, builder.data_path)
-        _quiet_prepare(builder)
+        with _writable():
+            builder = builder_class(data_dir=config.dir or None, file_format="array_record")
+            _prepare(builder, name)
         return _prepared(builder, "test", config, seed)
 
     return open_
 
 
-def _quiet_prepare(builder: Any) -> None:
+@contextlib.contextmanager
+def _writable() -> Iterator[None]:
+    """Raises UserError where the folder of prepared data sets cannot be used."""
+    try:
+        yield
+    except OSError as e:
+        if (text := system_mistake(e)) is None:
+            raise
+        raise UserError(
+            f"data sets cannot be prepared ({text}): set --config.data.dir, or TFDS_DATA_DIR, to "
+            "another folder"
+        ) from e
+
+
+def _prepare(builder: Any, name: str) -> None:
+    """Downloads and prepares a data set, once, with a word or a bar about it."""
     import tensorflow_datasets as tfds
 
-    tfds.disable_progress_bar()
+    if not builder.data_path.exists():
+        size = builder.info.download_size
+        known = f", a download of {size}" if size else ""
+        log.info("preparing data set %s in %s%s", name, builder.data_path, known)
+    bar = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    (tfds.enable_progress_bar if bar else tfds.disable_progress_bar)()
     with contextlib.redirect_stdout(io.StringIO()):  # it prints sizes it does not know
         builder.download_and_prepare()
 
@@ -239,7 +296,10 @@ def _tfds(name: str, config: ml_collections.ConfigDict, seed: int) -> Splits:
     except Exception as e:
         raise UserError(f"TFDS cannot open {name!r}: {first_line(e)}") from e
     try:
-        _quiet_prepare(builder)
+        with _writable():
+            _prepare(builder, name)
+    except UserError:
+        raise
     except Exception as e:
         if "tensorflow" in str(e).lower() and isinstance(e, ImportError):
             raise UserError(

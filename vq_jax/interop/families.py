@@ -29,6 +29,7 @@ class Family:
       rows: the table of its names, for `config.model`.
       idle: a regular expression of arrays that no model needs.
       told: whether its names tell it; otherwise only --format does.
+      assumes: what its config.json would say, and no shape does.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Family:
     rows: Callable[[Mapping[str, Any]], Iterator[Row]]
     idle: str = r"$^"
     told: bool = True
+    assumes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _count(arrays: Arrays, pattern: str) -> int:
@@ -116,6 +118,14 @@ def _entries(arrays: Arrays, name: str = "quantize.embedding.weight") -> dict[st
 _FIXED = {"codebook": "gradient", "revive_below": 0.0}
 # taming's loss puts its .25 on the codebook term and 1 on the commitment: .25 (codebook + 4 c).
 _LEGACY = {"beta": 4.0}
+# Open-MAGVIT2 and IBQ train the generator with a fixed weight and the discriminator with the hinge.
+_SEED_VOKEN = {
+    "loss": "hinge",
+    "generator_loss": "non_saturating",
+    "weight": 0.1,
+    "adaptive_limit": 0.0,
+    "lecam_weight": 0.05,
+}
 _TAMING_LOSS = {"codebook_weight": 0.25, "perceptual_weight": 1.0, "reconstruction": "l1"}
 
 
@@ -131,21 +141,26 @@ def _taming_body(arrays: Arrays, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_taming(arrays: Arrays, about: dict[str, Any]) -> dict[str, Any]:
-    quantizer = {"name": "vq"} | _entries(arrays) | _FIXED | _LEGACY
-    return _taming_body(arrays, about) | {"quantizer": quantizer, "loss": _TAMING_LOSS}
+    quantizer: dict[str, Any] = {"name": "vq"} | _entries(arrays)
+    if "quantize.embedding.embed_avg" in arrays:  # moving averages, and a plain commitment loss
+        quantizer |= {"codebook": "ema", "revive_below": 0.0, "beta": 0.25}
+        loss = _TAMING_LOSS | {"codebook_weight": 1.0}
+    else:
+        quantizer, loss = quantizer | _FIXED | _LEGACY, _TAMING_LOSS
+    return _taming_body(arrays, about) | {"quantizer": quantizer, "loss": loss}
 
 
 def _read_gumbel(arrays: Arrays, about: dict[str, Any]) -> dict[str, Any]:
     entries = _entries(arrays, "quantize.embed.weight")
     if _shape(arrays, "quantize.proj.weight", 4)[:2] != (entries["num_codes"], entries["dim"]):
         raise UserError("its codes are scored in another number of dimensions than they have")
-    quantizer = {"name": "gumbel", "revive_below": 0.0} | entries
+    quantizer = {"name": "gumbel", "revive_below": 0.0, "kl_weight": 1e-8} | entries
     return _taming_body(arrays, about) | {"quantizer": quantizer}
 
 
 def _read_ibq(arrays: Arrays, about: dict[str, Any]) -> dict[str, Any]:
     quantizer = {"name": "ibq", "revive_below": 0.0} | _entries(arrays)
-    return _taming_body(arrays, about) | {"quantizer": quantizer}
+    return _taming_body(arrays, about) | {"quantizer": quantizer, "adversarial": _SEED_VOKEN}
 
 
 def _read_llamagen(arrays: Arrays, about: dict[str, Any]) -> dict[str, Any]:
@@ -194,11 +209,12 @@ def _read_magvit2(arrays: Arrays, about: dict[str, Any]) -> dict[str, Any]:
         "num_res_blocks": _count(arrays, "encoder.down.0.block.{}."),
     }
     bits = _shape(arrays, "encoder.conv_out.weight", 4)[0]
+    resolution = _resolution(about, levels)
     return {
         "model": model,
         "quantizer": {"name": "lfq", "bits": bits},
-        "data": {"resolution": _resolution(about, levels), "channels": channels},
-        "adversarial": {"loss": "non_saturating", "weight": 0.1, "lecam_weight": 0.05},
+        "data": {"resolution": resolution, "channels": channels},
+        "adversarial": _SEED_VOKEN | ({"lecam_weight": 0.01} if resolution == 128 else {}),
     }
 
 
@@ -228,7 +244,18 @@ def _read_maskgit(arrays: Arrays, about: dict[str, Any]) -> dict[str, Any]:
 
 
 _TAMING = r"encoder\.down\.0\.block\.0\.norm1\.weight$"
-_IDLE = r"quantize\.(used|codebook_used|mask|zero|codebook|pre_mask|post_mask)$|colorize$"
+_IDLE = r"quantize\.(codebook_used|mask|zero|codebook|pre_mask|post_mask)$"
+# Arrays that no model needs, and that are carried along: export gives them back.
+_CARRIED = r"loss\.|colorize$|quantize\.used$"
+# Arrays with a row for each entry, of which taming's remap (`quantize.used`) uses some.
+_ENTRIES = (
+    "quantize.embedding.weight",
+    "quantize.embedding.cluster_size",
+    "quantize.embedding.embed_avg",
+    "quantize.embed.weight",
+    "quantize.proj.weight",
+    "quantize.proj.bias",
+)
 FAMILIES = {
     family.name: family
     for family in (
@@ -257,14 +284,26 @@ FAMILIES = {
             r"encoder\.down_blocks\.0\.resnets\.0\.norm1\.weight$",
             _read_diffusers,
             names.diffusers,
+            assumes={"norm_num_groups": 32},
         ),
         Family("maskgit", r"encoder/ResBlock_0/Conv_0/kernel$", _read_maskgit, names.maskgit),
     )
 }
+# What a copy of the weights is called that holds their moving averages, which are preferred.
+_AVERAGED = frozenset(
+    [
+        "ema",
+        "ema_params",
+        "params_ema",
+        "state_dict_ema",
+        "ema_state_dict",
+        "ema_model",
+        "model_ema",
+        "ema_generator",
+    ]
+)
 # Before which of several copies in one file the others are passed over.
 _COPIES = (
-    "ema.",
-    "ema_params/",
     "state_dict.first_stage_model.",
     "first_stage_model.",
     "state_dict.",
@@ -280,20 +319,23 @@ class Found:
     Attributes:
       family: whose it is.
       arrays: its own, by the family's names.
-      loss: what its training kept beside it (names that begin with "loss."), by those names.
+      carried: what else belongs to it, by its own names: the loss of its training, a remap and the
+        entries that it does not use.
       sections: of the config, that differ from their defaults.
       assumed: whether the training images' size was told by nobody.
       averaged: whether the file's moving averages were taken.
       beside: how many other arrays are in the file, by the first part of their names.
+      notes: what else the user should know.
     """
 
     family: Family
     arrays: dict[str, np.ndarray]
-    loss: dict[str, np.ndarray]
+    carried: dict[str, np.ndarray]
     sections: dict[str, Any]
     assumed: bool
     averaged: bool
     beside: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
 
 def find_tokenizer(weights: Weights, name: str | None, resolution: int | None = None) -> Found:
@@ -316,9 +358,9 @@ def find_tokenizer(weights: Weights, name: str | None, resolution: int | None = 
         }
         if not prefixes:
             continue
-        prefix = min(prefixes, key=lambda p: (_COPIES.index(p) if p in _COPIES else 99, len(p)))
+        prefix = min(prefixes, key=_place_of_copy)
         own = {key[len(prefix) :]: a for key, a in arrays.items() if key.startswith(prefix)}
-        loss = {key: array for key, array in own.items() if key.startswith("loss.")}
+        carried = {key: array for key, array in own.items() if re.match(_CARRIED, key)}
         averages = {
             key: arrays[short]
             for key in own
@@ -327,21 +369,56 @@ def find_tokenizer(weights: Weights, name: str | None, resolution: int | None = 
         own = {
             key: array
             for key, array in (own | averages).items()
-            if not re.match(rf"(loss|model_ema)\.|{family.idle}", key)
+            if not re.match(rf"model_ema\.|{_CARRIED}|{family.idle}", key)
         }
-        others = (key for key in arrays if key.removeprefix(prefix) not in own | loss)
+        others = (key for key in arrays if key.removeprefix(prefix) not in own | carried)
         beside = Counter(re.split(r"[./]", key.removeprefix(prefix))[0] for key in others)
+        notes = []
+        if "quantize.used" in carried:
+            own, unused = _remapped(own, carried["quantize.used"])
+            carried |= unused
+            notes.append(
+                f"codes are its remap's, {len(carried['quantize.used'])} of the entries; where an "
+                "entry outside it is nearest, the original draws a code, and here it is the nearest "
+                "inside"
+            )
+        if family.assumes and not weights.about:
+            fields = ", ".join(f"{name} {value}" for name, value in family.assumes.items())
+            notes.append(f"assumed, as there is no config.json beside it: {fields}")
         sections = family.read(own, weights.about | {"resolution": resolution})
-        averaged = bool(averages) or prefix.startswith("ema")
+        averaged = bool(averages) or _is_average(prefix)
         side = weights.about.get("sample_size") if resolution is None else resolution
         assumed = side != sections["data"]["resolution"]
-        return Found(family, own, loss, sections, assumed, averaged, beside)
+        return Found(family, own, carried, sections, assumed, averaged, beside, tuple(notes))
     known = ", ".join(FAMILIES)
     shown = ", ".join(name[:120] for name in sorted(arrays)[:4])
     raise UserError(
         f"{weights.path} is of no known {'kind' if name is None else name}: its arrays are called "
         f"{shown}, ...; known are {known}"
     )
+
+
+def _is_average(prefix: str) -> bool:
+    return not _AVERAGED.isdisjoint(re.split(r"[./]", prefix))
+
+
+def _place_of_copy(prefix: str) -> tuple[bool, int, int]:
+    """Sorts the copies of one model in a file, by what stands before their names."""
+    known = _COPIES.index(prefix) if prefix in _COPIES else len(_COPIES)
+    return not _is_average(prefix), known, len(prefix)
+
+
+def _remapped(
+    arrays: dict[str, np.ndarray], used: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Arrays with the entries alone that taming's remap uses, in its order; and the whole ones."""
+    whole = {name: arrays[name] for name in _ENTRIES if name in arrays}
+    fits = used.ndim == 1 and used.dtype.kind in "iu" and 0 < used.size == len(np.unique(used))
+    if not fits or any(
+        a.ndim < 1 or used.max() >= len(a) or used.min() < 0 for a in whole.values()
+    ):
+        raise UserError("its remap (quantize.used) does not fit its codebook")
+    return arrays | {name: array[used] for name, array in whole.items()}, whole
 
 
 def _modern(arrays: Arrays) -> dict[str, np.ndarray]:

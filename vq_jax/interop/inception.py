@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vq_jax.errors import UserError, first_line
+from vq_jax.files import cache_folder
 from vq_jax.interop.weights import read_weights
 from vq_jax.models.inception import Params
 
@@ -19,13 +20,6 @@ URL = (
 )
 _DIGEST = "6726825d"  # the SHA-256 begins with it
 _EPSILON = 1e-3  # of its batch norms
-
-
-def cache_folder() -> Path:
-    """Where derived files are kept: $VQ_JAX_CACHE, else $XDG_CACHE_HOME/vq_jax, else ~/.cache."""
-    if folder := os.environ.get("VQ_JAX_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vq_jax"
 
 
 def load_inception(place: str) -> tuple[Params, str]:

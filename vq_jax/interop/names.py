@@ -59,6 +59,8 @@ _KINDS: dict[str, tuple[_Leaf, ...]] = {
         _Leaf(".weight", "", lambda x: x.reshape(x.shape[:2]), lambda x: x[:, :, None, None]),
     ),
     "array": (_Leaf("", "", _same, _same),),
+    # statistics of one codebook [K, ...] to those of several [1, K, ...]
+    "first": (_Leaf("", "", lambda x: x[None], lambda x: x[0]),),
     # [1, C, 1, 1] to [C]
     "channels": (_Leaf("", "", lambda x: x.reshape(-1), lambda x: x.reshape(1, -1, 1, 1)),),
     "flax": tuple(_Leaf(f"/{n}", f"/{n}", _same, _same) for n in ("kernel", "bias", "scale")),
@@ -229,6 +231,9 @@ def taming(model: Model) -> Iterator[Row]:
     """taming-transformers' `VQModel`, latent-diffusion's and IBQ's models."""
     yield from _vqgan(_TAMING, model)
     yield _CODEBOOK
+    # Of `EMAVectorQuantizer` alone.
+    for name, ours in (("cluster_size", "cluster_size"), ("embed_avg", "embed_sum")):
+        yield Row(f"quantize.embedding.{name}", f"codebook/quantizer/book/{ours}", "first")
 
 
 def taming_gumbel(model: Model) -> Iterator[Row]:

@@ -9,6 +9,7 @@ builds is never larger than a fixed number of steps allows.
 import io
 import mmap
 import pickletools
+import sys
 from collections.abc import Callable, Mapping
 from typing import IO, Any, NamedTuple, cast
 
@@ -110,19 +111,37 @@ _CALLS: dict[str, Callable[..., Any]] = {
 }
 # Modules that had other names when the pickle was written, or in protocol 2.
 _MODULES = {"numpy._core.": "numpy.core.", "__builtin__.": "builtins.", "copy_reg.": "copyreg."}
+_PATHS = ("Path", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
 # What it may call in vain.
 _HARMLESS = {
     "copyreg._reconstructor",
-    "pathlib.Path",
-    "pathlib.PosixPath",
-    "pathlib.PurePosixPath",
-    "pathlib.WindowsPath",
-    "pathlib.PureWindowsPath",
+    *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in _PATHS),
+    "numpy.random._pickle.__bit_generator_ctor",
+    "numpy.random._pickle.__generator_ctor",
+    "numpy.random._pickle.__randomstate_ctor",
     "torch.device",
+    "torch.Generator",
     "datetime.datetime",
     "datetime.timedelta",
     "uuid.UUID",
 }
+
+
+# A tensor of a subclass: (function, class, the function's arguments, state).
+_SUBCLASS = "torch._tensor._rebuild_from_type_v2"
+
+
+def _is_foreign(of: Global) -> bool:
+    """Whether a name is of neither Python's nor PyTorch's own modules, as a project's class is."""
+    top = str(of).partition(".")[0]
+    return top not in sys.stdlib_module_names and top not in ("torch", "numpy", "__builtin__", "nt")
+
+
+def _is_enum(function: Global, arguments: Any) -> bool:
+    """Whether a call is that of a project's Enum: a class, given one plain value."""
+    if not isinstance(arguments, tuple) or len(arguments) != 1 or not _is_foreign(function):
+        return False
+    return function.name[:1].isupper() and isinstance(arguments[0], str | int | float)
 
 
 def _key(key: Any) -> Any:
@@ -166,8 +185,14 @@ class _Machine:
         name = str(function)
         for old, new in _MODULES.items():
             name = new + name.removeprefix(old) if name.startswith(old) else name
-        if name in _HARMLESS:
+        if name in _HARMLESS or _is_enum(function, arguments):
             return Inert(function)
+        if name == "builtins.getattr":  # of an Enum, by name
+            of, attribute = arguments
+            if isinstance(of, Global) and _is_foreign(of) and isinstance(attribute, str):
+                return Inert(of)
+        if name == _SUBCLASS and str(arguments[0]) != _SUBCLASS:
+            return self.call(arguments[0], arguments[2])  # of a tensor, whatever its class
         if name not in self.calls:
             raise UserError(
                 f"it asks to call {function}, which no weights need: refused (of a module saved "

@@ -45,11 +45,28 @@ def holds_prior(weights: Weights) -> str | None:
     return None
 
 
+def without_prior(weights: Weights) -> dict[str, np.ndarray]:
+    """The arrays of a file that are not of its prior."""
+    pattern = {"taming_transformer": _MINGPT, "maskgit_transformer": _MASKGIT}
+    if (kind := holds_prior(weights)) is None:
+        return weights.arrays
+    prefix = _prefix(weights, pattern[kind])
+    return {
+        key: array
+        for key, array in weights.arrays.items()
+        if not (prefix and key.startswith(prefix))
+    }
+
+
+def _prefix(weights: Weights, pattern: str) -> str:
+    return next(m[1] for m in (re.match(pattern, key) for key in weights.arrays) if m)
+
+
 class _Reader:
     """Arrays by their names, all of which are known to be there, and no others."""
 
     def __init__(self, weights: Weights, pattern: str, idle: str = r"$^"):
-        prefix = next(m[1] for m in (re.match(pattern, key) for key in weights.arrays) if m)
+        prefix = _prefix(weights, pattern)
         self.path = weights.path
         self.arrays = {
             key.removeprefix(prefix): array
@@ -80,7 +97,12 @@ class _Reader:
 
 
 def read_prior(
-    weights: Weights, grid: tuple[int, ...], num_codes: int, classes: int, heads: int | None
+    weights: Weights,
+    grid: tuple[int, ...],
+    num_codes: int,
+    classes: int,
+    heads: int | None,
+    sos_token: int = 0,
 ) -> FoundPrior:
     """The prior in a file.
 
@@ -90,6 +112,7 @@ def read_prior(
       num_codes: of the tokenizer.
       classes: of taming's, how many of its codes stand for classes; 0 for none.
       heads: of taming's, which its arrays do not tell (`n_head` in its yaml).
+      sos_token: of taming's, the token that stands before the codes where there is no class.
 
     Raises:
       UserError: arrays are missing or left over, or it is conditioned on more than a class.
@@ -97,13 +120,18 @@ def read_prior(
     try:
         if holds_prior(weights) == "maskgit_transformer":
             return _read_maskgit(weights, grid, num_codes)
-        return _read_mingpt(weights, grid, num_codes, classes, heads)
+        return _read_mingpt(weights, grid, num_codes, classes, heads, sos_token)
     except ValueError as e:  # arrays that do not fit together
         raise UserError(f"{weights.path}: its arrays do not fit together: {first_line(e)}") from e
 
 
 def _read_mingpt(
-    weights: Weights, grid: tuple[int, ...], num_codes: int, classes: int, heads: int | None
+    weights: Weights,
+    grid: tuple[int, ...],
+    num_codes: int,
+    classes: int,
+    heads: int | None,
+    sos_token: int,
 ) -> FoundPrior:
     """Esser et al. 2021's second stage: [class or start token, codes], each from those before it."""
     if any("cond_stage_model." in name for name in weights.arrays):
@@ -127,11 +155,13 @@ def _read_mingpt(
     tokens, places = read("tok_emb.weight"), read("pos_emb")[0]
     vocabulary, width = tokens.shape
     positions = int(np.prod(grid))
-    if len(places) not in (positions, positions + 1):
+    if len(places) < positions:  # of more, the first are those that it has learned
         raise UserError(
             f"{weights.path} reads {len(places)} tokens, and the tokenizer's images have {positions}: "
-            "it is conditioned on more than a class, or belongs to another tokenizer"
+            "it belongs to another tokenizer, or --resolution is another"
         )
+    if not 0 <= sos_token < vocabulary:
+        raise UserError(f"--sos_token={sos_token}: it knows {vocabulary} tokens, from 0")
     if vocabulary < max(num_codes, classes):
         raise UserError(
             f"{weights.path} knows {vocabulary} tokens, and the tokenizer has {num_codes} codes"
@@ -141,7 +171,7 @@ def _read_mingpt(
     params = {
         "codes/embedding": np.concatenate([tokens[:num_codes], zero]),
         # The start token, or the label, is the code of that number.
-        "labels/embedding": np.concatenate([tokens[:classes], tokens[:1]]),
+        "labels/embedding": np.concatenate([tokens[:classes], tokens[sos_token][None]]),
         "books": zero,
         "places": np.concatenate([places, zero])[: positions + 1],
         "norm_out/scale": read("ln_f.weight"),

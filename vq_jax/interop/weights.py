@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from vq_jax.errors import UserError, first_line
+from vq_jax.files import writing
+from vq_jax.interop.pickles import Inert
 from vq_jax.interop.torch_file import read_torch_file
 
 # In a folder: what its weights may be called, the best form first.
@@ -43,34 +45,89 @@ def read_weights(path: Path) -> Weights:
       UserError: there is none, there are several, or it cannot be read.
     """
     if path.is_dir():
+        path = _model_in(path)
         about = _read_config(path / CONFIG)
         path = _weights_in(path)
     else:
         about = _read_config(path.parent / CONFIG, only="VQModel")
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-    except OSError as e:
-        raise UserError(f"cannot read {path}: {e.strerror}") from e
-    if start[8:9] == b"{":
-        arrays = _read_safetensors(path)
-    elif start[:2] == b"PK" or start[:1] == b"\x80":
-        arrays = _flatten(read_torch_file(path), ".")
-    elif start[:1] and (0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):
-        arrays = _flatten(_read_msgpack(path), "/")
-    else:
-        raise UserError(
-            f"{path} is no file of weights: known are safetensors, torch.save's and Flax's msgpack"
-        )
+    arrays = _read_shards(path) if path.suffix == ".json" else _read_file(path)
     if not arrays:
         raise UserError(f"{path} holds no arrays")
     # Names are shown on a terminal: nothing in them may steer it.
     return Weights(path, {ascii(name)[1:-1]: array for name, array in arrays.items()}, about)
 
 
+def _read_file(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from e
+    if start[8:9] == b"{":
+        return _read_safetensors(path)
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        return _flatten(_one_model(read_torch_file(path), path), ".")
+    if start[:1] and (0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):
+        return _flatten(_read_msgpack(path), "/")
+    for beginning, what in (
+        (b"version https://git-lfs", "a git-lfs pointer, not the file itself: run git lfs pull"),
+        (b"<!doctype", "a web page, not the file that it is about: fetch that again"),
+        (b"<html", "a web page, not the file that it is about: fetch that again"),
+    ):
+        if start.lstrip().lower().startswith(beginning):
+            raise UserError(f"{path} is {what}")
+    raise UserError(
+        f"{path} is no file of weights: known are safetensors, torch.save's and Flax's msgpack"
+    )
+
+
+def _one_model(tree: Any, path: Path) -> Any:
+    """What `torch.save` wrote, if it is a dictionary.
+
+    Raises:
+      UserError: it is a module pickled whole, or a list.
+    """
+    if isinstance(tree, Inert):
+        raise UserError(
+            f"{path} holds a module pickled whole ({tree.of}), which only its own code can open: save "
+            "its state_dict() instead"
+        )
+    if isinstance(tree, list | tuple) and any(isinstance(item, dict) for item in tree):
+        raise UserError(f"{path} holds a list of {len(tree)} state dicts: save the one you want")
+    return tree
+
+
+def _read_shards(index: Path) -> dict[str, np.ndarray]:
+    """The arrays of several files, by the index beside them (`weight_map`: name -> file)."""
+    try:
+        names = json.loads(index.read_text())["weight_map"]
+        shards = sorted({str(name) for name in names.values()})
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{index} is no index of files of weights: {first_line(e)}") from e
+    arrays: dict[str, np.ndarray] = {}
+    for shard in shards:
+        if Path(shard).name != shard or shard.startswith("."):
+            raise UserError(f"{index} names a file outside its folder: {ascii(shard)[:80]}")
+        arrays |= _read_file(index.parent / shard)
+    if missing := sorted(names.keys() - arrays.keys()):
+        raise UserError(f"{index} names {len(missing)} arrays that its files lack: {missing[0]}")
+    return arrays
+
+
+def _model_in(folder: Path) -> Path:
+    """The folder itself, or that of the tokenizer in a diffusers pipeline."""
+    if not (folder / "model_index.json").is_file():
+        return folder
+    parts = (folder / name for name in ("vqvae", "vqgan", "movq", "vae"))
+    return next((part for part in parts if part.is_dir()), folder)
+
+
 def _weights_in(folder: Path) -> Path:
+    indices = sorted(folder.glob("*.index.json"))
     for suffix in _SUFFIXES:
         found = sorted(p for p in folder.iterdir() if p.suffix == suffix and p.is_file())
+        if index := [p for p in indices if p.name.endswith(f"{suffix}.index.json")]:
+            return index[0]
         if len(found) > 1:
             names = ", ".join(p.name for p in found)
             raise UserError(f"{folder} has several files of weights ({names}): name one")
@@ -138,19 +195,16 @@ def save_arrays(arrays: dict[str, np.ndarray], path: Path, **about: str) -> None
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path) as temporary:
         # Strided views would be written as they lie in memory.
         whole = {name: np.ascontiguousarray(a).reshape(np.shape(a)) for name, a in arrays.items()}
-        save_file(whole, temporary, metadata={"format": "pt", **about})
+        try:
+            save_file(whole, temporary, metadata={"format": "pt", **about})
+        except SafetensorError as e:
+            raise UserError(f"cannot write {path}: {e}") from e
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)  # it is made for the owner alone
-        temporary.replace(path)
-    except (OSError, SafetensorError) as e:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {e}") from e
 
 
 # --- our own form ---------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Changes images through a trained prior: the commands over `editing.py`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,20 +8,23 @@ from typing import Any
 import numpy as np
 
 from vq_jax import editing
-from vq_jax.data.images import read_image, rows_of
+from vq_jax.data.images import LOSSY, read_mask, rows_of
 from vq_jax.errors import UserError
 from vq_jax.prior import TrainedPrior, load_prior
-from vq_jax.tasks.files import change_files, pair_files
+from vq_jax.tasks.files import change_images, pair_files
+from vq_jax.training.report import stderr
 
 
-def _mask(path: str) -> np.ndarray:
-    if not path:
+def _mask(path: Path | None) -> np.ndarray:
+    if path is None:
         raise UserError("inpaint needs --mask, an image that is white where to draw")
-    if not Path(path).is_file():
+    if not path.is_file():
         raise UserError(f"there is no {path}: --mask takes an image that is white where to draw")
-    mask = read_image(Path(path), 1)[..., 0] > 127
+    mask, how = read_mask(path)
     if not mask.any():
         raise UserError(f"nothing of {path} is white: --mask marks in white what to draw")
+    if how != "white":
+        stderr(f"{path} has transparency: drawn where it is {how}")
     return mask
 
 
@@ -49,14 +52,15 @@ def edit(
     name: str,
     workdir: Path,
     *,
-    tokenizer: Path | None,
+    tokenizer: Path | None = None,
     input: Path,
     output: Path,
-    mask: str = "",
+    mask: Path | None = None,
     margins: str = "",
     factor: int | None = None,
     share: float = 0.5,
     count: int = 4,
+    label: Sequence[str] = (),
     **how: Any,
 ) -> None:
     """`--mode=inpaint`, `outpaint`, `upscale`, `restore` and `variations`.
@@ -66,12 +70,13 @@ def edit(
       workdir: the prior's run.
       tokenizer: the tokenizer's, where it is elsewhere than the prior's config says.
       input, output: an image, or a folder of images, and where to write.
-      mask: inpaint: an image, white where to draw.
+      mask: inpaint: an image that says where to draw; see `images.read_mask`.
       margins: outpaint: pixels to add, as "top,right,bottom,left".
       factor: upscale: how many times larger; None is as the prior was trained.
       share: variations: of the codes to draw anew.
       count: variations: how many; they come in a row after the original.
-      **how: label, candidates, seed and more; see `editing.fill_grid`.
+      label: none or one, a class by name or number.
+      **how: candidates, seed and more; see `editing.fill_grid`.
     """
     changes: dict[str, Callable[[], Callable[..., np.ndarray]]] = {
         "inpaint": lambda: partial(editing.inpaint, mask=_mask(mask)),
@@ -85,10 +90,19 @@ def edit(
     change = changes[name]()
     if name == "inpaint" and input.is_dir():
         raise UserError(f"--input={input} is a folder: a mask is for one image")
+    if len(label) > 1:
+        raise UserError(f"--label is given {len(label)} times: {name} takes one")
+    suffix = pairs[0][1].suffix.lower()
+    keeps = name in ("inpaint", "outpaint")
+    if keeps and suffix in LOSSY:
+        stderr(f"a {suffix} file changes the other pixels a little, too: a .png file keeps them")
     prior: TrainedPrior = load_prior(workdir, tokenizer)
-    prior.labels(how.get("label"), 1)
+    how["label"] = label[0] if label else None
+    prior.labels(how["label"], 1)
     channels = prior.tokenizer.config.data.channels
-    change_files(pairs, channels, lambda image: change(prior, image, **how), _DONE[name])
+    change_images(
+        pairs, channels, lambda image: change(prior, image, **how), _DONE[name], alpha=keeps
+    )
 
 
 _DONE = {

@@ -1,5 +1,6 @@
 """Measures a prior: the bits it needs for held-out codes, and the images it draws."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
-from rich.progress import track
 
 from vq_jax import config as configs
 from vq_jax import metrics
@@ -22,7 +22,7 @@ from vq_jax.interop.efficientnet import load_efficientnet
 from vq_jax.models import efficientnet
 from vq_jax.prior import TrainedPrior, load_prior
 from vq_jax.sampling import log_probability, row_keys
-from vq_jax.tasks.evaluate import perceptual_or_none, rows_of_networks, told
+from vq_jax.tasks.evaluate_tokenizer import perceptual_or_none, rows_of_networks, told
 from vq_jax.tasks.frechet import (
     Network,
     compare,
@@ -32,7 +32,7 @@ from vq_jax.tasks.frechet import (
     look_once,
 )
 from vq_jax.training.prior_steps import codes_of, mask_codes
-from vq_jax.training.report import save_figures, show_figures, stderr
+from vq_jax.training.report import save_figures, show_figures, stderr, track
 
 # name -> (heading, format) of the printed table
 _ROWS = {
@@ -68,6 +68,7 @@ def evaluate_prior(
     inception: str = "",
     protocol: str = "adm",
     count: int | None = None,
+    seed: int = 0,
 ) -> None:
     """`--mode=evaluate` of a prior: its figures and pictures, printed and kept.
 
@@ -78,6 +79,7 @@ def evaluate_prior(
       inception: the file of Inception's weights, or "download", for the gFID; "" leaves it out.
       protocol: in `frechet.PROTOCOLS`.
       count: samples of the gFID; by default `config.eval_samples`.
+      seed: of what is drawn.
     """
     networks = [inception_network(inception, protocol)] if inception else []
     prior = load_prior(workdir, tokenizer)
@@ -85,7 +87,7 @@ def evaluate_prior(
         raise UserError("gFID is of images from noise: this prior makes better ones of given ones")
     configs.use_data(prior.config, data)
     splits = open_source(prior.config.data, prior.config.seed)
-    measure(prior, splits, workdir, Console(highlight=False), networks, count)
+    measure(prior, splits, workdir, Console(highlight=False), networks, count, seed)
 
 
 def measure(
@@ -95,6 +97,7 @@ def measure(
     console: Console,
     networks: Sequence[Network] = (),
     count: int | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Measures on the held-out split, prints the table, and writes evaluation.json and pictures.
 
@@ -105,6 +108,7 @@ def measure(
       console: where the table goes.
       networks: what compares samples with the whole training split as sets.
       count: how many samples these get; by default `config.eval_samples`.
+      seed: of what is drawn.
 
     Returns:
       the figures, by the names in evaluation.json.
@@ -112,7 +116,8 @@ def measure(
     figures = code_bits(prior, splits.val)
     config = prior.config
     if config.eval_samples:
-        figures |= (_improve if prior.module.condition else _judge)(prior, splits, workdir)
+        draw = _improve if prior.module.condition else _draw_and_judge
+        figures |= draw(prior, splits, workdir, seed)
     count = config.eval_samples if count is None else count
     protocol = told(config, figures["images"], networks)
     if "efficientnet_frechet" in figures:
@@ -122,7 +127,7 @@ def measure(
             )
         )
     for network in networks:
-        found, real = _as_sets(prior, splits.train, network, count)
+        found, real = _as_sets(prior, splits.train, network, count, seed)
         figures |= found
         decoded = ", decoded from codes" if config.data.source == "codes" else ""
         protocol[f"{network.key}_samples"] = (
@@ -137,12 +142,12 @@ def measure(
 
 
 def _as_sets(
-    prior: TrainedPrior, train: Source, network: Network, count: int
+    prior: TrainedPrior, train: Source, network: Network, count: int, seed: int
 ) -> tuple[dict[str, float], int]:
     """Samples, with the training images' labels, against all training images, as sets; and how many
     of those there were."""
-    if count < 2:
-        raise UserError("gFID takes samples: --count=50000, say")
+    if not 2 <= count <= 1_000_000:
+        raise UserError(f"gFID takes 2 to 1,000,000 samples, not {count:,}: --count=50000, say")
     places = np.linspace(0, len(train) - 1, count).round().astype(int)
 
     def real() -> Iterator[np.ndarray]:
@@ -150,11 +155,11 @@ def _as_sets(
             yield to_uint8(batch[0])
 
     def samples() -> Iterator[np.ndarray]:
-        for start in track(range(0, count, _AT_ONCE), "drawing", transient=True):
+        for start in track(range(0, count, _AT_ONCE), "drawing"):
             part = places[start : start + _AT_ONCE]
             labels = [int((train[int(i)] or {}).get("label", 0)) for i in part]
             how: dict[str, Any] = {"label": labels} if prior.class_names else {}
-            yield to_uint8(prior.sample(len(part), first=start, **how))
+            yield to_uint8(prior.sample(len(part), first=start, seed=seed, **how))
 
     of_real = look_once(network, real)
     found = compare(network, of_real, look(network, samples(), classes=True))
@@ -245,16 +250,91 @@ def make_features() -> Callable[[np.ndarray], np.ndarray]:
     return in_batches(efficientnet.features, load_efficientnet())
 
 
-def _judge(prior: TrainedPrior, splits: Splits, workdir: Path) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class References:
+    """What samples are held against.
+
+    Attributes:
+      labels: of the samples to draw: those of held-out images, as often as it takes.
+      real: training images, float32 [N, H, W, C].
+      of_real, of_held: features of the training and of the held-out images.
+      figures: how the held-out images themselves fare.
+    """
+
+    labels: list[int]
+    real: np.ndarray
+    of_real: np.ndarray
+    of_held: np.ndarray
+    figures: dict[str, Any]
+
+
+def _labels(prior: TrainedPrior, held_out: Sequence[tuple[np.ndarray, int]]) -> list[int]:
+    count = prior.config.eval_samples
+    labels = [label for _, label in held_out]
+    return (labels * -(-count // len(labels)))[:count]
+
+
+def references(
+    prior: TrainedPrior,
+    splits: Splits,
+    features: Callable[[np.ndarray], np.ndarray],
+    held_out: Sequence[tuple[np.ndarray, int]],
+) -> References:
+    """Training images and what held-out images have to do with them.
+
+    Args:
+      prior: whose config says how many.
+      splits: the data.
+      features: from `make_features`.
+      held_out: images with their labels.
+    """
+    subset = spread_over(splits.train, prior.config.eval_references)
+    real = np.stack([image for image, _ in _images(subset, prior)])
+    held = np.stack([image for image, _ in held_out])
+    of_real, of_held = features(real), features(held)
+    # As many as there are samples: the distance of few is larger.
+    same = min(len(of_held), prior.config.eval_samples)
+    precision, recall = metrics.precision_recall(of_real, of_held[:same])
+    figures = {
+        "efficientnet_frechet_floor": metrics.frechet_distance(of_held[:same], of_real),
+        "precision_floor": precision,
+        "recall_floor": recall,
+        "nearest_floor": float(metrics.distances(of_held, of_real).min(axis=1).mean()),
+        "samples": same,
+        "references": len(real),
+        "references_are": "training images",
+    }
+    if prior.config.data.source == "codes":
+        figures["references_are"] = "decoded codes"
+    else:
+        parts = [prior.tokenizer.reconstruct(held[i : i + 64]) for i in range(0, len(held), 64)]
+        through = features(np.clip(np.concatenate(parts), -1, 1))[:same]
+        figures["efficientnet_frechet_reconstructed"] = metrics.frechet_distance(through, of_real)
+    return References(_labels(prior, held_out), real, of_real, of_held, figures)
+
+
+def judge(against: References, of_samples: np.ndarray) -> dict[str, float]:
+    """How samples' features lie among those of training images."""
+    of_real = against.of_real
+    same = of_samples[: against.figures["samples"]]
+    precision, recall = metrics.precision_recall(of_real, same)
+    return {
+        "efficientnet_frechet": metrics.frechet_distance(same, of_real),
+        "precision": precision,
+        "recall": recall,
+        "nearest": float(metrics.distances(of_samples, of_real).min(axis=1).mean()),
+    }
+
+
+def _draw_and_judge(
+    prior: TrainedPrior, splits: Splits, workdir: Path, seed: int
+) -> dict[str, Any]:
     """Draws images with the held-out images' labels, and holds them against training images."""
     count = prior.config.eval_samples
     held_out = list(_images(spread_over(splits.val, count), prior))
-    labels = [label for _, label in held_out]
-    labels = (labels * -(-count // len(labels)))[:count]
-    classes = prior.class_names
-    samples = prior.sample(count, label=labels if classes else None)
+    labels = _labels(prior, held_out)
+    samples = prior.sample(count, label=labels if prior.class_names else None, seed=seed)
     save_image(_by_class(prior, to_uint8(samples), labels), workdir / "samples.png")
-
     try:
         features = make_features()
     except UserError as e:
@@ -263,39 +343,12 @@ def _judge(prior: TrainedPrior, splits: Splits, workdir: Path) -> dict[str, Any]
     if min(len(held_out), len(splits.train)) < 8:
         stderr("samples are not judged: that takes 8 held-out images")
         return {}
-    subset = spread_over(splits.train, prior.config.eval_references)
-    real = np.stack([image for image, _ in _images(subset, prior)])
-    held = np.stack([image for image, _ in held_out])
-    of_real, of_held, of_samples = features(real), features(held), features(samples)
-    from_codes, reconstructed = prior.config.data.source == "codes", {}
-    if not from_codes:
-        parts = [prior.tokenizer.reconstruct(held[i : i + 64]) for i in range(0, len(held), 64)]
-        through = features(np.clip(np.concatenate(parts), -1, 1))[:count]
-        reconstructed["efficientnet_frechet_reconstructed"] = metrics.frechet_distance(
-            through, of_real
-        )
-    # As many samples as there are held-out images: the distance of few is larger.
-    same = min(len(of_held), len(of_samples))
-    precision, recall = metrics.precision_recall(of_real, of_samples[:same])
-    precision_floor, recall_floor = metrics.precision_recall(of_real, of_held[:same])
-    nearest = metrics.distances(of_samples, of_real)
+    against = references(prior, splits, features, held_out)
+    of_samples = features(samples)
     shown = np.linspace(0, count - 1, _SHOWN).astype(int)
-    twins = real[nearest[shown].argmin(axis=1)]
+    twins = against.real[metrics.distances(of_samples[shown], against.of_real).argmin(axis=1)]
     save_image(rows_of(to_uint8(samples[shown]), to_uint8(twins)), workdir / "nearest.png")
-    return {
-        "efficientnet_frechet": metrics.frechet_distance(of_samples[:same], of_real),
-        **reconstructed,
-        "efficientnet_frechet_floor": metrics.frechet_distance(of_held[:same], of_real),
-        "precision": precision,
-        "recall": recall,
-        "precision_floor": precision_floor,
-        "recall_floor": recall_floor,
-        "nearest": float(nearest.min(axis=1).mean()),
-        "nearest_floor": float(metrics.distances(of_held, of_real).min(axis=1).mean()),
-        "samples": same,
-        "references": len(real),
-        "references_are": "decoded codes" if from_codes else "training images",
-    }
+    return judge(against, of_samples) | against.figures | {"seed": seed}
 
 
 def _by_class(prior: TrainedPrior, samples: np.ndarray, labels: list[int]) -> np.ndarray:
@@ -313,7 +366,7 @@ def _by_class(prior: TrainedPrior, samples: np.ndarray, labels: list[int]) -> np
 # --- images made better ---------------------------------------------------------------------------
 
 
-def _improve(prior: TrainedPrior, splits: Splits, workdir: Path) -> dict[str, Any]:
+def _improve(prior: TrainedPrior, splits: Splits, workdir: Path, seed: int) -> dict[str, Any]:
     """Makes the held-out images of a condition, and holds them against what they were made from."""
     config = prior.config
     perceptual = perceptual_or_none()
@@ -332,6 +385,7 @@ def _improve(prior: TrainedPrior, splits: Splits, workdir: Path) -> dict[str, An
             condition=condition,
             label=batch["label"].tolist() if prior.class_names else None,
             first=images,
+            seed=seed,
         )
         better = np.clip(np.asarray(prior.tokenizer.decode(codes)), -1, 1)
         shown_worse = worse

@@ -3,8 +3,6 @@
 import contextlib
 import importlib.util
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,8 @@ from ml_collections import ConfigDict
 
 from vq_jax import config as configs
 from vq_jax.codec import read_counts, save_counts
-from vq_jax.errors import UserError
+from vq_jax.errors import UserError, first_line
+from vq_jax.files import unfinished
 from vq_jax.interop import names
 from vq_jax.interop.names import Names
 from vq_jax.interop.weights import (
@@ -35,6 +34,14 @@ from vq_jax.tokenizer import TrainedTokenizer, in_one_file
 
 # What else came with an imported tokenizer, under the names it had there.
 CARRIED = "carried"
+# The config.json that came with it.
+_ORIGIN = "origin.json"
+# Its fields that no array tells, with what diffusers takes where they are not there.
+_DIFFUSERS_FIELDS = {
+    "force_upcast": False,
+    "lookup_from_codebook": False,
+    "scaling_factor": 0.18215,
+}
 # Groups of arrays that came with an imported tokenizer, beside its own.
 _BESIDE = ("discriminator", "lpips", CARRIED)
 
@@ -78,17 +85,15 @@ def new_folder(folder: Path) -> Iterator[Path]:
       UserError: the folder is there already, or cannot be written.
     """
     check_new(folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if folder.exists():
-            folder.rmdir()
-        temporary.replace(folder)
-    except OSError as e:
-        raise UserError(f"cannot write {folder}: {e}") from e
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with unfinished(folder) as temporary:
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            if folder.exists():
+                folder.rmdir()
+            temporary.replace(folder)
+        except OSError as e:
+            raise UserError(f"cannot write {folder}: {e.strerror or e}") from e
 
 
 # --- our own form ---------------------------------------------------------------------------------
@@ -136,11 +141,29 @@ def _vq_jax(model: TrainedTokenizer | TrainedPrior, workdir: Path, output: Path)
     config, arrays, step = own_arrays(model, workdir)
     save_arrays(arrays, output / ARRAYS, step=str(step))
     configs.save(config, output / CONFIG)
-    hand_counts_on(model, workdir, output)
+    hand_on(model, workdir, output)
 
 
-def hand_counts_on(model: TrainedTokenizer | TrainedPrior, folder: Path, to: Path) -> None:
-    """Gives a folder the counts that files are coded by, where the model's own has them."""
+def save_origin(about: dict[str, Any], folder: Path) -> None:
+    """Keeps the config.json that came with an imported tokenizer."""
+    _save_json(about, folder / _ORIGIN)
+
+
+def _origin(folder: Path) -> dict[str, Any]:
+    """What `save_origin` kept, or {}."""
+    try:
+        return json.loads((folder / _ORIGIN).read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as e:
+        raise UserError(f"{folder / _ORIGIN} cannot be read: {first_line(e)}") from e
+
+
+def hand_on(model: TrainedTokenizer | TrainedPrior, folder: Path, to: Path) -> None:
+    """Gives a folder what lies beside a model's arrays: the counts that files are coded by, and the
+    config.json that it was imported with."""
+    if about := _origin(folder):
+        save_origin(about, to)
     if isinstance(model, TrainedTokenizer) and (counts := read_counts(folder, model)) is not None:
         save_counts(to, model, counts)
 
@@ -199,7 +222,6 @@ def _diffusers(tokenizer: TrainedTokenizer, workdir: Path, output: Path) -> None
         "in_channels": config.data.channels,
         "latent_channels": model["z_channels"],
         "layers_per_block": model["num_res_blocks"],
-        "lookup_from_codebook": False,
         "mid_block_add_attention": model["mid_attention"],
         "norm_num_groups": 32,
         "norm_type": "group",
@@ -209,6 +231,8 @@ def _diffusers(tokenizer: TrainedTokenizer, workdir: Path, output: Path) -> None
         "up_block_types": up[::-1],
         "vq_embed_dim": config.quantizer.dim,
     }
+    origin = _origin(workdir)
+    about |= {name: origin.get(name, value) for name, value in _DIFFUSERS_FIELDS.items()}
     save_arrays(arrays, output / "diffusion_pytorch_model.safetensors")
     _save_json(about, output / CONFIG)
 
@@ -261,10 +285,48 @@ def _taming(tokenizer: TrainedTokenizer, workdir: Path, output: Path) -> None:
             "(model.mid_attention); diffusers can do without"
         )
     beside = _beside(workdir)
-    arrays |= beside.get(CARRIED, {})
+    carried = beside.get(CARRIED, {})
+    params = about["model"]["params"]
+    if "colorize" in carried:
+        params["colorize_nlabels"] = carried["colorize"].shape[1]
+    if (used := carried.get("quantize.used")) is not None:
+        for name in carried.keys() & arrays.keys():  # the whole codebook, with what it has become
+            whole = np.array(carried[name])
+            whole[used] = arrays[name]
+            arrays[name] = whole
+        params |= {"remap": "used.npy", "n_embed": len(arrays[_entries_of(gumbel)])}
+        np.save(output / "used.npy", used)
+    arrays = carried | arrays
     arrays |= names_in_training(_numpy(beside), config.discriminator.n_layers)
+    if all(any(name.startswith(part) for name in arrays) for part in _LOSS_PARTS):
+        params["lossconfig"] = _lossconfig(config)
     save_arrays(arrays, output / ARRAYS)
     (output / "config.yaml").write_text(yaml.safe_dump(about, sort_keys=False))
+
+
+# What a state dict has of taming's `VQLPIPSWithDiscriminator`.
+_LOSS_PARTS = ("loss.discriminator.", "loss.perceptual_loss.")
+
+
+def _entries_of(gumbel: bool) -> str:
+    return "quantize.embed.weight" if gumbel else "quantize.embedding.weight"
+
+
+def _lossconfig(config: ConfigDict) -> dict[str, Any]:
+    """The loss whose arrays a training file holds, for a yaml of taming's."""
+    return {
+        "target": "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator",
+        "params": {
+            "disc_conditional": False,
+            "disc_in_channels": config.data.channels,
+            "disc_ndf": config.discriminator.ndf,
+            "disc_num_layers": config.discriminator.n_layers,
+            "disc_start": 0,
+            "disc_weight": config.adversarial.weight,
+            "codebook_weight": 1.0,
+            "perceptual_weight": config.loss.perceptual_weight,
+        },
+    }
 
 
 def names_in_training(arrays: dict[str, np.ndarray], n_layers: int) -> dict[str, np.ndarray]:

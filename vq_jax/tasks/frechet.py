@@ -1,8 +1,8 @@
 """Sets of images held against each other by a network's features: FID, and what goes by no such name."""
 
+import contextlib
 import dataclasses
 import hashlib
-import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -14,8 +14,9 @@ from PIL import Image
 from vq_jax import metrics
 from vq_jax.data.images import to_float
 from vq_jax.errors import UserError
+from vq_jax.files import cache_folder, writing
 from vq_jax.interop.efficientnet import load_efficientnet
-from vq_jax.interop.inception import cache_folder, load_inception
+from vq_jax.interop.inception import load_inception
 from vq_jax.models import efficientnet, inception
 
 _BATCH = 32
@@ -203,19 +204,15 @@ def look_once(network: Network, make_batches: Callable[[], Iterable[np.ndarray]]
         with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             statistics = metrics.Statistics(int(saved["count"]), saved["mean"], saved["scatter"])
             return Seen(statistics, saved["features"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, or damaged
-        path.unlink(missing_ok=True)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass  # not there, or damaged
     seen = look(network, make_batches())
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.npz")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        of = seen.statistics
+    of = seen.statistics
+    # A full or read-only disk only costs looking again.
+    with contextlib.suppress(UserError), writing(path) as temporary:
         np.savez(
             temporary, count=of.count, mean=of.mean, scatter=of.scatter, features=seen.features
         )
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # a full or read-only disk only costs looking again
     return seen
 
 

@@ -30,10 +30,11 @@ from vq_jax.prior import load_prior, load_tokenizer
 from vq_jax.tasks.export import (
     CARRIED,
     check_new,
-    hand_counts_on,
+    hand_on,
     names_in_training,
     new_folder,
     own_arrays,
+    save_origin,
 )
 from vq_jax.tokenizer import TrainedTokenizer
 from vq_jax.tokenizer import load as load_trained
@@ -68,6 +69,7 @@ def import_weights(
     tokenizer: Path | None = None,
     classes: int = 0,
     heads: int | None = None,
+    sos_token: int = 0,
     resolution: int | None = None,
 ) -> None:
     """`--mode=import`: weights of another codebase, as a run's folder with a config.
@@ -77,7 +79,7 @@ def import_weights(
       workdir: the folder to write; it must not exist, or be empty.
       format: one of `FORMATS`; by default it is told by names and shapes.
       tokenizer: of a prior whose file holds none.
-      classes, heads: see `priors.read_prior`.
+      classes, heads, sos_token: see `priors.read_prior`.
       resolution: see `families.find_tokenizer`.
 
     Raises:
@@ -99,7 +101,7 @@ def import_weights(
                 config.tokenizer = str(tokenizer)
         with new_folder(workdir) as folder:
             _write(folder, workdir, config, arrays, step)
-            hand_counts_on(opened, input, folder)
+            hand_on(opened, input, folder)
         print(f"imported vq_jax: {_size(arrays)}, into {workdir}")
         return
     weights = read_weights(input)
@@ -115,7 +117,7 @@ def import_weights(
     if priors.holds_prior(weights) != kind:
         raise UserError(f"{weights.path} is no {kind}: leave --format out, or name another")
     with new_folder(workdir) as folder:
-        _import_prior(weights, folder, workdir, tokenizer, classes, heads, resolution)
+        _import_prior(weights, folder, workdir, tokenizer, classes, heads, sos_token, resolution)
 
 
 def _is_own(folder: Path) -> bool:
@@ -166,9 +168,12 @@ class _Imported:
     tokenizer: TrainedTokenizer
     arrays: dict[str, np.ndarray]
     lines: list[str]
+    about: dict[str, Any]
 
     def write(self, folder: Path, workdir: Path) -> None:
         _write(folder, workdir, self.tokenizer.config, self.arrays)
+        if self.about:
+            save_origin(self.about, folder)
 
     def tell(self, workdir: Path) -> None:
         print(f"imported {self.lines[0]}, into {workdir}")
@@ -193,7 +198,7 @@ def _read_tokenizer(weights: Weights, format: str | None, resolution: int | None
     table = Names.of(found.family.rows(config.model))
     arrays, used = table.take(found.arrays, wanted)
     # Statistics of how often codes are used start anew.
-    statistics = {name for name in wanted if name.endswith("/cluster_size")}
+    statistics = {name for name in wanted if name.endswith("/cluster_size")} - arrays.keys()
     arrays |= {name: np.ones(wanted[name].shape, np.float32) for name in statistics}
     lines = differences(arrays, wanted, lambda path: f"{table.theirs(path)} (here {path})")
     left = sorted(found.arrays.keys() - used)
@@ -206,13 +211,13 @@ def _read_tokenizer(weights: Weights, format: str | None, resolution: int | None
     beside = (judge[1] if judge else {}) | lpips
     given = names_in_training(beside, config.discriminator.n_layers)
     # What else was trained with it goes along as it is: export gives it back.
-    beside |= {f"{CARRIED}/{k}": np.asarray(a) for k, a in found.loss.items() if k not in given}
+    beside |= {f"{CARRIED}/{k}": np.asarray(a) for k, a in found.carried.items() if k not in given}
     variables = jax.tree.map(jnp.asarray, nested(arrays))
     tokenizer = TrainedTokenizer(config, module, variables, 0)
     told = _what_came(tokenizer, found, _size(arrays), judge=bool(judge), lpips=bool(lpips))
     if broken := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
         told.append(f"beware: {len(broken)} arrays are not finite, {broken[0]} the first of them")
-    return _Imported(tokenizer, arrays | beside, told)
+    return _Imported(tokenizer, arrays | beside, told, weights.about)
 
 
 def _discriminator_shapes(config: ConfigDict) -> Any:
@@ -236,6 +241,7 @@ def _what_came(
         lines.append(
             f"{side} is assumed: nothing in the file says so; --resolution=N says otherwise"
         )
+    lines += found.notes
     if found.averaged:
         lines.append("its moving averages were taken")
     if judge or lpips:
@@ -262,13 +268,15 @@ def _import_prior(
     tokenizer: Path | None,
     classes: int,
     heads: int | None,
+    sos_token: int,
     resolution: int | None,
 ) -> None:
     first: _Imported | None = None
     if tokenizer is None:
         place = workdir / "tokenizer"
         try:
-            first = _read_tokenizer(weights, None, resolution)
+            rest = dataclasses.replace(weights, arrays=priors.without_prior(weights))
+            first = _read_tokenizer(rest, None, resolution)
         except UserError as e:
             raise UserError(
                 f"{weights.path} is a prior, without the tokenizer of its codes: import that first, "
@@ -279,7 +287,7 @@ def _import_prior(
         place, opened = tokenizer, load_tokenizer(tokenizer, "--tokenizer")
     if opened.code_shape:
         raise UserError(f"{place} has several codes a position, and this prior one")
-    found = priors.read_prior(weights, opened.grid, opened.num_codes, classes, heads)
+    found = priors.read_prior(weights, opened.grid, opened.num_codes, classes, heads, sos_token)
 
     config = configs.base_prior(found.name)
     config.tokenizer = str(place)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -109,15 +110,29 @@ def _step_cost(
     )
 
 
-def plan(config: ConfigDict, *, devices: int = 1, share: float = 0.4, device: str = "") -> None:
+def plan(
+    workdir: Path,
+    config: ConfigDict | None = None,
+    *,
+    devices: int = 1,
+    share: float = 0.4,
+    device: str = "",
+) -> None:
     """`--mode=plan`: prints what training under a config takes.
 
     Args:
-      config: checked.
+      workdir: a run whose config is taken where none is given.
+      config: a tokenizer's.
       devices: how many the batch is spread over.
       share: of a device's peak that training reaches, in (0, 1].
       device: a TPU of `DEVICES` to compile for, or "" for the device at hand.
     """
+    if config is None:
+        config = configs.load(workdir / "config.json")
+    else:
+        configs.check(config)
+    if configs.is_prior(config):
+        raise UserError("plan counts a tokenizer's step: name a tokenizer's config or --workdir")
     if not 0 < share <= 1:
         raise UserError(f"--share={share}: use a number above 0, up to 1")
     if device and (device not in DEVICES or DEVICES[device].tpu is None):

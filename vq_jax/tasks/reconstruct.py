@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 
 from vq_jax.data.images import rows_of
-from vq_jax.tasks.files import change_files, pair_files
+from vq_jax.tasks.files import change_images, pair_files
 from vq_jax.tiles import ImageTiles
 from vq_jax.tokenizer import TrainedTokenizer, load
 
 
-def reconstruct(workdir: Path, *, input: Path, output: Path, side_by_side: bool) -> None:
+def reconstruct(workdir: Path, *, input: Path, output: Path, side_by_side: bool = False) -> None:
     """`--mode=reconstruct`: writes the reconstruction of an image, or of each image in a folder.
 
     Args:
@@ -26,7 +26,7 @@ def reconstruct(workdir: Path, *, input: Path, output: Path, side_by_side: bool)
         result = reconstruct_image(tokenizer, image)
         return rows_of(np.stack([image, result])) if side_by_side else result
 
-    change_files(pairs, tokenizer.config.data.channels, change, "reconstructed")
+    change_images(pairs, tokenizer.config.data.channels, change, "reconstructed")
 
 
 def reconstruct_image(tokenizer: TrainedTokenizer, image: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from rich.progress import track
 
 from vq_jax import config as configs
 from vq_jax import tokenizer as tokenizers
@@ -18,6 +17,7 @@ from vq_jax.data.pipeline import make_prepare
 from vq_jax.data.sources import Source, open_source
 from vq_jax.errors import UserError
 from vq_jax.tokenizer import TrainedTokenizer
+from vq_jax.training.report import track
 
 _SHARD = 1024  # images a shard
 _BATCH = 32
@@ -73,7 +73,7 @@ def tokenize(
     paths = {place: codes_data.shard_path(output, *place, shards[place[0]]) for place in todo}
     left = [place for place in todo if not paths[place].exists()]
     images = 0
-    for split, i in track(left, "tokenizing", transient=True, disable=len(left) < 2):
+    for split, i in track(left, "tokenizing"):
         indices = range(i * _SHARD, min((i + 1) * _SHARD, len(parts[split])))
         train = split == "train"
         made = prepared(config, parts[split], indices, flips and train, crops if train else 0)

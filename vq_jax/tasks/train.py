@@ -1,5 +1,6 @@
 """Trains a tokenizer or a prior, from its newest checkpoint or from the start, and measures it."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -12,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vq_jax import config as configs
+from vq_jax.codec import COUNTS
 from vq_jax.errors import UserError
 from vq_jax.tasks.job import Job
 from vq_jax.tasks.train_prior import prior_job
@@ -42,30 +44,50 @@ class _Run:
     report: Report
 
 
-def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    profile: bool = False,
+    distributed: bool = False,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+) -> None:
     """`--mode=train`: trains from the newest checkpoint in `workdir`, or from the start.
 
-    SIGTERM saves a checkpoint and returns; the same call goes on from it.
+    SIGTERM saves a checkpoint and returns, and so does Ctrl-C, after which `KeyboardInterrupt` is
+    raised; the same call goes on from it.
 
     Args:
-      config: checked.
+      config: the run's.
       workdir: gets config.json, checkpoints/, metrics.jsonl, the figures and the pictures.
       profile: write a trace of ten steps to `workdir`/profile.
+      distributed: whether this is one process of many.
+      coordinator, processes, process: see `parallel.join_processes`.
     """
+    if configs.is_prior(config):
+        parallel.keep_memory()
+    if distributed:
+        parallel.join_processes(coordinator, processes, process)
+    elif not (coordinator is processes is process is None):
+        raise UserError("--coordinator, --processes and --process go with --distributed")
+    configs.check(config)
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file: name a folder")
     key = jax.random.key(config.seed)
     make_job = prior_job if configs.is_prior(config) else tokenizer_job
     job = make_job(config, workdir, jax.random.fold_in(key, _INIT))
-    total, iterator, state = job.total, job.batches(), job.init()
+    total, state = job.total, job.init()
 
     say = make_console().print
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise UserError(f"--workdir={workdir} cannot be made: {e}") from e
+        raise UserError(f"--workdir={workdir} cannot be made: {e.strerror}") from e
     with (
         parallel.Preemption() as preemption,
+        contextlib.closing(job.batches()) as iterator,
         Checkpoints(workdir / "checkpoints", config.keep) as checkpoints,
     ):
         start, changes = 0, []
@@ -85,6 +107,11 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
                 )
             say("it is finished: use another --workdir, or longer phases, to train more")
             return
+        if start and start < total and (workdir / COUNTS).exists():
+            say(
+                f"warning: {workdir} has compressed files ({COUNTS}), which its model will not read "
+                "once it is trained further: copy the folder to keep a model that does"
+            )
         report = Report(
             workdir,
             total,
@@ -106,6 +133,8 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
             state, stopped = _loop(run, state, preemption, profile)
         finally:
             report.close()
+    if preemption.interrupted:
+        raise KeyboardInterrupt(stopped)
     if not stopped:
         _finish(run, state)
 
@@ -134,14 +163,12 @@ def _evaluated_step(workdir: Path) -> int:
     return json.loads(path.read_text()).get("step", -1) if path.exists() else -1
 
 
-def _loop(
-    run: _Run, state: Any, preemption: parallel.Preemption, profile: bool
-) -> tuple[Any, bool]:
+def _loop(run: _Run, state: Any, preemption: parallel.Preemption, profile: bool) -> tuple[Any, str]:
     """Save, next batch, step; each step's metrics are read while the next one runs.
 
     Returns:
-      the state at the end, or where SIGTERM stopped it; whether it did. Either is saved, unless the
-      last steps were not finite.
+      the state at the end, or where a signal stopped it; what was said of that, or "". Either is
+      saved, unless the last steps were not finite.
     """
     job, report, checkpoints = run.job, run.report, run.checkpoints
     config, total = job.config, job.total
@@ -154,7 +181,7 @@ def _loop(
     went_back = -1
     pending: tuple[int, Phase, dict[str, jax.Array]] | None = None
 
-    def settle() -> None:
+    def flush_metrics() -> None:
         """Reads the metrics of the step before."""
         nonlocal pending, wait
         if pending is None:
@@ -180,16 +207,18 @@ def _loop(
         state = job.prepare(state, step, run.key)
         stop = preemption.asked(step)
         if step > saved and (stop or step % config.save_every == 0):
-            settle()  # a line that is not written before the checkpoint would never be
+            flush_metrics()  # a line that is not written before the checkpoint would never be
             if not watch.streak:
                 save()
         if stop:
             if tracing:
                 jax.profiler.stop_trace()
-            report.console.print(
-                f"stopped by SIGTERM at step {step}: the same command goes on from step {saved}"
+            said = (
+                f"stopped by {preemption.asked_by} at step {step}: the same command goes on from "
+                f"step {saved}"
             )
-            return state, True
+            report.console.print(said)
+            return state, said
         if step in profiled and step == profiled[0] and not tracing:
             jax.profiler.start_trace(str(job.workdir / "profile"))
             tracing = True
@@ -197,7 +226,7 @@ def _loop(
         batch = next(run.iterator)
         wait += time.perf_counter() - asked
         state, metrics = compiled[phase.name](state, batch, run.key)
-        settle()
+        flush_metrics()
         if watch.streak >= config.skip_limit:
             # Nothing has been saved since the last time: that checkpoint is not to be trusted.
             before = saved if went_back == saved else None
@@ -215,18 +244,19 @@ def _loop(
             trace = job.workdir / "profile"
             report.console.print(f"a trace of {len(profiled)} steps is in {trace}")
         if config.eval_every and step % config.eval_every == 0 and step < total:
-            settle()
+            flush_metrics()
             figures = job.measure(state, report.console)
             numbers = {k: v for k, v in figures.items() if isinstance(v, int | float)}
             report.write(step, {f"val_{k}": float(v) for k, v in numbers.items()})
             report.restart_clock(step)
-    settle()
+    flush_metrics()
     if step > saved:
         save()
     if preemption.asked(step):
-        report.console.print("stopped by SIGTERM at the end: the same command measures what it has")
-        return state, True
-    return state, False
+        said = f"stopped by {preemption.asked_by} at the end: the same command measures what it has"
+        report.console.print(said)
+        return state, said
+    return state, ""
 
 
 def _go_back(run: _Run, state: Any, step: int, before: int | None) -> Any:

@@ -18,9 +18,9 @@ from vq_jax.data.sources import open_source
 from vq_jax.errors import UserError
 from vq_jax.interop.lpips import load_lpips
 from vq_jax.interop.weights import differences, flat, listing, read_group
-from vq_jax.losses import ADVERSARIAL, RECONSTRUCTION
+from vq_jax.losses import ADVERSARIAL, GENERATOR, RECONSTRUCTION
 from vq_jax.models.perceptual import lpips
-from vq_jax.tasks.evaluate import measure
+from vq_jax.tasks.evaluate_tokenizer import measure
 from vq_jax.tasks.job import Job
 from vq_jax.tokenizer import TrainedTokenizer, has_checkpoints, load
 from vq_jax.training import parallel
@@ -60,6 +60,9 @@ def make_recipe(config: ConfigDict) -> Recipe:
         def perceptual(a, b):
             return lpips(lpips_params, a, b)
 
+    of_discriminator, of_generator = ADVERSARIAL[adversarial.loss]
+    if adversarial.generator_loss:
+        of_generator = GENERATOR[adversarial.generator_loss]
     pixel_loss, variance = RECONSTRUCTION[loss.reconstruction], loss.data_variance
     return Recipe(
         tokenizer=configs.make_tokenizer(config),
@@ -72,7 +75,7 @@ def make_recipe(config: ConfigDict) -> Recipe:
         perceptual_weight=loss.perceptual_weight,
         perceptual=perceptual,
         perceptual_stride=loss.perceptual_stride,
-        adversarial=ADVERSARIAL[adversarial.loss],
+        adversarial=(of_discriminator, of_generator),
         adversarial_weight=adversarial.weight,
         adaptive_limit=adversarial.adaptive_limit,
         disc_warmup=adversarial.warmup_steps,
@@ -137,7 +140,8 @@ def tokenizer_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
       workdir: the run's folder.
       key: the params are drawn from it.
     """
-    parallel.check(config.parallel, config.data.batch_size, config.loss.perceptual_stride)
+    stride = config.loss.perceptual_stride if config.loss.perceptual_weight else 1
+    parallel.check(config.parallel, config.data.batch_size, stride)
     splits = open_source(config.data, config.seed)
     if next(eval_batches(splits.val, config.data), None) is None:  # rather now than at the end
         raise UserError("no held-out image could be read: see data.val_fraction and the log")

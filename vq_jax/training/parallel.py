@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +19,7 @@ from jax.experimental import multihost_utils, topologies
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from vq_jax.errors import UserError, first_line
+from vq_jax.files import cache_folder
 
 # glibc's malloc.h: no allocations apart from the heap, never a smaller heap, one heap of all threads.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -59,23 +61,40 @@ def join_processes(
 
 
 class Preemption:
-    """While it is entered, SIGTERM asks the loop to stop instead of ending the process.
+    """While it is entered, SIGTERM and Ctrl-C ask the loop to stop instead of ending the process.
 
-    Processes of one run agree on the step to stop at, however the signals reach them.
+    Processes of one run agree on the step to stop at, however the signals reach them. A second Ctrl-C
+    does what Ctrl-C did before.
+
+    Attributes:
+      interrupted: whether it was Ctrl-C.
     """
 
     def __enter__(self) -> Self:
-        self._asked = self._begun = False
-        # Of many processes JAX itself listens; signals can only be caught in the main thread.
-        self._listens = (
-            jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
-        )
-        if self._listens:
-            self._before = signal.signal(signal.SIGTERM, self._ask)
+        self._asked = self._begun = self.interrupted = False
+        self._before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():  # others cannot catch signals
+            self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._ask)
+            if jax.process_count() == 1:  # of many processes JAX itself listens
+                self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._ask)
         return self
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGINT:
+            before = self._before[signum]
+            if self.interrupted and callable(before):
+                before(signum, frame)
+                return
+            self.interrupted = True
+            os.write(2, b"\nstopping at the next step; Ctrl-C again stops at once\n")
+            if jax.process_count() > 1:
+                os.kill(os.getpid(), signal.SIGTERM)
         self._asked = True
+
+    @property
+    def asked_by(self) -> str:
+        """What asked, in the user's words."""
+        return "Ctrl-C" if self.interrupted else "SIGTERM"
 
     def asked(self, step: int) -> bool:
         """Whether to stop before step `step`; to be asked at every step, by every process."""
@@ -88,8 +107,8 @@ class Preemption:
         return self._asked
 
     def __exit__(self, *_: object) -> None:
-        if self._listens:
-            signal.signal(signal.SIGTERM, self._before)
+        for signum, before in self._before.items():
+            signal.signal(signum, before)
 
 
 def check(parallel: str, batch_size: int, stride: int = 1) -> None:
@@ -114,6 +133,25 @@ def check(parallel: str, batch_size: int, stride: int = 1) -> None:
         )
     if parallel == "pmap" and jax.process_count() > 1:
         raise UserError("parallel='pmap' is for one host; use --config.parallel=jit on many")
+
+
+def keep_compiled() -> None:
+    """Keeps compiled programs in the cache folder, for later processes; at most 1 GiB of them.
+
+    Where JAX was told of a folder of its own, that one is used; where none can be written, none is.
+    """
+    if jax.config.jax_compilation_cache_dir:
+        return
+    folder = cache_folder() / "compiled"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", 2**30)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def keep_memory() -> None:

@@ -6,8 +6,9 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -20,7 +21,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import track as rich_track
 from rich.table import Table
+
+from vq_jax.files import write, writing
 
 # Shown beside the bar, where a step has them.
 _SHOWN = {
@@ -31,6 +35,27 @@ _SHOWN = {
     "bits_per_code": "bits/code",
 }
 _SECONDS_BETWEEN_LINES = 10.0
+T = TypeVar("T")
+
+
+def is_live(console: Console) -> bool:
+    """Whether a bar can be drawn and redrawn there."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def track(items: Sequence[T], what: str) -> Iterator[T]:
+    """The items, with their progress on standard error: a bar on a terminal, elsewhere a line every ten
+    seconds."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if is_live(console):
+        yield from rich_track(items, what, console=console, transient=True, disable=len(items) < 2)
+        return
+    last = time.perf_counter()
+    for done, item in enumerate(items):
+        if (now := time.perf_counter()) - last > _SECONDS_BETWEEN_LINES:
+            last = now
+            console.print(f"{what} {done} of {len(items)}")
+        yield item
 
 
 def make_console() -> Console:
@@ -80,7 +105,7 @@ class Report:
             )
             self._writers.append(lambda step, values: run.log(values, step=step))
             self._closers.append(run.finish)
-        if self.console.is_terminal:
+        if is_live(self.console):
             self._progress = Progress(
                 TextColumn("{task.fields[phase]}"),
                 BarColumn(bar_width=24),
@@ -143,8 +168,8 @@ class Report:
         line = {"step": step, **words, **{k: round(v, 6) for k, v in values.items()}}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        for write in self._writers:
-            write(step, values)
+        for add in self._writers:
+            add(step, values)
 
     def warn(self, text: str) -> None:
         """Says what the user should not overlook."""
@@ -175,9 +200,7 @@ def _rewind(path: Path, step: int) -> Any:
     """Opens metrics.jsonl for appending, without the lines a resumed run is about to write again."""
     if path.exists():
         kept = [line for line in read_lines(path) if line["step"] <= step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(path)
+        write("".join(json.dumps(line) + "\n" for line in kept).encode(), path)
     return path.open("a")
 
 
@@ -228,9 +251,7 @@ def show_figures(
 
 def save_figures(figures: dict[str, Any], workdir: Path) -> None:
     """Writes evaluation.json; the last thing a run does, which is finished once it has it."""
-    temporary = workdir / "evaluation.json.tmp"
-    temporary.write_text(json.dumps(figures, indent=2) + "\n")
-    temporary.replace(workdir / "evaluation.json")
+    write((json.dumps(figures, indent=2) + "\n").encode(), workdir / "evaluation.json")
 
 
 # --- pictures -------------------------------------------------------------------------------------
@@ -248,10 +269,9 @@ def _figure(rows: int, columns: int, width: float, height: float):
 def _save(figure: Any, path: Path) -> None:
     from matplotlib import pyplot
 
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=110, format="png")
+    with writing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     pyplot.close(figure)
-    temporary.replace(path)
 
 
 def plot_curves(metrics_file: Path, path: Path) -> None:
