@@ -35,9 +35,7 @@ def _private_folders(tmp_path_factory, shared_folder):
     """
     os.environ["VQ_JAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["TFDS_DATA_DIR"] = str(tmp_path_factory.mktemp("tfds"))
-    compiled = os.environ.setdefault(
-        "JAX_COMPILATION_CACHE_DIR", str(shared_folder / "compiled")
-    )
+    compiled = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(shared_folder / "compiled"))
     jax.config.update("jax_compilation_cache_dir", compiled)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"

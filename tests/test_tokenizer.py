@@ -83,3 +83,15 @@ def test_a_split_is_measured_by_level(tokenizer, emoji: Splits, tmp_path):
         assert figures["entropy_bits_per_pixel"] == pytest.approx(entropy * codes / 32**2, rel=1e-4)
     plot_codes(tok, counts, tmp_path / "codebook.png")
     assert (tmp_path / "codebook.png").stat().st_size > 5000
+
+
+def test_images_of_one_colour_have_no_variance_to_be_held_against():
+    class Grey:
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            return {"image": np.full((32, 32, 3), 90, np.uint8), "label": 0}
+
+    figures, _, _ = measure_split(made("vq"), Grey(), {})
+    assert "nmse" not in figures and figures["psnr"] > 0

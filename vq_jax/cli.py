@@ -20,6 +20,7 @@ from typing import Any
 
 from vq_jax import files
 from vq_jax.errors import UserError
+from vq_jax.recipes import recipes
 
 # Exit codes: a mistake of the user's or of the system's, and Ctrl-C.
 MISTAKE, INTERRUPTED = 2, 130
@@ -246,16 +247,6 @@ _HELP = frozenset(["--help", "-help", "-h", "--helpfull", "--helpshort"])
 
 
 # --- recipes ----------------------------------------------------------------------------------------
-
-
-def recipes() -> dict[str, Path]:
-    """The recipes that come with the package: name -> config file."""
-    package = Path(__file__).parent
-    # In a checkout they lie beside the package, in a wheel inside it.
-    folder = next(
-        (f for f in (package / "configs", package.parent / "configs") if f.is_dir()), None
-    )
-    return {path.stem: path for path in sorted(folder.glob("[a-z]*.py"))} if folder else {}
 
 
 def _found(argv: Sequence[str]) -> list[str]:

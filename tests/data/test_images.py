@@ -1,8 +1,11 @@
 import io
+import struct
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from vq_jax.data import images
 from vq_jax.errors import UserError
@@ -108,3 +111,146 @@ def test_rows_of_lays_images_out():
     assert picture.shape == (4 + 2 + 4, 3 * 4 + 2 * 2, 3)
     assert (picture[:4, :4] == 0).all() and (picture[6:, :4] == 7).all()
     assert (picture[4:6] == 255).all()
+
+
+@pytest.mark.parametrize("most,scale", [(1.0, 255.0), (255.0, 1.0), (65535.0, 1 / 257)])
+def test_floats_of_any_range_are_seen(most, scale):
+    array = np.array([[0.0, 0.5, 1.0, np.nan]], np.float32) * most
+    decoded = images.decode(encoded(Image.fromarray(array), "TIFF"))
+    wanted = np.round(np.array([0, 0.5, 1, 0]) * most * scale)
+    assert decoded[0, :, 0].tolist() == wanted.tolist()
+
+
+def test_colours_of_a_profile_come_as_srgb(rng):
+    """Display P3's red lies outside sRGB; a colour inside both is moved as the matrices say."""
+    array = np.tile(np.array([[[200, 100, 50]]], np.uint8), (4, 4, 1))
+    profile = p3_profile()
+    for form in ("PNG", "JPEG"):
+        options = {"quality": 100, "subsampling": 0} if form == "JPEG" else {}
+        file = encoded(Image.fromarray(array), form, icc_profile=profile, **options)
+        found = images.decode(file)[0, 0].astype(int)
+        assert np.abs(found - p3_to_srgb(array[0, 0])).max() <= 2
+    plain = images.decode(encoded(Image.fromarray(array), "PNG", icc_profile=b"no profile"))
+    assert (plain == array).all()
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert (images.decode(encoded(Image.fromarray(array), "PNG", icc_profile=srgb)) == array).all()
+
+
+def test_a_profile_leaves_transparency_alone():
+    array = np.zeros((2, 2, 4), np.uint8)
+    array[..., :3], array[0, 0, 3], array[1, 1, 3] = (200, 100, 50), 255, 128
+    file = encoded(Image.fromarray(array), "PNG", icc_profile=p3_profile())
+    decoded = images.decode(file, alpha=True)
+    assert (decoded[..., 3] == array[..., 3]).all()
+    assert np.abs(decoded[0, 0, :3].astype(int) - p3_to_srgb(array[0, 0, :3])).max() <= 2
+
+
+def p3_profile():
+    """Display P3 (SMPTE RP 431-2 primaries, D65, sRGB's curve), as a matrix profile of ICC version 2."""
+    to_xyz = P3_TO_XYZ_D50
+
+    def fixed(values):
+        return b"".join(struct.pack(">i", round(float(v) * 65536)) for v in values)
+
+    xyz = {name: b"XYZ \0\0\0\0" + fixed(to_xyz[:, i]) for i, name in enumerate("rgb")}
+    t = np.linspace(0, 1, 1024)
+    curve = np.where(t <= 0.04045, t / 12.92, ((t + 0.055) / 1.055) ** 2.4)
+    points = b"".join(struct.pack(">H", round(float(v) * 65535)) for v in curve)
+    curve = b"curv\0\0\0\0" + struct.pack(">I", 1024) + points
+    name = b"P3 of a test"
+    text = b"desc\0\0\0\0" + struct.pack(">I", len(name) + 1) + name + bytes(1 + 8 + 3 + 67)
+    tags = {
+        b"desc": text, b"wtpt": b"XYZ \0\0\0\0" + fixed([0.9642, 1.0, 0.8249]),
+        **{f"{n}XYZ".encode(): xyz[n] for n in "rgb"}, **{f"{n}TRC".encode(): curve for n in "rgb"},
+    }  # fmt: skip
+    place, table, body = 128 + 4 + 12 * len(tags), b"", b""
+    for tag, content in tags.items():
+        content += bytes(-len(content) % 4)
+        table += tag + struct.pack(">II", place + len(body), len(content))
+        body += content
+    head = struct.pack(
+        ">I4sI4s4s4s", place + len(body), b"test", 0x02100000, b"mntr", b"RGB ", b"XYZ "
+    )
+    head += bytes(12) + b"acsp" + bytes(28) + fixed([0.9642, 1.0, 0.8249])
+    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
+
+
+# From linear light of Display P3 and sRGB to XYZ, adapted to D50 (Lindbloom's Bradford matrices).
+P3_TO_XYZ_D50 = np.array(
+    [[0.51512, 0.29198, 0.15710], [0.24120, 0.69225, 0.06657], [-0.00105, 0.04189, 0.78407]]
+)
+SRGB_TO_XYZ_D50 = np.array(
+    [[0.43607, 0.38515, 0.14308], [0.22249, 0.71687, 0.06061], [0.01393, 0.09710, 0.71419]]
+)
+
+
+def p3_to_srgb(colour):
+    t = colour / 255.0
+    linear = np.where(t <= 0.04045, t / 12.92, ((t + 0.055) / 1.055) ** 2.4)
+    linear = np.linalg.solve(SRGB_TO_XYZ_D50, P3_TO_XYZ_D50 @ linear).clip(0, 1)
+    back = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return np.round(255 * back)
+
+
+def test_a_thin_image_takes_little_memory_to_fit(rng):
+    thin = rng.integers(0, 256, (1, 10_000, 3), np.uint8)
+    tracemalloc.start()
+    for axis in (0, 1):
+        image = thin if axis == 0 else thin.transpose(1, 0, 2)
+        for chance in (None, rng):
+            square = images.fit(image, 256, 256, chance, random_crop=True)
+            assert square.shape == (256, 256, 3)
+            middle = square[100] if axis == 0 else square[:, 100]
+            assert middle.std() > 10  # it is a part of the image, enlarged
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20e6
+
+
+def test_images_beyond_pillows_limit_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Image.new("RGB", (40, 50), (9, 8, 7)).save(tmp_path / "large.png")
+    assert images.read_image(tmp_path / "large.png").shape == (50, 40, 3)
+    assert Image.MAX_IMAGE_PIXELS == 100  # for others it is as it was
+
+
+def test_images_beyond_memory_are_refused_by_their_size():
+    png = encoded(Image.new("1", (8, 8)), "PNG").getvalue()
+    size = struct.pack(">II", 2**20, 2**20)  # a header that promises 8 TiB
+    header = b"IHDR" + size + png[24:29]
+    hostile = png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
+    with pytest.raises(ValueError, match="1048576x1048576 pixels takes 8192.0 GiB"):
+        images.decode(io.BytesIO(hostile))
+
+
+@pytest.mark.parametrize(
+    "name,how",
+    [("white on black", "white"), ("white on nothing", "painted white"), ("a hole", "transparent")],
+)
+def test_masks_say_where_to_draw(tmp_path, rng, name, how):
+    where = np.zeros((8, 8), bool)
+    where[2:5, 3:7] = True
+    alpha = np.full((8, 8), 255, np.uint8)
+    colours = np.zeros((8, 8, 3), np.uint8)
+    if name == "a hole":
+        colours = rng.integers(0, 256, (8, 8, 3), np.uint8)  # light pixels outside it, too
+        alpha[where] = 0
+    else:
+        colours[where] = 255
+        alpha[~where] = 0 if name == "white on nothing" else 255
+    rgba = np.concatenate([colours, alpha[..., None]], axis=-1)
+    Image.fromarray(rgba).save(tmp_path / "mask.png")
+    found, words = images.read_mask(tmp_path / "mask.png")
+    np.testing.assert_array_equal(found, where)
+    assert words == how
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".jfif", ".bmp", ".png", ".webp"])
+def test_transparency_is_written_where_there_is_a_place_for_it(tmp_path, suffix):
+    image = np.zeros((4, 4, 4), np.uint8)
+    image[:2, :, 3] = 255
+    images.save_image(image, tmp_path / f"a{suffix}")
+    back = images.read_image(tmp_path / f"a{suffix}", alpha=True)
+    assert back.shape[-1] == (4 if suffix in (".png", ".webp") else 3)
+    over = images.read_image(tmp_path / f"a{suffix}")
+    assert (over[:2] < 8).all() and (over[2:] > 247).all()

@@ -1,5 +1,7 @@
 import logging
+import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -101,7 +103,7 @@ def test_a_folder_gives_its_images_with_subfolders_as_classes(folder):
     assert {*splits.train.files} <= {*again.train.files}
 
 
-@pytest.mark.parametrize("held", ["val", "validation", "test"])
+@pytest.mark.parametrize("held", ["valid", "val", "validation", "test"])
 def test_folders_named_for_splits_are_the_splits(folder, held):
     (folder / held / "dog").mkdir(parents=True)
     for file in sorted((folder / "dog").iterdir())[:3]:
@@ -140,7 +142,7 @@ def test_a_folder_of_only_damaged_images_ends_instead_of_turning_in_circles(tmp_
 
     config = folder_config(tmp_path, batch_size=1, val_fraction=0.25)
     splits = open_source(config)
-    with pytest.raises(UserError, match=r"none of the \d images"):
+    with pytest.raises(UserError, match=r"none of the \d training images"):
         next(train_batches(splits.train, config, seed=0))
 
 
@@ -231,3 +233,73 @@ def test_any_tfds_name_is_read_without_tensorflow(data_dir):
     assert len(splits.train) + len(splits.val) == 10 and len(splits.val) >= 1
     assert splits.train[0]["image"].shape == (8, 8, 1) and splits.train[0]["label"] == 0
     assert "tensorflow" not in sys.modules
+
+
+def test_links_are_followed_and_hidden_folders_are_not(folder, tmp_path_factory, caplog):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    shutil.copytree(folder / "cat", elsewhere / "lynx")
+    (folder / "lynx").symlink_to(elsewhere / "lynx")
+    (folder / "lost.png").symlink_to(folder / "nowhere.png")
+    (folder / "again").symlink_to(folder)  # back up
+    for hidden in (".thumbnails", ".ipynb_checkpoints"):
+        shutil.copytree(folder / "dog", folder / hidden)
+    with caplog.at_level(logging.WARNING, logger="vq_jax"):
+        splits = open_source(folder_config(folder))
+    assert splits.class_names == ("cat", "dog", "lynx")
+    assert len(splits.train) + len(splits.val) == 30
+    assert "lost.png: a link to what is not there" in caplog.text
+    assert f"skipped folder {folder / 'again'}" in caplog.text
+
+
+def test_a_folder_that_cannot_be_listed_is_named(folder, caplog, monkeypatch):
+    """Permissions do not hold for root, who may run this: the listing itself is made to fail."""
+    scandir = os.scandir
+
+    def refuse(place):
+        if os.fspath(place).endswith("cat"):
+            raise PermissionError(13, "Permission denied", os.fspath(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with caplog.at_level(logging.WARNING, logger="vq_jax"):
+        splits = open_source(folder_config(folder))
+    assert splits.class_names == ("dog",)
+    assert f"skipped folder {folder / 'cat'}: Permission denied" in caplog.text
+
+
+def test_of_several_held_out_folders_the_one_used_is_told(folder, caplog):
+    for split, label in (("train", "cat"), ("valid", "dog"), ("test", "dog")):
+        shutil.copytree(folder / label, folder / split / label)
+    shutil.rmtree(folder / "cat"), shutil.rmtree(folder / "dog")
+    with caplog.at_level(logging.WARNING, logger="vq_jax"):
+        splits = open_source(folder_config(folder))
+    assert (len(splits.train), len(splits.val)) == (10, 10)
+    assert splits.class_names == ("cat", "dog")
+    assert f"held out is {folder}/valid; not used: test" in caplog.text
+
+
+def test_names_that_are_no_utf8_are_names(folder):
+    strange = os.fsencode(folder) + b"/caf\xe9"
+    shutil.copytree(os.fsencode(folder / "cat"), strange)
+    os.rename(strange + b"/0.png", strange + b"/\xff.png")
+    splits = open_source(folder_config(folder))
+    assert splits.class_names == ("caf\\xe9", "cat", "dog")
+    examples = [s[i] for s in (splits.train, splits.val) for i in range(len(s))]
+    assert len(examples) == 30 and sum(e["label"] == 0 for e in examples) == 10
+
+
+def test_which_images_could_not_be_read_is_told(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "a.png").write_bytes(b"no image")
+    splits = open_source(folder_config(tmp_path))
+    with pytest.raises(UserError, match="none of the 1 held-out images"):
+        splits.val[0]
+
+
+@pytest.mark.parametrize("place", ["/dev/null/data", "/proc/data"])
+def test_a_folder_of_data_sets_that_cannot_be_written_is_one_line(place):
+    config = base("vqvae").data
+    config.update(source="emoji", dir=place)
+    with pytest.raises(UserError, match="set --config.data.dir"):
+        open_source(config)

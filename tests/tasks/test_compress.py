@@ -1,11 +1,11 @@
-"""Compression as a user runs it: real processes, real files."""
+"""Compression as a user runs it: real files, and pipes."""
 
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
-from running import program
+from running import mistake, process, program
 from small import make_prior, make_tokenizer, write
 
 from vq_jax import codec
@@ -16,14 +16,6 @@ pytestmark = pytest.mark.slow
 
 def files(folder):
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-
-
-def one_line(done, *parts):
-    """It ended as a user's mistake does."""
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    for part in parts:
-        assert part in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -121,14 +113,10 @@ def test_a_prior_codes_and_says_where_it_can_be_read(run, images, tmp_path):
     how[1] = f"--input={tmp_path / 'a.vqz'}"
     program("--mode=decompress", *how, f"--output={tmp_path / 'a.png'}")
     assert decode(tmp_path / "a.png").shape == (33, 50, 3)
-    done = program(
-        "--mode=decompress",
-        f"--workdir={run}",
-        how[1],
-        f"--output={tmp_path / 'b.png'}",
-        check=False,
+    said = mistake(
+        "--mode=decompress", f"--workdir={run}", how[1], f"--output={tmp_path / 'b.png'}"
     )
-    one_line(done, "needs a prior")
+    assert "needs a prior" in said
     assert not (tmp_path / "b.png").exists()
 
 
@@ -159,7 +147,8 @@ def test_what_cannot_be_read_leaves_nothing_behind(run, compressed, tmp_path):
         assert message in line
     single = ["--mode=decompress", f"--input={tmp_path / 'bad' / 'whole.vqz'}"]
     single += [f"--output={tmp_path / 'single.png'}", f"--workdir={other}"]
-    one_line(program(*single, check=False), "another model", "whole.vqz")
+    said = mistake(*single)
+    assert "another model" in said and "whole.vqz" in said
     assert not (tmp_path / "single.png").exists()
 
 
@@ -184,14 +173,15 @@ def test_mistakes_are_one_line_before_any_work(run, images, tmp_path):
         ([*here, file, "--entropy=prior"], ("needs a prior",)),
         ([*here[:1], out, file, "--workdir=nowhere"], ("nowhere",)),
     ):
-        one_line(program(*arguments, check=False), *parts)
+        said = mistake(*arguments)
+        assert all(part in said for part in parts), said
     assert not files(tmp_path) and not (run / codec.COUNTS).exists()
     # Where there is nothing to count, no counts are kept.
     (tmp_path / "photos").mkdir()
     shutil.copy(images / "a.png", tmp_path / "photos")
     nothing = ["--config=configs/default.py", "--config.data.source=folder"]
     nothing += [f"--config.data.folder={tmp_path / 'photos'}", "--config.data.val_fraction=1"]
-    one_line(program(*here, file, *nothing, check=False), "cannot be counted")
+    assert "cannot be counted" in mistake(*here, file, *nothing)
     assert not (run / codec.COUNTS).exists()
 
 
@@ -204,3 +194,70 @@ def test_one_that_cannot_be_written_does_not_stop_the_others(run, images, tmp_pa
     done = program(*how, f"--output={tmp_path / 'out'}", "--entropy=fixed", check=False)
     assert done.returncode == 2 and "cannot write" in done.stderr
     assert files(tmp_path / "out") == {"jpg.vqz"} and "compressed 1 of 2" in done.stdout
+
+
+def test_a_file_goes_through_pipes(run, images, tmp_path):
+    image = (images / "a.jpg").read_bytes()
+    how = {"text": False, "check": True}
+    done = process(
+        "--mode=compress", f"--workdir={run}", "--entropy=fixed", "--input=-", "--output=-",
+        input=image, **how,
+    )  # fmt: skip
+    expected = codec.load(run).compress(decode(images / "a.jpg"), entropy="fixed")
+    assert done.stdout == expected
+    assert b"bits a pixel" in done.stderr  # standard output holds the file, and nothing else
+    back = process(
+        "--mode=decompress", f"--workdir={run}", "--input=/dev/stdin", "--output=-",
+        input=done.stdout, **how,
+    )  # fmt: skip
+    (tmp_path / "back.png").write_bytes(back.stdout)
+    difference = decode(tmp_path / "back.png").astype(int) - codec.load(run).decompress(expected)
+    assert np.abs(difference).max() <= 1
+    assert f"{len(expected):,} compressed".encode() in back.stderr
+    said = mistake("--mode=compress", f"--workdir={run}", f"--input={images}", "--output=-")
+    assert "standard input and output are of one file" in said
+
+
+def test_a_name_as_long_as_can_be_does_not_stop_a_folder(run, images, tmp_path):
+    (tmp_path / "in").mkdir()
+    longest = "y" * 251
+    shutil.copy(images / "a.png", tmp_path / "in" / f"{longest}.png")
+    shutil.copy(images / "a.png", tmp_path / "in" / "a.png")
+    how = ["--mode=compress", f"--workdir={run}", "--entropy=fixed", f"--input={tmp_path / 'in'}"]
+    program(*how, f"--output={tmp_path / 'out'}")
+    assert files(tmp_path / "out") == {"a.vqz", f"{longest}.vqz"}
+    shutil.copy(images / "a.jpg", tmp_path / "in" / f"{longest}.jpg")  # now suffixes are added
+    done = program(*how, f"--output={tmp_path / 'two'}", check=False)
+    assert done.returncode == 2 and "File name too long" in done.stderr
+    assert files(tmp_path / "two") == {"a.png.vqz"}
+
+
+def test_training_on_says_that_files_will_not_be_read(
+    run, images, emoji, data_dir, tmp_path, small_run
+):
+    shutil.copytree(small_run, tmp_path / "run")
+    how = [f"--workdir={tmp_path / 'run'}", f"--input={images / 'a.png'}"]
+    program("--mode=compress", *how, f"--output={tmp_path / 'a.vqz'}")
+    again = ["--config=default", how[0], *SMALL, f"--config.data.dir={data_dir}"]
+    said = program(*again, "--config.phases.joint=4").stdout
+    warned = said.index("compressed files (code_counts.npz), which its model will not read")
+    assert warned < said.index("measuring")
+    how[1] = f"--input={tmp_path / 'a.vqz'}"
+    assert "another model" in mistake("--mode=decompress", *how, f"--output={tmp_path / 'a.png'}")
+
+
+SMALL = [
+    "--config.data.batch_size=8", "--config.model.hidden=16", "--config.model.res_hidden=8",
+    "--config.quantizer.num_codes=32", "--config.quantizer.dim=8", "--config.kmeans_batches=1",
+    "--config.loss.perceptual_weight=0.0", "--config.loss.perceptual_stride=3",
+    "--config.eval_lpips=False", "--config.phases.autoencoder=0", "--config.phases.quantizer=0",
+    "--config.phases.adversarial=0",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory, emoji, data_dir):
+    workdir = tmp_path_factory.mktemp("small") / "run"
+    program("--config=default", f"--workdir={workdir}", *SMALL, "--config.phases.joint=2",
+            f"--config.data.dir={data_dir}")  # fmt: skip
+    return workdir

@@ -64,19 +64,24 @@ def test_maskgits_transformer(tmp_path, maskgit, rng):
         import_weights(path, tmp_path / "other")
 
 
-@pytest.mark.parametrize("classes", [0, 7])
-def test_tamings_transformer_with_the_tokenizer_in_its_file(tmp_path, classes, rng):
+@pytest.mark.parametrize("classes,places,sos", [(0, 16, 0), (7, 16, 0), (0, 25, 3)])
+def test_tamings_transformer_with_the_tokenizer_in_its_file(
+    tmp_path, classes, places, sos, rng, capsys
+):
+    """Its block may be longer than an image, and its start token another than 0."""
     mults = (1, 1, 1, 1, 1, 1, 1)
     first = randomise(VQGAN(mults=mults, attended=(), blocks=1))  # 256 pixels to 4 codes a side
-    model = randomise(MinGPT(places=16))
+    model = randomise(MinGPT(places=places))
     state = {f"first_stage_model.{k}": v for k, v in first.state_dict().items()}
     state |= {f"transformer.{k}": v for k, v in model.state_dict().items()}
     path = save(tmp_path / "net2net.ckpt", state)
-    import_weights(path, tmp_path / "prior", classes=classes, heads=4)
+    import_weights(path, tmp_path / "prior", classes=classes, heads=4, sos_token=sos)
+    assert "left out" not in capsys.readouterr().out
     prior = vq_jax.load(tmp_path / "prior")
     codes = rng.integers(0, 64, size=(2, 16))
     label = np.array([5, 2]) if classes else np.array([0, 0])
-    tokens = np.concatenate([label[:, None], codes[:, :-1]], axis=1)
+    begin = label if classes else np.array([sos, sos])
+    tokens = np.concatenate([begin[:, None], codes[:, :-1]], axis=1)
     theirs = model(torch.tensor(tokens)).numpy()
     ours = prior.module.apply({"params": prior.params}, codes, jnp.asarray(label))
     chex.assert_trees_all_close(np.asarray(ours), theirs, atol=LIMIT)

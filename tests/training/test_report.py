@@ -1,7 +1,10 @@
+import io
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
+from rich.console import Console
 
 from vq_jax.training import report
 
@@ -44,3 +47,24 @@ def test_curves_and_usage_are_drawn(tmp_path, rng):
             pixels = np.asarray(image.convert("L"))
         assert pixels.shape[1] > 400 and pixels.std() > 5  # something is drawn
     assert not list(tmp_path.glob(".*tmp"))
+
+
+@pytest.mark.parametrize("term,live", [("xterm", True), ("dumb", False)])
+def test_a_terminal_that_draws_no_bar_gets_lines(tmp_path, monkeypatch, term, live):
+    monkeypatch.setenv("TERM", term)
+    said = io.StringIO()
+
+    def console(**kwargs):
+        return Console(file=said, force_terminal=True, highlight=False, soft_wrap=True)
+
+    monkeypatch.setattr(report, "make_console", console)
+    writer = report.Report(tmp_path, total_steps=10)
+    for step in range(1, 11):
+        writer.step(step, "joint", {"loss": 1.0}, images=8, wait=0.0, log=True)
+    writer.close()
+    assert ("joint       10/10" in said.getvalue()) != live
+    said.truncate(0)
+    monkeypatch.setattr(report, "Console", console)
+    monkeypatch.setattr(report, "_SECONDS_BETWEEN_LINES", 0.0)
+    assert list(report.track(range(3), "counting")) == [0, 1, 2]
+    assert ("counting 1 of 3" in said.getvalue()) != live

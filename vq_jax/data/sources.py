@@ -261,8 +261,7 @@ def _writable() -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        if (text := system_mistake(e)) is None:
-            raise
+        text = system_mistake(e) or f"{e.filename}: {e.strerror or e}"
         raise UserError(
             f"data sets cannot be prepared ({text}): set --config.data.dir, or TFDS_DATA_DIR, to "
             "another folder"

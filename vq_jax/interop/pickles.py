@@ -116,9 +116,6 @@ _PATHS = ("Path", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"
 _HARMLESS = {
     "copyreg._reconstructor",
     *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in _PATHS),
-    "numpy.random._pickle.__bit_generator_ctor",
-    "numpy.random._pickle.__generator_ctor",
-    "numpy.random._pickle.__randomstate_ctor",
     "torch.device",
     "torch.Generator",
     "datetime.datetime",
@@ -185,7 +182,7 @@ class _Machine:
         name = str(function)
         for old, new in _MODULES.items():
             name = new + name.removeprefix(old) if name.startswith(old) else name
-        if name in _HARMLESS or _is_enum(function, arguments):
+        if name in _HARMLESS or name.startswith("numpy.random.") or _is_enum(function, arguments):
             return Inert(function)
         if name == "builtins.getattr":  # of an Enum, by name
             of, attribute = arguments

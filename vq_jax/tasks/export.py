@@ -190,7 +190,10 @@ def _torch_arrays(
         raise UserError(
             f"--format={kind} cannot hold this tokenizer: {why}; vq_jax and stablehlo hold any"
         )
-    params = _numpy({"params": tokenizer.variables["params"]})
+    trees = {"params": tokenizer.variables["params"]}
+    if kind == "taming" and quantizer.get("codebook") == "ema":
+        trees["codebook"] = tokenizer.variables["codebook"]
+    params = _numpy(trees)
     if quantizer.name == "vq" and quantizer.distance == "cosine":
         # Of entries of length 1 the nearest is the one at the least angle: the same codes.
         place = "params/quantizer/book/codebook"
@@ -249,9 +252,11 @@ def _taming(tokenizer: TrainedTokenizer, workdir: Path, output: Path) -> None:
             "--format=taming: its levels are whole multiples of the first (model.ch_mult)"
         )
     side = config.data.resolution
+    averaged = config.quantizer.get("codebook") == "ema"
+    kind = "GumbelVQ" if gumbel else "EMAVQ" if averaged else "VQModel"
     about: dict[str, Any] = {
         "model": {
-            "target": f"taming.models.vqgan.{'GumbelVQ' if gumbel else 'VQModel'}",
+            "target": f"taming.models.vqgan.{kind}",
             "params": {
                 "embed_dim": config.quantizer.dim,
                 "n_embed": tokenizer.num_codes,

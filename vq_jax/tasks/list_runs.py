@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vq_jax.cli import recipes
+from vq_jax.recipes import recipes
 
 # figure in evaluation.json -> (what it is called in the list, its format)
 _FIGURES = {

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,9 @@ def train(
     configs.check(config)
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file: name a folder")
+    nearest = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):  # rather now than after the data
+        raise UserError(f"--workdir={workdir} cannot be written in {nearest}: name another folder")
     key = jax.random.key(config.seed)
     make_job = prior_job if configs.is_prior(config) else tokenizer_job
     job = make_job(config, workdir, jax.random.fold_in(key, _INIT))

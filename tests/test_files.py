@@ -1,0 +1,73 @@
+"""Files that are there whole or not at all."""
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+from vq_jax import files
+from vq_jax.errors import UserError
+
+
+def test_the_longest_name_there_is_can_be_written(tmp_path):
+    path = tmp_path / ("x" * 251 + ".png")
+    files.write(b"abc", path)
+    assert path.read_bytes() == b"abc" and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(UserError, match="File name too long"):
+        files.write(b"abc", tmp_path / ("x" * 252 + ".png"))
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_fails_leaves_what_was_there(tmp_path):
+    files.write(b"before", tmp_path / "a")
+    with pytest.raises(ZeroDivisionError), files.writing(tmp_path / "a") as temporary:
+        temporary.write_bytes(b"half")
+        raise ZeroDivisionError
+    assert (tmp_path / "a").read_bytes() == b"before" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_is_unfinished_can_be_discarded(tmp_path):
+    with files.unfinished(tmp_path / "folder") as folder, files.unfinished(tmp_path / "b") as file:
+        folder.mkdir()
+        (folder / "inside").write_text("x")
+        file.write_text("x")
+        assert folder != file
+        files.discard_unfinished()
+        assert not list(tmp_path.iterdir())
+
+
+def test_standard_streams_stand_for_files(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO())
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"given")))
+    monkeypatch.setattr("sys.stdout", out)
+    assert files.read(files.STDIO) == b"given"
+    files.write(b"made", files.STDIO)
+    assert out.buffer.getvalue() == b"made"
+
+
+def test_the_cache_folder_needs_no_home(monkeypatch):
+    for name in ("VQ_JAX_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/nowhere")
+    assert files.cache_folder() == Path("/nowhere/.cache/vq_jax")
+    monkeypatch.setenv("VQ_JAX_CACHE", "~/mine")
+    assert files.cache_folder() == Path("/nowhere/mine")
+
+
+def test_where_nothing_can_be_kept_programs_are_compiled_anew(monkeypatch):
+    import jax
+
+    from vq_jax.training.parallel import keep_compiled
+
+    monkeypatch.setenv("VQ_JAX_CACHE", "/dev/null/cache")
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        keep_compiled()
+        assert jax.config.jax_compilation_cache_dir is None
+        jax.config.update("jax_compilation_cache_dir", os.devnull)
+        keep_compiled()  # what JAX was told holds
+        assert jax.config.jax_compilation_cache_dir == os.devnull
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
