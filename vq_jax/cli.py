@@ -517,7 +517,8 @@ def _run(command: Command, values: Any) -> None:
     module, _, function = command.target.partition(":")
     from absl import logging as absl_logging
 
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    # Libraries log with a traceback what they raise as well.
+    absl_logging.set_verbosity(absl_logging.FATAL)
     arguments = _arguments(command, values)
     target = getattr(importlib.import_module(f"vq_jax.tasks.{module}"), function)
     if "jax" in sys.modules:

@@ -125,7 +125,7 @@ def test_samples_are_held_against_all_training_images(seen):
     network, shown = seen
     prior = make_prior(make_tokenizer(), "masked")
     images = [{"image": np.full((16, 16, 3), 12 * i, np.uint8), "label": i % 3} for i in range(20)]
-    figures, real = _as_sets(prior, images, network, 10)
+    figures, real = _as_sets(prior, images, network, 10, 0)
     assert real == 20 and sum(shown) == 30
     assert figures.keys() == {"gfid_test"} and figures["gfid_test"] > 0
 
@@ -159,7 +159,8 @@ def test_an_imported_tokenizer_is_measured_and_the_protocol_told(
     config.data.update(
         {"source": "folder", "folder": str(tmp_path / "images"), "val_fraction": 1.0}
     )
-    evaluate(folder, config.data, str(tmp_path / "inception.pth"), protocol)
+    inception = tmp_path / "inception.pth"
+    evaluate(folder, data=config.data, inception=inception, protocol=protocol)
     text = capsys.readouterr().out
     figures = json.loads((folder / "evaluation.json").read_text())
     assert figures["images"] == 4
@@ -170,7 +171,7 @@ def test_an_imported_tokenizer_is_measured_and_the_protocol_told(
     assert "shorter side to 32 by Lanczos, centre crop to 32" in text
     assert "4 held-out images of folder" in text.replace("\n", " ")
     with pytest.raises(UserError, match="--protocol=other"):
-        evaluate(folder, None, str(tmp_path / "inception.pth"), "other")
+        evaluate(folder, inception=inception, protocol="other")
 
 
 def test_training_starts_from_what_was_imported(imported, tmp_path, data_dir):

@@ -17,10 +17,12 @@ from safetensors.numpy import load_file, save_file
 from torch_models import VQGAN, Magvit2, PatchGAN, randomise
 
 import vq_jax
+from vq_jax import losses
 from vq_jax.errors import UserError
 from vq_jax.interop.weights import ARRAYS
 from vq_jax.tasks.export import export
 from vq_jax.tasks.import_weights import import_weights
+from vq_jax.tasks.train_tokenizer import make_recipe
 
 MODEL = VQGAN(ch=32, mults=(1, 2), blocks=1, attended=())
 
@@ -261,10 +263,14 @@ def test_training_on_follows_the_recipe_of_its_authors(tmp_path, family, side, l
     model = randomise(Magvit2() if family == "magvit2" else VQGAN(quantizer="ibq"))
     path = save(tmp_path / "x.ckpt", model.state_dict())
     import_weights(path, tmp_path / "ours", format=family, resolution=side)
-    adversarial = vq_jax.load(tmp_path / "ours").config.adversarial
+    config = vq_jax.load(tmp_path / "ours").config
+    adversarial = config.adversarial
     assert (adversarial.loss, adversarial.generator_loss) == ("hinge", "non_saturating")
     assert (adversarial.weight, adversarial.adaptive_limit) == (0.1, 0.0)
     assert adversarial.lecam_weight == lecam
+    config.loss.perceptual_weight = 0.0
+    wanted = (losses.hinge_discriminator, losses.non_saturating_generator)
+    assert make_recipe(config).adversarial == wanted
 
 
 def test_gumbels_divergence_has_tamings_weight(tmp_path):

@@ -226,7 +226,7 @@ def spread_over(source: Source, count: int) -> Source:
     return Subset(source, places.tolist())
 
 
-def _images(source: Source, prior: TrainedPrior) -> Iterator[tuple[np.ndarray, int]]:
+def labelled_images(source: Source, prior: TrainedPrior) -> Iterator[tuple[np.ndarray, int]]:
     """The images of a source, float32 [H, W, C], with their labels; of codes, what they decode to."""
     for images, labels in _batches(source, prior):
         yield from zip(images, labels.tolist(), strict=True)
@@ -289,7 +289,7 @@ def references(
       held_out: images with their labels.
     """
     subset = spread_over(splits.train, prior.config.eval_references)
-    real = np.stack([image for image, _ in _images(subset, prior)])
+    real = np.stack([image for image, _ in labelled_images(subset, prior)])
     held = np.stack([image for image, _ in held_out])
     of_real, of_held = features(real), features(held)
     # As many as there are samples: the distance of few is larger.
@@ -331,7 +331,7 @@ def _draw_and_judge(
 ) -> dict[str, Any]:
     """Draws images with the held-out images' labels, and holds them against training images."""
     count = prior.config.eval_samples
-    held_out = list(_images(spread_over(splits.val, count), prior))
+    held_out = list(labelled_images(spread_over(splits.val, count), prior))
     labels = _labels(prior, held_out)
     samples = prior.sample(count, label=labels if prior.class_names else None, seed=seed)
     save_image(_by_class(prior, to_uint8(samples), labels), workdir / "samples.png")

@@ -111,9 +111,9 @@ def _step_cost(
 
 
 def plan(
-    workdir: Path,
     config: ConfigDict | None = None,
     *,
+    workdir: Path = Path("runs/default"),
     devices: int = 1,
     share: float = 0.4,
     device: str = "",
@@ -121,8 +121,8 @@ def plan(
     """`--mode=plan`: prints what training under a config takes.
 
     Args:
-      workdir: a run whose config is taken where none is given.
       config: a tokenizer's.
+      workdir: a run whose config is taken where none is given.
       devices: how many the batch is spread over.
       share: of a device's peak that training reaches, in (0, 1].
       device: a TPU of `DEVICES` to compile for, or "" for the device at hand.
