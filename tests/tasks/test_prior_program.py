@@ -64,7 +64,7 @@ def small(workdir, tokenizer, data_dir, config="prior_default"):
         f"--config.data.dir={data_dir}", "--config.data.batch_size=8", "--config.prior.layers=1",
         "--config.prior.width=32", "--config.prior.heads=2", "--config.phases.prior=12",
         "--config.log_every=1", "--config.save_every=4", "--config.eval_samples=12",
-        "--config.eval_references=32",
+        "--config.eval_references=32", "--config.tensorboard=False",
     ]  # fmt: skip
 
 
@@ -97,14 +97,13 @@ def test_a_run_leaves_everything_it_names(trained):
     assert [s["step"] for s in lines(workdir)] == list(range(1, 13))
 
 
-def test_killed_and_stopped_it_equals_the_uninterrupted_run(trained, tokenizer, data_dir, tmp_path):
+def test_killed_it_equals_the_uninterrupted_run(trained, tokenizer, data_dir, tmp_path):
     workdir = tmp_path / "run"
     arguments = [*small(workdir, tokenizer, data_dir), "--config.save_every=2"]
-    for stop in ("kill", "terminate"):
-        run = start(*arguments)
-        wait_for_steps(workdir, steps_logged(workdir) + 4, run)
-        getattr(run, stop)()
-        run.wait()
+    run = start(*arguments)
+    wait_for_steps(workdir, 5, run)
+    run.kill()
+    run.wait()
     assert steps_logged(workdir) < 12
     assert "is at step" in process(*arguments).stdout
     assert lines(workdir) == lines(trained[0])
@@ -114,7 +113,7 @@ def test_killed_and_stopped_it_equals_the_uninterrupted_run(trained, tokenizer, 
 def test_two_processes_that_share_a_state_agree_with_one(tokenizer, data_dir, tmp_path):
     def arguments(workdir):
         return [
-            *small(workdir, tokenizer, data_dir), "--config.phases.prior=40",
+            *small(workdir, tokenizer, data_dir), "--config.phases.prior=24",
             "--config.prior.width=128",  # less would not be spread
             "--config.prior.dropout=0.0", "--config.optim.warmup_steps=10", "--config.eval_samples=0",
         ]  # fmt: skip
@@ -125,7 +124,7 @@ def test_two_processes_that_share_a_state_agree_with_one(tokenizer, data_dir, tm
     processes = start_two(*fully_sharded)
     wait_for_steps(two, 5, *processes)
     processes[1].terminate()
-    assert "stopped by SIGTERM at step" in end(processes)[0] and steps_logged(two) < 40
+    assert "stopped by SIGTERM at step" in end(processes)[0] and steps_logged(two) < 24
     said = end(start_two(*fully_sharded))
     assert "held-out images" in said[0] and "held-out images" not in said[1]
     for ours, theirs in zip(lines(two, "phase"), lines(one, "phase"), strict=True):

@@ -43,6 +43,7 @@ SMALL = [
     "--config.discriminator.ndf=8",
     "--config.loss.perceptual_weight=0.0",
     "--config.eval_lpips=False",
+    "--config.tensorboard=False",
     "--config.optim.schedule=constant",
     "--config.optim.warmup_steps=10",
     "--config.phases.autoencoder=6",
@@ -117,7 +118,7 @@ def test_stopped_at_random_moments_it_equals_the_uninterrupted_run(
     """More of them: VQ_JAX_STOPS=20 pytest -k random_moments"""
     whole, final = lines(trained[0]), final_state(trained[0])
     rng = np.random.default_rng()
-    stops, runs = int(os.environ.get("VQ_JAX_STOPS", "2")), 0
+    stops, runs = int(os.environ.get("VQ_JAX_STOPS", "1")), 0
     while stops:
         workdir = tmp_path / f"stopped-{runs}"
         arguments = [*small(workdir, data_dir), "--config.save_every=2"]
@@ -159,8 +160,10 @@ def test_ctrl_c_stops_a_whole_group_with_its_workers(data_dir, tmp_path):
     )
     assert stopped and (workdir / "checkpoints" / stopped[1]).is_dir(), said
     assert "Traceback" not in said and "leaked" not in said
-    with pytest.raises(ProcessLookupError):  # nobody is left
-        os.killpg(run.pid, 0)
+    with pytest.raises(ProcessLookupError):  # nobody is left, a moment later
+        for _ in range(100):
+            os.killpg(run.pid, 0)
+            time.sleep(0.1)
 
 
 @pytest.mark.slow
@@ -190,14 +193,10 @@ def test_sigterm_saves_and_a_damaged_checkpoint_is_passed_over(trained, data_dir
 
 
 @pytest.mark.slow
-def test_two_processes_agree_with_one_and_stop_together(trained, data_dir, tmp_path):
+def test_two_processes_agree_with_one(trained, data_dir, tmp_path):
+    """That they stop together and go on: `test_prior_program`, with params spread over them."""
     workdir = tmp_path / "run"
     arguments = [*small(workdir, data_dir), "--config.phases.adversarial=0"]
-    processes = start_two(*arguments)
-    wait_for_steps(workdir, 7, *processes)
-    processes[1].terminate()  # one of them is told
-    said = end(processes)
-    assert "stopped by SIGTERM at step" in said[0] and steps_logged(workdir) < 18
     said = end(start_two(*arguments))
     assert "held-out images" in said[0] and "held-out images" not in said[1]
     for ours, theirs in zip(lines(workdir, "phase"), lines(trained[0], "phase")[:18], strict=True):
