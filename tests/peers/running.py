@@ -90,10 +90,10 @@ def start_two(*arguments):
     ]  # fmt: skip
 
 
-def end(processes):
-    """What each printed, once all have ended well."""
+def end(processes, *codes):
+    """What each printed, once all have ended: well, or with these exit codes."""
     said = [p.communicate(timeout=200)[0] for p in processes]
-    assert [p.returncode for p in processes] == [0] * len(processes), said
+    assert [p.returncode for p in processes] == [*(codes or [0] * len(processes))], said
     return said
 
 
