@@ -174,3 +174,9 @@ def test_phases_follow_each_other_and_train_what_they_say():
     assert second.trains == ("quantizer",) and second.quantize and not second.adversarial
     assert third.trains == ("encoder", "quantizer", "decoder") and third.adversarial
     assert [p.perceptual for p in (first, second, third)] == [False, False, True]
+
+
+def test_a_config_that_cannot_be_read_is_one_line(tmp_path):
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        configs.load(tmp_path / "config.json")

@@ -14,7 +14,7 @@ from vq_jax.recipes import recipes
 _FIGURES = {
     "psnr": ("PSNR", ".2f"),
     "lpips": ("LPIPS", ".3f"),
-    "usage": ("codes in use", ".0%"),
+    "usage": ("codes in use", ".1%"),
     "bits_per_code": ("bits a code", ".2f"),
     "efficientnet_frechet": ("Frechet", ".1f"),
 }
