@@ -56,6 +56,7 @@ def test_help_lists_commands_and_a_commands_own_flags():
     said = program("--help").stdout
     for mode, command in cli.COMMANDS.items():
         assert f"  {mode} " in said and command.about in said
+    assert program("--mode", "sample", "--help").stdout.startswith("sample: ")
     said = program("--mode=compress", "--help").stdout
     shown = set(re.findall(r"^  --(\w+)", said, re.MULTILINE))
     assert shown == {"workdir", "config", *cli.COMMANDS["compress"].flags}
@@ -91,6 +92,10 @@ def test_a_flag_of_other_commands_is_refused(mode):
         (["--mode=evaluate", "--workdir=/nonexistent"], "/nonexistent"),
         (["--mode=evaluate", "--protocol=clean"], "it needs --inception"),
         (["--mode=reconstruct", "--workdir=/nonexistent"], "--input and --output"),
+        (["--mode=inpaint", "--input=a", "--output=b"], "needs --input and --output and --mask"),
+        (["--mode=sample", "--output=-"], "--output=-: this command takes no standard streams"),
+        (["--mode=list", "--workdir=~nosuchuser/x", "--config=default"], "does not look at"),
+        (["--mode=evaluate", "--workdir=~nosuchuser/x"], "~nosuchuser/x"),
         (["--mode=import", "--config=default", "--input=x"], "does not look at --config"),
         (["--config=default", "--config.data.source=folder"], "--config.data.folder=PATH"),
         (["--config=vqvae_mlp:nosuch"], "nosuch"),
@@ -142,7 +147,7 @@ def test_list_shows_recipes_and_runs(tmp_path):
     shutil.copy(ROOT / "experiments" / "default" / "config.json", run)
     (run / "evaluation.json").write_text(json.dumps({"psnr": 21.5, "lpips": 0.25}))
     (tmp_path / "runs" / "other").mkdir()
-    (tmp_path / "runs" / "other" / "config.json").write_text("{}")
+    (tmp_path / "runs" / "other" / "config.json").write_text('{"phases": [1], "quantizer": {}}')
     said = program("--mode=list", f"--workdir={tmp_path / 'runs'}").stdout
     for name in recipes():
         assert name in said
@@ -176,16 +181,14 @@ def test_a_recipe_is_found_from_anywhere_and_a_name_beyond_ascii_is_told(tmp_pat
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_ctrl_c_is_one_line_from_the_first_moment():
-    for wait in (0.3, 1.0, 2.5):
-        run = start("--config=default", "--workdir=/nonexistent/never")
+def test_ctrl_c_is_one_line_from_the_first_moment(tmp_path):
+    for wait in (0.8, 2.0):
+        run = start("--config=default", f"--workdir={tmp_path / 'run'}")
         time.sleep(wait)
         run.send_signal(signal.SIGINT)
         said, _ = run.communicate(timeout=60)
-        if run.returncode == 2:  # it was faster, and ended at its folder
-            continue
         assert run.returncode == 130, said
-        assert "vq_jax: stopped" in said and "Traceback" not in said
+        assert "stopped" in said and "Traceback" not in said
 
 
 def test_what_the_system_refuses_is_one_line():
@@ -215,6 +218,7 @@ def test_a_reader_that_goes_away_is_no_traceback():
 
 
 def test_all_packages_and_recipes_are_installed(tmp_path):
+    pytest.importorskip("setuptools")
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     listed = set(setup["options"]["packages"].split())
@@ -231,8 +235,6 @@ def test_all_packages_and_recipes_are_installed(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=copied, capture_output=True, text=True, check=False
     )
-    if "No module named" in done.stderr:
-        pytest.skip("setuptools is not installed")
     assert done.returncode == 0, done.stderr
     with zipfile.ZipFile(next(copied.glob("*.whl"))) as wheel:
         names = {Path(name) for name in wheel.namelist()}

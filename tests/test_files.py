@@ -55,19 +55,29 @@ def test_the_cache_folder_needs_no_home(monkeypatch):
     assert files.cache_folder() == Path("/nowhere/mine")
 
 
-def test_where_nothing_can_be_kept_programs_are_compiled_anew(monkeypatch):
+def test_compiled_programs_are_kept_where_they_can_be(monkeypatch, tmp_path):
     import jax
 
     from vq_jax.training.parallel import keep_compiled
 
     monkeypatch.setenv("VQ_JAX_CACHE", "/dev/null/cache")
-    before = jax.config.jax_compilation_cache_dir
+    fields = (
+        "compilation_cache_dir",
+        "compilation_cache_max_size",
+        "persistent_cache_min_compile_time_secs",
+    )
+    before = {f"jax_{name}": getattr(jax.config, f"jax_{name}") for name in fields}
     try:
         jax.config.update("jax_compilation_cache_dir", None)
         keep_compiled()
         assert jax.config.jax_compilation_cache_dir is None
+        monkeypatch.setenv("VQ_JAX_CACHE", str(tmp_path))
+        keep_compiled()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "compiled")
+        assert jax.config.jax_compilation_cache_max_size == 2**30
         jax.config.update("jax_compilation_cache_dir", os.devnull)
         keep_compiled()  # what JAX was told holds
         assert jax.config.jax_compilation_cache_dir == os.devnull
     finally:
-        jax.config.update("jax_compilation_cache_dir", before)
+        for name, value in before.items():
+            jax.config.update(name, value)

@@ -53,6 +53,7 @@ class Command:
         (it only names the run), or "" (it is refused).
       workdir: the run's folder, where neither --workdir nor --config says.
       fixed: keywords that are always passed.
+      about_flags: what flags do here, where it is other than what `FLAGS` says.
     """
 
     target: str
@@ -63,6 +64,7 @@ class Command:
     config: str = "name"
     workdir: str = "runs/default"
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    about_flags: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 FLAGS: dict[str, Flag] = {
@@ -92,8 +94,8 @@ FLAGS: dict[str, Flag] = {
     "heads": Flag("int", "Attention heads of taming's transformer, n_head in its yaml."),
     "sos_token": Flag("int", "Start token of taming's transformer, sos_token in its yaml; 0."),
     "resolution": Flag("int", "Of the images it was trained on, where nothing else says; 256."),
-    "count": Flag("int", "How many images are drawn (sample: of each label)."),
-    "label": Flag("texts", "A class by name or number; sample takes several."),
+    "count": Flag("int", "How many are drawn."),
+    "label": Flag("texts", "A class by name or number."),
     "seed": Flag("int", "Decides all that is drawn; 0."),
     "candidates": Flag("int", "Draw so many, and keep the likeliest; 1."),
     "mask": Flag("path", "An image: white, or transparent in a picture, where to draw."),
@@ -124,14 +126,24 @@ _DRAW = {
 _SPREAD = {"processes": "processes", "process": "process"}
 
 
-def _edit(name: str, about: str, more: str = "", workdir: str = "runs/prior_default", **flags: str):
+_FOLDER = {"output": "The folder to write."}
+
+
+def _edit(
+    name: str,
+    about: str,
+    more: str = "",
+    workdir: str = "runs/prior_default",
+    needs: tuple[str, ...] = (),
+    **flags: str,
+) -> Command:
     """The row of an edit: a command from image to image through a prior."""
     return Command(
         "edit:edit",
         about,
         f"--input=my.png --output=out.png{more}",
         {**_PAIR, **flags, "label": "label", **_TOKENIZER, **_DRAW},
-        needs=("input", "output"),
+        needs=("input", "output", *needs),
         workdir=workdir,
         fixed={"name": name},
     )
@@ -192,6 +204,7 @@ COMMANDS: dict[str, Command] = {
         {"output": "output", "flips": "flips", "crops": "crops", **_SPREAD},
         needs=("output",),
         config="data",
+        about_flags=_FOLDER,
     ),
     "sample": Command(
         "sample:sample",
@@ -199,10 +212,16 @@ COMMANDS: dict[str, Command] = {
         "--workdir=runs/prior_default --label='Food & Drink' --count=8",
         {"output": "output", "count": "count", "label": "labels", **_TOKENIZER, **_DRAW},
         workdir="runs/prior_default",
+        about_flags={
+            "output": "The folder to write; samples in the run's folder.",
+            "count": "How many images are drawn, of each label; 16.",
+            "label": "A class by name or number; may be repeated.",
+        },
     ),
-    "inpaint": _edit("inpaint", "draw where a mask says", " --mask=mask.png", mask="mask"),
+    "inpaint": _edit("inpaint", "draw where a mask says", " --mask=mask.png", needs=("mask",), mask="mask"),
     "outpaint": _edit(
-        "outpaint", "draw beyond an image's edges", " --margins=0,16,0,16", margins="margins"
+        "outpaint", "draw beyond an image's edges", " --margins=0,16,0,16", needs=("margins",),
+        margins="margins",
     ),
     "upscale": _edit("upscale", "enlarge images", workdir="runs/prior_upscale", factor="factor"),
     "restore": _edit(
@@ -223,6 +242,7 @@ COMMANDS: dict[str, Command] = {
         needs=("input",),
         config="",
         workdir="runs/imported",
+        about_flags={"input": "A file of weights, or a folder with one."},
     ),
     "export": Command(
         "export:export",
@@ -230,6 +250,7 @@ COMMANDS: dict[str, Command] = {
         "--workdir=runs/default --format=vq_jax --output=exported",
         {"output": "output", "format": "format"},
         needs=("output", "format"),
+        about_flags=_FOLDER,
     ),
     "list": Command(
         "list_runs:list_runs",
@@ -381,7 +402,7 @@ def _check_flags(mode: str, command: Command, values: Any) -> None:
 
 def _workdir(command: Command, values: Any) -> Path:
     if values.workdir:
-        return Path(values.workdir).expanduser()
+        return files.expanded(values.workdir)
     if values.config is None:
         return Path(command.workdir)
     from ml_collections import config_flags
@@ -392,14 +413,13 @@ def _workdir(command: Command, values: Any) -> Path:
     return Path("runs") / "-".join(filter(None, parts))
 
 
-def _config(values: Any) -> Any:
-    """The config with ~ expanded in its paths, or None."""
-    config = values.config
-    if config is None:
-        return None
+def _config(config: Any) -> Any:
+    """The config with ~ expanded in its paths."""
     for place in _PATH_FIELDS:
         section, _, field = place.rpartition(".")
-        holder = config.get(section, {}) if section else config
+        holder = config.get(section) if section else config
+        if not isinstance(holder, Mapping) and not hasattr(holder, "get"):
+            raise UserError(f"--config: its {section} is no section: make the config by base()")
         text = holder.get(field)
         if isinstance(text, str) and text.startswith("~"):
             holder[field] = os.path.expanduser(text)
@@ -413,24 +433,35 @@ def _arguments(command: Command, values: Any) -> dict[str, Any]:
         if values[name].value is not None:
             value = values[name].value
             is_path = FLAGS[name].kind == "path"
-            arguments[keyword] = Path(value).expanduser() if is_path else value
-    config = _config(values)
-    if config is not None and command.config == "run":
-        arguments["config"] = config
-    if config is not None and command.config == "data":
-        from vq_jax.config import check
+            if is_path and value == str(files.STDIO) and name in command.about_flags:
+                raise UserError(f"--{name}=-: this command takes no standard streams")
+            arguments[keyword] = files.expanded(value) if is_path else value
+    if values.config is not None and command.config in ("run", "data"):
+        config = _config(values.config)
+        if command.config == "run":
+            arguments["config"] = config
+        else:
+            from vq_jax.config import check
 
-        check(config)
-        arguments["data"] = config.data
+            check(config)
+            arguments["data"] = config.data
     return arguments
 
 
 # --- help -------------------------------------------------------------------------------------------
 
 
+def _mode_of(argv: Sequence[str]) -> str | None:
+    """What --mode is given as, before flags are parsed."""
+    for i, argument in enumerate(argv):
+        if found := re.fullmatch(r"--?mode(?:=(.*))?", argument):
+            return found[1] if found[1] is not None else next(iter(argv[i + 1 :]), None)
+    return None
+
+
 def _help(argv: Sequence[str]) -> str:
     """What --help shows: the commands, or one command's flags."""
-    mode = next((a.partition("=")[2] for a in argv if re.match(r"--?mode=", a)), None)
+    mode = _mode_of(argv)
     program = "python -m vq_jax.main"
     if mode is None:
         width = max(map(len, COMMANDS))
@@ -451,7 +482,7 @@ def _help(argv: Sequence[str]) -> str:
         rows.append(("config", about_config[command.config]))
     else:
         rows = [("workdir", f"the folder ({command.workdir})")]
-    rows += [(name, FLAGS[name].about) for name in command.flags]
+    rows += [(n, command.about_flags.get(n, FLAGS[n].about)) for n in command.flags]
     width = max(len(name) for name, _ in rows)
     lines = [
         f"{mode}: {command.about}",
@@ -500,7 +531,7 @@ def main(argv: Sequence[str]) -> int:
     except BrokenPipeError:  # whoever read the output has gone
         return MISTAKE
     except KeyboardInterrupt as e:
-        if not e.args:  # otherwise what it stopped has said so
+        if not any(e.args):  # otherwise what it stopped has said so
             _say("vq_jax: stopped")
         return INTERRUPTED
     except Exception as e:
@@ -552,7 +583,10 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     if "multiprocessing" in sys.modules:  # workers that decode: they ignore the signal
         for worker in sys.modules["multiprocessing"].active_children():
             worker.kill()
-    training = not any(a.startswith(("--mode=", "-mode=")) and "=train" not in a for a in sys.argv)
-    goes_on = "; the same command goes on from the last checkpoint" if training else ""
-    os.write(2, f"\nvq_jax: stopped{goes_on}\n".encode())
+    for stream in (1, 2):
+        if os.isatty(stream):
+            os.write(stream, b"\x1b[?25h")  # a progress bar hides the cursor
+    training = _mode_of(sys.argv) in (None, "train")
+    goes_on = "; the same command goes on from its last checkpoint, or starts again"
+    os.write(2, f"\nvq_jax: stopped{goes_on * training}\n".encode())
     os._exit(INTERRUPTED)

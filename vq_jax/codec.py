@@ -30,6 +30,7 @@ from vq_jax import config as configs
 from vq_jax import tokenizer as tokenizers
 from vq_jax.bitstream import Decoder, Encoder, Header
 from vq_jax.errors import UserError
+from vq_jax.files import expanded
 from vq_jax.models.transformer import Transformer
 from vq_jax.prior import TrainedPrior, load_prior
 from vq_jax.tiles import ImageTiles
@@ -542,7 +543,7 @@ def load(workdir: str | Path, tokenizer: str | Path | None = None) -> Codec:
     Raises:
       UserError: there is no run, or it cannot be opened.
     """
-    folder = Path(workdir).expanduser()
+    folder = expanded(workdir)
     if not configs.holds_prior(folder):
         if tokenizer:
             raise UserError(f"{folder} holds a tokenizer: another one beside it has no use")
@@ -556,7 +557,7 @@ def load(workdir: str | Path, tokenizer: str | Path | None = None) -> Codec:
 
 def tokenizer_folder(workdir: str | Path, tokenizer: str | Path | None = None) -> Path:
     """Where `load` takes the tokenizer from, and its counts."""
-    folder = Path(workdir).expanduser()
+    folder = expanded(workdir)
     if not configs.holds_prior(folder):
         return folder
-    return Path(tokenizer or configs.load(folder / "config.json").tokenizer).expanduser()
+    return expanded(tokenizer or configs.load(folder / "config.json").tokenizer)

@@ -2,9 +2,9 @@
 
 import contextlib
 import errno
-import itertools
 import os
 import re
+import secrets
 import shutil
 import sys
 import tempfile
@@ -14,7 +14,6 @@ from pathlib import Path
 from vq_jax.errors import UserError, first_line
 
 STDIO = Path("-")  # standard input, or standard output
-_number = itertools.count()
 # Temporary files and folders that are being written.
 _unfinished: set[Path] = set()
 
@@ -31,10 +30,15 @@ _REFUSED = {
 }
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with a leading ~ as the user's home; one of a user that there is not stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
 def cache_folder() -> Path:
     """Where derived files are kept: $VQ_JAX_CACHE, else $XDG_CACHE_HOME/vq_jax, else ~/.cache."""
     if folder := os.environ.get("VQ_JAX_CACHE"):
-        return Path(folder).expanduser()
+        return expanded(folder)
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "vq_jax"
 
@@ -62,7 +66,7 @@ def unfinished(path: Path) -> Iterator[Path]:
     Its name does not grow with that of `path`, which may be as long as the system allows.
     """
     folder = Path(tempfile.gettempdir()) if path == STDIO else path.parent
-    temporary = folder / f".{os.getpid()}-{next(_number)}.tmp{path.suffix[:16]}"
+    temporary = folder / f".{secrets.token_hex(8)}.tmp{path.suffix[:16]}"
     _unfinished.add(temporary)
     try:
         yield temporary

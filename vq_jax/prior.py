@@ -16,6 +16,7 @@ from vq_jax import config as configs
 from vq_jax import sampling
 from vq_jax import tokenizer as tokenizers
 from vq_jax.errors import UserError, check_seed
+from vq_jax.files import expanded
 from vq_jax.interop.weights import read_folder
 from vq_jax.models.transformer import Transformer, init_params, unstack
 from vq_jax.sampling import Draw
@@ -311,7 +312,7 @@ def load_prior(workdir: str | Path, tokenizer: str | Path | None = None) -> Trai
     Raises:
       UserError: either cannot be opened, or they do not belong together.
     """
-    folder = Path(workdir).expanduser()
+    folder = expanded(workdir)
     config = configs.load(folder / "config.json")
     if not configs.is_prior(config):
         raise UserError(
@@ -358,7 +359,5 @@ def load(workdir: str | Path) -> TrainedTokenizer | TrainedPrior:
       UserError: there is no run, or no checkpoint yet, or it does not fit the config.
     """
     return (
-        load_prior(workdir)
-        if configs.holds_prior(Path(workdir).expanduser())
-        else tokenizers.load(workdir)
+        load_prior(workdir) if configs.holds_prior(expanded(workdir)) else tokenizers.load(workdir)
     )

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from vq_jax import config as configs
 from vq_jax.errors import UserError
+from vq_jax.files import expanded
 from vq_jax.interop.weights import holds_arrays, read_folder
 from vq_jax.models import Tokenizer
 
@@ -167,7 +168,7 @@ def load(workdir: str | Path) -> TrainedTokenizer:
     Raises:
       UserError: there is no run, or no checkpoint yet, or it does not fit the config.
     """
-    folder = Path(workdir).expanduser()
+    folder = expanded(workdir)
     config = configs.load(folder / "config.json")
     if configs.is_prior(config):
         raise UserError(

@@ -113,12 +113,20 @@ def test_rows_of_lays_images_out():
     assert (picture[4:6] == 255).all()
 
 
-@pytest.mark.parametrize("most,scale", [(1.0, 255.0), (255.0, 1.0), (65535.0, 1 / 257)])
+@pytest.mark.parametrize(
+    "most,scale", [(1.0, 255.0), (1.04, 255.0), (255.0, 1.0), (65535.0, 1 / 257)]
+)
 def test_floats_of_any_range_are_seen(most, scale):
-    array = np.array([[0.0, 0.5, 1.0, np.nan]], np.float32) * most
+    array = np.array([[0.0, 0.5, 1.0, np.nan, np.inf, -np.inf]], np.float32) * most
     decoded = images.decode(encoded(Image.fromarray(array), "TIFF"))
-    wanted = np.round(np.array([0, 0.5, 1, 0]) * most * scale)
+    wanted = np.round((np.array([0, 0.5, 1, 0, 1, 0]) * most * scale).clip(0, 255))
     assert decoded[0, :, 0].tolist() == wanted.tolist()
+
+
+def test_wide_integers_of_few_bits_are_not_black():
+    array = np.array([[0, 100, 255]], np.int32)
+    decoded = images.decode(encoded(Image.fromarray(array), "TIFF"))
+    assert decoded[0, :, 0].tolist() == [0, 100, 255]
 
 
 def test_colours_of_a_profile_come_as_srgb(rng):

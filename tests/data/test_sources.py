@@ -2,6 +2,7 @@ import logging
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -261,10 +262,20 @@ def test_a_folder_that_cannot_be_listed_is_named(folder, caplog, monkeypatch):
         return scandir(place)
 
     monkeypatch.setattr(os, "scandir", refuse)
+    is_file = Path.is_file
+
+    def closed(path):  # a folder that may be listed and not entered
+        if path.name == "3.jpg":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", closed)
     with caplog.at_level(logging.WARNING, logger="vq_jax"):
         splits = open_source(folder_config(folder))
     assert splits.class_names == ("dog",)
     assert f"skipped folder {folder / 'cat'}: Permission denied" in caplog.text
+    assert f"skipped {folder / 'dog' / '3.jpg'}: Permission denied" in caplog.text
+    assert len(splits.train) + len(splits.val) == 9
 
 
 def test_of_several_held_out_folders_the_one_used_is_told(folder, caplog):

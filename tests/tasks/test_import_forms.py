@@ -87,7 +87,7 @@ def test_a_number_of_groups_that_nobody_tells_is_said_to_be_assumed(tmp_path, ca
     assert "norm_num_groups" not in capsys.readouterr().out
     (tmp_path / "theirs" / "config.json").unlink()
     import_weights(tmp_path / "theirs", tmp_path / "other")
-    assert "no config.json beside it: norm_num_groups 32" in capsys.readouterr().out
+    assert "as no config.json says it: norm_num_groups 32" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

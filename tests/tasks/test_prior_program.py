@@ -143,7 +143,7 @@ def test_sampling_writes_a_grid_and_files_and_repeats_itself(trained, tmp_path):
     said = program(*how, f"--output={tmp_path / 'a'}").stdout
     assert "6 images and grid.png" in said
     files = sorted(p.name for p in (tmp_path / "a").iterdir())
-    assert files == [*(f"{i:05d}.png" for i in range(6)), "grid.png"]
+    assert files == [".samples.json", *(f"{i:05d}.png" for i in range(6)), "grid.png"]
     assert decode(tmp_path / "a" / "grid.png").shape == (2 * 34 - 2, 3 * 34 - 2, 3)
     prior = vq_jax.load(workdir)
     images = prior.sample(6, label=["Flags"] * 3 + [0] * 3, seed=5, guidance=2.0, top_p=0.9)
@@ -205,12 +205,14 @@ def test_a_folder_of_samples_holds_those_of_the_last_call(trained, tmp_path):
     workdir, _ = trained
     how = ["--mode=sample", f"--workdir={workdir}", f"--output={tmp_path / 'out'}"]
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "00001.jpg").write_text("not ours")
+    for name in ("00001.jpg", "00500.png"):
+        (tmp_path / "out" / name).write_text("not ours")
     program(*how, "--count=3", "--label=Flags", "--label=6")
-    assert len(list((tmp_path / "out").glob("0*.png"))) == 6
+    assert len(list((tmp_path / "out").glob("0000*.png"))) == 6
     assert "removed 4 images of an earlier call" in program(*how, "--count=2").stdout
     left = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert left == ["00000.png", "00001.jpg", "00001.png", "grid.png"]
+    ours = [".samples.json", "00000.png", "00001.png", "grid.png"]
+    assert left == sorted([*ours, "00001.jpg", "00500.png"])
 
 
 def test_codes_are_written_by_several_processes_and_trained_from(

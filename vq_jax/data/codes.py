@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vq_jax.errors import UserError, first_line
-from vq_jax.files import write, writing
+from vq_jax.files import unfinished, write
 
 _ABOUT = "tokenizer.json"
 _COMPLETE = "dataset_info.json"
@@ -76,13 +76,14 @@ def write_shard(path: Path, examples: Iterator[tuple[np.ndarray, int]], about: d
 
     features = _features(about)
     serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
-    with writing(path) as temporary:
+    with unfinished(path) as temporary:
         writer, count = ArrayRecordWriter(str(temporary), "group_size:1"), 0
         for codes, label in examples:
             example = {"codes": np.asarray(codes, np.int32), "label": int(label)}
             writer.write(serializer.serialize_example(features.encode_example(example)))
             count += 1
         writer.close()
+        temporary.replace(path)
     return count
 
 

@@ -34,6 +34,17 @@ _OPAQUE = frozenset([".jpg", ".jpeg", ".jfif", ".bmp", ".ppm", ".pgm"])
 
 _STRIP = 2**23  # pixels that are converted at a time
 _BYTES_A_PIXEL = 8  # that reading takes, at the most
+# What profiles of sRGB itself are called; others of its name may be linear.
+_SRGB = frozenset(
+    [
+        "srgb",
+        "srgb built-in",
+        "srgb iec61966-2.1",
+        "srgb iec61966-2-1 black scaled",
+        "srgb2014",
+        "c2",
+    ]
+)
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by channels
 _limit = threading.Lock()
 
@@ -65,9 +76,10 @@ def decode(file: str | Path | BinaryIO, min_side: int = 0, *, alpha: bool = Fals
         if image.mode.startswith(("I", "F")):  # Pillow's own conversion would clip them at 255
             image = Image.fromarray(_eight_bits(np.asarray(image)))
         if image.has_transparency_data:
+            grey = image.mode == "LA"
             image = image.convert("RGBA")
             if profile:
-                colours = _to_srgb(image.convert("RGB"), profile)
+                colours = _to_srgb(image.convert("L" if grey else "RGB"), profile).convert("RGB")
                 colours.putalpha(image.getchannel("A"))
                 image = colours
             if not alpha:
@@ -120,12 +132,16 @@ def _free_memory() -> int:
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Floats in [0, 1], [0, 255] or [0, 65535], or integers in [0, 65535], to uint8."""
+    """Floats in [0, 1], [0, 255] or [0, 65535], or integers in [0, 255] or [0, 65535], to uint8.
+
+    A resampled image overshoots: floats up to 2 count as those of [0, 1].
+    """
     if values.dtype.kind != "f":
-        return (values.clip(0, 65535) // 257).astype(np.uint8)
-    values = np.nan_to_num(values)
-    most = values.max(initial=0.0)
-    scale = 255.0 if most <= 1.0 else 1.0 if most <= 255.0 else 1 / 257.0
+        wide = values.dtype.itemsize == 2 or values.max(initial=0) > 255
+        return (values.clip(0, 65535) // 257 if wide else values.clip(0, 255)).astype(np.uint8)
+    most = values.max(initial=0.0, where=np.isfinite(values))
+    scale = 255.0 if most <= 2.0 else 1.0 if most <= 256.0 else 1 / 257.0
+    values = np.nan_to_num(values, posinf=most, neginf=0.0)
     return np.round((values * scale).clip(0, 255)).astype(np.uint8)
 
 
@@ -134,7 +150,7 @@ def _profile(data: bytes) -> tuple[ImageCms.ImageCmsProfile | None, str]:
     """An ICC profile, or None for sRGB itself and for one that cannot be read; its colour space."""
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
-        if "sRGB" in ImageCms.getProfileDescription(profile):
+        if ImageCms.getProfileDescription(profile).strip().lower() in _SRGB:
             return None, ""
         return profile, profile.profile.xcolor_space.strip()
     except (ImageCms.PyCMSError, OSError):

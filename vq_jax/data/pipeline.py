@@ -111,8 +111,8 @@ def train_batches(
     Examples are drawn and augmented by their place in the whole stream and only then dealt out to
     processes, so a batch holds the same images in the same order however many processes share it (as
     long as all can be read). Decoding runs in threads (`config.workers` = 0) or in that many worker
-    processes, between which the images are dealt out anew, and `place` in a thread, ahead of training. The iterator's position, that of the last batch taken, is part of a
-    checkpoint.
+    processes, between which the images are dealt out anew, and `place` in a thread, ahead of
+    training. The iterator's position, that of the last batch taken, is part of a checkpoint.
 
     Args:
       source: the examples.
@@ -125,9 +125,9 @@ def train_batches(
       place: puts a finished batch where it is wanted, on devices say.
 
     Returns:
-      an iterator to be closed, which stops its threads and processes. It yields
-      `image` float32 [batch_size / process_count, H, W, C] in [-1, 1], `label` int32 [...]; from
-      a set of codes, `codes` int32 [..., N] in place of the image.
+      an iterator to be closed, which stops its threads and processes. It yields `image` float32
+      [batch_size / process_count, H, W, C] in [-1, 1] and `label` int32 [...]; from a set of codes,
+      `codes` int32 [..., N] in place of the image.
 
     Raises:
       UserError: the source is smaller than a batch.

@@ -170,10 +170,13 @@ def _walk(folder: Path) -> Iterator[Path]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(place, name) for name in names if not name.startswith(".")):
-            if path.is_file():
-                yield path
-            elif path.is_symlink():
-                log.warning("skipped %s: a link to what is not there", path)
+            try:
+                if path.is_file():
+                    yield path
+                elif path.is_symlink():
+                    log.warning("skipped %s: a link to what is not there", path)
+            except OSError as e:  # of a folder that can be listed and not entered
+                log.warning("skipped %s: %s", path, e.strerror)
 
 
 def _folder(config: ml_collections.ConfigDict, seed: int) -> Splits:
@@ -261,7 +264,10 @@ def _writable() -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        text = system_mistake(e) or f"{e.filename}: {e.strerror or e}"
+        if (text := system_mistake(e)) is None:
+            if not isinstance(e, FileNotFoundError):  # a failed download, say
+                raise
+            text = f"{e.filename}: {e.strerror}"
         raise UserError(
             f"data sets cannot be prepared ({text}): set --config.data.dir, or TFDS_DATA_DIR, to "
             "another folder"

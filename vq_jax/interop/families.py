@@ -382,9 +382,9 @@ def find_tokenizer(weights: Weights, name: str | None, resolution: int | None = 
                 "entry outside it is nearest, the original draws a code, and here it is the nearest "
                 "inside"
             )
-        if family.assumes and not weights.about:
-            fields = ", ".join(f"{name} {value}" for name, value in family.assumes.items())
-            notes.append(f"assumed, as there is no config.json beside it: {fields}")
+        if missing := family.assumes.keys() - weights.about.keys():
+            fields = ", ".join(f"{name} {family.assumes[name]}" for name in sorted(missing))
+            notes.append(f"assumed, as no config.json says it: {fields}")
         sections = family.read(own, weights.about | {"resolution": resolution})
         averaged = bool(averages) or _is_average(prefix)
         side = weights.about.get("sample_size") if resolution is None else resolution

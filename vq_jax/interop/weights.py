@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,8 +127,11 @@ def _weights_in(folder: Path) -> Path:
     indices = sorted(folder.glob("*.index.json"))
     for suffix in _SUFFIXES:
         found = sorted(p for p in folder.iterdir() if p.suffix == suffix and p.is_file())
-        if index := [p for p in indices if p.name.endswith(f"{suffix}.index.json")]:
+        whole = [p for p in found if not re.search(r"-\d{5}-of-\d{5}\.", p.name)]
+        index = [p for p in indices if p.name.endswith(f"{suffix}.index.json")]
+        if index and not whole:
             return index[0]
+        found = whole or found
         if len(found) > 1:
             names = ", ".join(p.name for p in found)
             raise UserError(f"{folder} has several files of weights ({names}): name one")

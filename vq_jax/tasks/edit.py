@@ -16,9 +16,7 @@ from vq_jax.training.report import stderr
 
 
 def _mask(path: Path | None) -> np.ndarray:
-    if path is None:
-        raise UserError("inpaint needs --mask, an image that is white where to draw")
-    if not path.is_file():
+    if path is None or not path.is_file():
         raise UserError(f"there is no {path}: --mask takes an image that is white where to draw")
     mask, how = read_mask(path)
     if not mask.any():

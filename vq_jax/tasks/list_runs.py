@@ -53,13 +53,13 @@ def _row(path: Path, workdir: Path) -> tuple[str, str, str, str] | None:
     """Name, kind, step and figures of the run whose config this is; None where it is no run's."""
     config = _read(path)
     prior = "prior" in config
-    if "phases" not in config or not (prior or "quantizer" in config):
+    section, phases = config.get("prior" if prior else "quantizer"), config.get("phases")
+    if not isinstance(section, dict) or not isinstance(phases, dict):
         return None
-    section = config["prior"] if prior else config["quantizer"]
     kind = f"{'prior' if prior else 'tokenizer'} ({section.get('name', '?')})"
     checkpoints = (path.parent / "checkpoints").glob("[0-9]*")
     steps = [int(folder.name) for folder in checkpoints if folder.name.isdecimal()]
-    total = sum(n for n in config["phases"].values() if isinstance(n, int))
+    total = sum(n for n in phases.values() if isinstance(n, int))
     if steps:
         step = f"{max(steps):,} of {total:,}"
     else:

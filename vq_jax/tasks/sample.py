@@ -1,6 +1,6 @@
 """Draws images from a trained prior."""
 
-import re
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,14 @@ import numpy as np
 
 from vq_jax.data.images import rows_of, save_image, to_uint8
 from vq_jax.errors import UserError
+from vq_jax.files import write
 from vq_jax.prior import load_prior
 from vq_jax.training.report import track
 
 _AT_ONCE = 32
 _MOST = 1_000_000  # images of one call
 _SHOWN = 1024  # images in grid.png at most
+_RECORD = ".samples.json"  # beside the images: how many there are
 
 
 def sample(
@@ -28,7 +30,7 @@ def sample(
 ) -> None:
     """`--mode=sample`: writes images from noise, each to a file, and all to grid.png.
 
-    Numbered images of an earlier call that this one does not write again are removed from `output`.
+    Images that an earlier call has written there, and this one does not write again, are removed.
 
     Args:
       workdir: the prior's run.
@@ -62,15 +64,18 @@ def sample(
     blank = [np.full_like(shown[0], 255)] * (-len(shown) % wide)
     rows = np.stack(shown + blank).reshape(-1, wide, *shown[0].shape)
     save_image(rows_of(*rows), output / "grid.png")
-    older = _numbered_from(output, total)
+    older = [output / f"{i:05d}.png" for i in range(total, _written_before(output))]
     for path in older:
-        path.unlink()
+        path.unlink(missing_ok=True)
+    write(json.dumps({"images": total}).encode(), output / _RECORD)
     print(f"{total} images and grid.png are in {output}")
     if older:
         print(f"removed {len(older)} images of an earlier call")
 
 
-def _numbered_from(folder: Path, first: int) -> list[Path]:
-    """The images that `sample` has numbered, from `first` on."""
-    found = (path for path in folder.iterdir() if re.fullmatch(r"\d{5,7}\.png", path.name))
-    return [path for path in found if int(path.stem) >= first]
+def _written_before(folder: Path) -> int:
+    """How many images the last call has written into a folder."""
+    try:
+        return min(int(json.loads((folder / _RECORD).read_text())["images"]), _MOST)
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0

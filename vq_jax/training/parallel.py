@@ -87,8 +87,9 @@ class Preemption:
                 return
             self.interrupted = True
             os.write(2, b"\nstopping at the next step; Ctrl-C again stops at once\n")
-            if jax.process_count() > 1:
+            if jax.process_count() > 1:  # JAX tells the others, and all stop at one step
                 os.kill(os.getpid(), signal.SIGTERM)
+                return
         self._asked = True
 
     @property
