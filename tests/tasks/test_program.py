@@ -225,7 +225,7 @@ def test_a_run_that_diverges_goes_back_as_far_as_it_can_and_then_stops(trained, 
 def test_evaluate_repeats_the_figures(trained):
     workdir, _ = trained
     before = json.loads((workdir / "evaluation.json").read_text())
-    said = program("--mode=evaluate", f"--workdir={workdir}").stdout
+    said = process("--mode=evaluate", f"--workdir={workdir}").stdout
     assert "PSNR" in said and "LPIPS" not in said  # as its config has it
     after = json.loads((workdir / "evaluation.json").read_text())
     assert {name: after[name] for name in before if name != "protocol"} == {
