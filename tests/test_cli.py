@@ -79,7 +79,12 @@ def test_a_flag_of_other_commands_is_refused(mode):
         (["--config=configs/default.py", "--config.optim.lrr=1"], 'optim.lrr=1: Did you mean "lr"'),
         (["--config=default", "--config.optim.rate=1"], "there is no field 'rate'"),
         (["--mode=tokenize", "--config.data.source=folder"], "need --config=FILE before them"),
-        (["--config=configs/nosuch.py"], "configs/nosuch.py"),
+        (["--config=configs/nosuch.py"], "there is no file configs/nosuch.py"),
+        (["--config=README.md"], "a config file is Python"),
+        (["--config=default", "--config.optim.lr=nan"], "optim.lr is nan"),
+        (["--mode=sample", "--output="], "--output is empty"),
+        (["--mode=evaluate", "--count=8"], "--count is of FID's samples"),
+        (["--mode=plan", "--config=default", "--devices=0"], "use 1 or more"),
         (["--config=defalt"], "there is no recipe 'defalt'; near: default"),
         (["--config=default", "--config.data.source=emojy"], "did you mean emoji"),
         (["--config=default", "--config.data.batch_size=many"], "batch_size"),
@@ -148,6 +153,8 @@ def test_list_shows_recipes_and_runs(tmp_path):
     (run / "evaluation.json").write_text(json.dumps({"psnr": 21.5, "lpips": 0.25}))
     (tmp_path / "runs" / "other").mkdir()
     (tmp_path / "runs" / "other" / "config.json").write_text('{"phases": [1], "quantizer": {}}')
+    (tmp_path / "runs" / "torn").mkdir()
+    (tmp_path / "runs" / "torn" / "config.json").write_text('{"phases": ')
     said = program("--mode=list", f"--workdir={tmp_path / 'runs'}").stdout
     for name in recipes():
         assert name in said
@@ -155,6 +162,8 @@ def test_list_shows_recipes_and_runs(tmp_path):
     for part in ("tokenizer (vq)", "40 of", "PSNR 21.50"):
         assert part in row
     assert "other" not in said
+    assert "config.json cannot be read" in next(s for s in said.splitlines() if "torn" in s)
+    assert "is no folder" in mistake("--mode=list", "--workdir=README.md")
 
 
 def test_help_and_list_import_no_jax():

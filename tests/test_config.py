@@ -160,7 +160,7 @@ def test_a_missing_or_broken_config_is_one_line(tmp_path):
     with pytest.raises(UserError, match="train there first"):
         configs.load(tmp_path / "config.json")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="is not a config"):
+    with pytest.raises(UserError, match="is damaged"):
         configs.load(tmp_path / "config.json")
 
 

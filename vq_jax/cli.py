@@ -87,19 +87,19 @@ FLAGS: dict[str, Flag] = {
     "flips": Flag("switch", "Training images mirrored, too."),
     "crops": Flag("int", "Random crops of each training image in place of its centre; 0."),
     "tokenizer": Flag("path", "The tokenizer's run, where the prior's config names another place."),
-    "format": Flag("text", "The form of the weights; import tells it by their names."),
+    "format": Flag("text", "Whose weights they are, where their names do not tell it."),
     "inception": Flag("path", "The file of FID's Inception weights, or 'download'; adds FID."),
     "protocol": Flag("text", "How FID sees images, adm or clean; adm."),
     "classes": Flag("int", "How many classes taming's transformer is conditioned on; 0."),
     "heads": Flag("int", "Attention heads of taming's transformer, n_head in its yaml."),
     "sos_token": Flag("int", "Start token of taming's transformer, sos_token in its yaml; 0."),
     "resolution": Flag("int", "Of the images it was trained on, where nothing else says; 256."),
-    "count": Flag("int", "How many are drawn."),
+    "count": Flag("int", "How many are drawn; 4."),
     "label": Flag("texts", "A class by name or number."),
     "seed": Flag("int", "Decides all that is drawn; 0."),
     "candidates": Flag("int", "Draw so many, and keep the likeliest; 1."),
-    "mask": Flag("path", "An image: white, or transparent in a picture, where to draw."),
-    "margins": Flag("text", "Pixels to add: top,right,bottom,left."),
+    "mask": Flag("path", "An image, white where to draw; of a picture with holes, the holes."),
+    "margins": Flag("text", "Pixels to add: top,right,bottom,left, or one number."),
     "factor": Flag("int", "How many times larger; the prior's own."),
     "redraw": Flag("float", "Share of the codes to draw anew; .5."),
     "temperature": Flag("float", "Of the draw; 0 takes the likeliest."),
@@ -167,6 +167,10 @@ COMMANDS: dict[str, Command] = {
             **_TOKENIZER,
         },
         config="data",
+        about_flags={
+            "count": "Of a prior: how many samples FID gets; the config's eval_samples.",
+            "seed": "Of a prior: decides which samples are drawn; 0.",
+        },
     ),
     "plan": Command(
         "plan:plan",
@@ -228,7 +232,10 @@ COMMANDS: dict[str, Command] = {
         "restore", "free images of noise, blur, JPEG and bad light", workdir="runs/prior_restore"
     ),
     "variations": _edit(
-        "variations", "draw a share of an image's codes anew", " --redraw=0.5", redraw="share",
+        "variations",
+        "draw a share of an image's codes anew: the image and its variations, in a row",
+        " --redraw=0.5",
+        redraw="share",
         count="count",
     ),
     "import": Command(
@@ -250,7 +257,8 @@ COMMANDS: dict[str, Command] = {
         "--workdir=runs/default --format=vq_jax --output=exported",
         {"output": "output", "format": "format"},
         needs=("output", "format"),
-        about_flags=_FOLDER,
+        about_flags=_FOLDER
+        | {"format": "diffusers, taming, vq_jax (a folder of ours) or stablehlo (programs)."},
     ),
     "list": Command(
         "list_runs:list_runs",
@@ -291,8 +299,13 @@ def _file_of(config: str) -> str:
                 f"--config={config}: there is no recipe {name!r}; near: {', '.join(near)} "
                 "(a file of your own is named by its path, ./NAME.py)"
             )
-        name = str(known[name])
-    return os.path.expanduser(name) + colon + variant
+        return str(known[name]) + colon + variant
+    name = os.path.expanduser(name)
+    if not os.path.isfile(name):
+        raise UserError(f"--config={config}: there is no file {name}")
+    if not name.endswith(".py"):
+        raise UserError(f"--config={config}: a config file is Python, NAME.py")
+    return name + colon + variant
 
 
 # --- parsing ----------------------------------------------------------------------------------------
@@ -433,6 +446,8 @@ def _arguments(command: Command, values: Any) -> dict[str, Any]:
         if values[name].value is not None:
             value = values[name].value
             is_path = FLAGS[name].kind == "path"
+            if is_path and not value:
+                raise UserError(f"--{name} is empty")
             if is_path and value == str(files.STDIO) and name in command.about_flags:
                 raise UserError(f"--{name}=-: this command takes no standard streams")
             arguments[keyword] = files.expanded(value) if is_path else value
@@ -493,6 +508,7 @@ def _help(argv: Sequence[str]) -> str:
     for name, about in rows:
         kind = FLAGS[name].kind if name in FLAGS else ""
         choices = f" ({', '.join(kind)})" if isinstance(kind, tuple) else ""
+        about = about if about.endswith(".") else f"{about}."
         needed = " Needed." if name in command.needs else ""
         lines.append(f"  --{name:<{width}}  {about}{choices}{needed}")
     return "\n".join(lines)

@@ -486,7 +486,7 @@ _NEEDS = {
         "compress writes them where the run's data are at hand; for a file from elsewhere, copy them from "
         "there"
     ),
-    "prior": "entropy 'prior' needs a prior: name the prior's run in place of the tokenizer's",
+    "prior": "entropy 'prior' needs a prior: name the prior's run (--workdir) in place of the tokenizer's",
 }
 
 

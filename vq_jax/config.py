@@ -5,6 +5,7 @@ import difflib
 import importlib.util
 import inspect
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -321,8 +322,17 @@ def _check_common(config: ConfigDict) -> None:
     if config.wandb and not importlib.util.find_spec("wandb"):
         raise UserError("wandb is not installed: pip install 'vq_jax[wandb]', or --config.wandb=''")
     check_seed(config.seed)
+    _check_numbers(config)
     if config.data.channels not in (1, 3):
         raise UserError(f"data.channels is {config.data.channels}: use 1 or 3")
+
+
+def _check_numbers(config: ConfigDict, prefix: str = "") -> None:
+    for field, value in config.items():
+        if isinstance(value, ConfigDict):
+            _check_numbers(value, f"{prefix}{field}.")
+        elif isinstance(value, float) and math.isnan(value):
+            raise UserError(f"{prefix}{field} is nan: use a number")
 
 
 def _check_source(config: ConfigDict, *others: str) -> None:
@@ -594,6 +604,8 @@ def load(path: Path) -> ConfigDict:
         raise UserError(f"{lacks}: train there first, or name another --workdir") from e
     except OSError as e:
         raise UserError(f"{path} cannot be read: {e.strerror or e}") from e
+    except json.JSONDecodeError as e:
+        raise UserError(f"{path} is damaged: {first_line(e)}") from e
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(f"{path} is not a config of this version: {first_line(e)}") from e
     check(config)

@@ -20,6 +20,7 @@ from vq_jax.prior import TrainedPrior
 # Pixels over which what is drawn gives way to the light and colour of what it borders on.
 _SEAM = 4.0
 _MOST = 1000  # variations of one call
+_CANVAS = 2**24  # pixels that an image may be extended to
 
 
 def _check(prior: TrainedPrior, image: np.ndarray, condition: str, needs: str) -> int:
@@ -225,6 +226,12 @@ def outpaint(
         )
     _check(prior, image, "none", "name a prior without condition")
     top, right, bottom, left = margins
+    height, width = top + image.shape[0] + bottom, left + image.shape[1] + right
+    if height * width > max(_CANVAS, 4 * image.shape[0] * image.shape[1]):
+        raise UserError(
+            f"margins make an image of {width}x{height} pixels: at most {_CANVAS:,}, or four times "
+            "those of the image"
+        )
     canvas = np.pad(image, ((top, bottom), (left, right), (0, 0)), mode="edge")
     mask: np.ndarray = np.ones(canvas.shape[:2], bool)
     mask[top : top + image.shape[0], left : left + image.shape[1]] = False

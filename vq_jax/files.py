@@ -113,6 +113,8 @@ def writing(path: Path) -> Iterator[Path]:
             raise
         except (OSError, ValueError) as e:
             reason = e.strerror if isinstance(e, OSError) and e.strerror else first_line(e)
+            if isinstance(e, FileExistsError):  # of its folder
+                reason = f"{path.parent} is no folder"
             raise UserError(f"cannot write {path}: {reason}") from e
 
 

@@ -205,6 +205,9 @@ def test_a_folder_of_samples_holds_those_of_the_last_call(trained, tmp_path):
     workdir, _ = trained
     how = ["--mode=sample", f"--workdir={workdir}", f"--output={tmp_path / 'out'}"]
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "00000.png").write_text("not ours")
+    assert "00000.png of your own" in mistake(*how)
+    (tmp_path / "out" / "00000.png").unlink()
     for name in ("00001.jpg", "00500.png"):
         (tmp_path / "out" / name).write_text("not ours")
     program(*how, "--count=3", "--label=Flags", "--label=6")
@@ -275,6 +278,8 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(trained, tokenizer, emoji, 
           "--margins=1,2"], "top,right,bottom,left"),
         (["--mode=tokenize", f"--workdir={tokenizer}", "--input=x", f"--output={tmp_path / 'codes'}"],
          "does not look at --input; a folder's images"),
+        (["--mode=outpaint", f"--workdir={workdir}", f"--input={tmp_path / 'a.png'}", "--output=x.png",
+          "--margins=0,100000000,0,0"], "make an image of 100000032x32 pixels"),
         (["--mode=sample", f"--workdir={workdir}", "--mask=x.png"], "does not look at --mask"),
         (["--mode=sample", f"--workdir={workdir}", "--count=-3"], "count is -3: use 1 or more"),
         (["--mode=sample", f"--workdir={workdir}", "--count=2000000000"], "at most 1,000,000"),

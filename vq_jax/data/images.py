@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from vq_jax.errors import UserError
 from vq_jax.files import STDIO, read, writing
@@ -196,6 +196,8 @@ def read_image(path: Path, channels: int = 3, *, alpha: bool = False) -> np.ndar
         # Pillow seeks, which a pipe cannot.
         whole = path == STDIO or (path.exists() and not path.is_file() and not path.is_dir())
         image = decode(io.BytesIO(read(path)) if whole else path, alpha=alpha)
+    except UnidentifiedImageError as e:
+        raise UserError(f"cannot read {path} as an image: it is empty, or of no known kind") from e
     except (OSError, SyntaxError, ValueError, MemoryError) as e:
         reason = e.strerror if isinstance(e, OSError) and e.strerror else e
         raise UserError(f"cannot read {path} as an image: {reason}") from e
@@ -336,9 +338,11 @@ def save_image(image: np.ndarray, path: Path) -> None:
     if image.shape[-1] in (2, 4) and path.suffix.lower() in _OPAQUE:
         image = over_white(image, image.shape[-1] - 1)
     mode = _MODES[image.shape[-1]]
-    form = "PNG" if path == STDIO else "JPEG" if path.suffix.lower() == ".jfif" else None
+    jpeg = path.suffix.lower() in (".jpg", ".jpeg", ".jfif")
+    form = "PNG" if path == STDIO else "JPEG" if jpeg else None
+    options = {"quality": 95, "subsampling": 0} if jpeg else {}
     with writing(path) as temporary:
-        Image.fromarray(image[..., 0] if mode == "L" else image).save(temporary, form)
+        Image.fromarray(image[..., 0] if mode == "L" else image).save(temporary, form, **options)
 
 
 def rows_of(*rows: np.ndarray, gap: int = 2) -> np.ndarray:

@@ -143,7 +143,7 @@ class _Tally:
             f"{self._plain:,} bytes uncompressed, {self._small:,} compressed, "
             f"{8 * self._small / self._units:.3f} bits a {unit}; "
             f"{self._plain / self._small:.1f} times smaller, {self._files / seconds:.1f} files/s, "
-            f"{self._units / seconds / 1e6:.2f} million {unit}s/s"
+            f"{self._units / seconds:,.0f} {unit}s/s"
         )
 
 

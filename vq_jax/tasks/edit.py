@@ -16,7 +16,7 @@ from vq_jax.training.report import stderr
 
 
 def _mask(path: Path | None) -> np.ndarray:
-    if path is None or not path.is_file():
+    if path is None or not path.exists():
         raise UserError(f"there is no {path}: --mask takes an image that is white where to draw")
     mask, how = read_mask(path)
     if not mask.any():
@@ -93,7 +93,10 @@ def edit(
     suffix = pairs[0][1].suffix.lower()
     keeps = name in ("inpaint", "outpaint")
     if keeps and suffix in LOSSY:
-        stderr(f"a {suffix} file changes the other pixels a little, too: a .png file keeps them")
+        stderr(
+            f"a {suffix} file changes the other pixels a little, too, and may have no transparency: a "
+            ".png file keeps both"
+        )
     prior: TrainedPrior = load_prior(workdir, tokenizer)
     how["label"] = label[0] if label else None
     prior.labels(how["label"], 1)

@@ -38,6 +38,8 @@ def evaluate(
         raise UserError(
             "--protocol is FID's: it needs --inception, its weights' file or 'download'"
         )
+    if count is not None and inception is None:
+        raise UserError("--count is of FID's samples: it needs --inception")
     how = {"inception": str(inception or ""), "protocol": protocol or "adm"}
     if configs.holds_prior(workdir):
         evaluate_prior(workdir, tokenizer, data, **how, count=count, seed=seed or 0)

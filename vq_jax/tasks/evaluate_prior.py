@@ -122,7 +122,7 @@ def measure(
     protocol = told(config, figures["images"], networks)
     if "efficientnet_frechet" in figures:
         protocol["samples"] = (
-            "{samples:,} samples against {references:,} {references_are}; {network}".format(
+            "{samples:,} samples of seed {seed} against {references:,} {references_are}; {network}".format(
                 **figures, network="EfficientNet-lite0, to 224x224, bicubic, smoothed"
             )
         )

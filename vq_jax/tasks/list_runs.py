@@ -2,12 +2,14 @@
 
 import ast
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from vq_jax.errors import UserError
 from vq_jax.recipes import recipes
 
 # figure in evaluation.json -> (what it is called in the list, its format)
@@ -26,7 +28,10 @@ def list_runs(workdir: Path) -> None:
     Args:
       workdir: the folder of runs; a run's own folder is a list of one.
     """
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is no folder")
+    width = None if sys.stdout.isatty() else 160  # names are whole in a pipe
+    console = Console(highlight=False, soft_wrap=True, markup=False, width=width)
     table = Table(title="recipes: --config=NAME", title_justify="left")
     table.add_column("name")
     table.add_column("what it is")
@@ -46,12 +51,15 @@ def list_runs(workdir: Path) -> None:
     if table.row_count:
         console.print(table)
     else:
-        console.print(f"no runs in {workdir}")
+        console.print(f"{'no runs in' if workdir.exists() else 'there is no folder'} {workdir}")
 
 
 def _row(path: Path, workdir: Path) -> tuple[str, str, str, str] | None:
     """Name, kind, step and figures of the run whose config this is; None where it is no run's."""
+    name = str(path.parent.relative_to(workdir))
     config = _read(path)
+    if config is None:
+        return name, "config.json cannot be read", "", ""
     prior = "prior" in config
     section, phases = config.get("prior" if prior else "quantizer"), config.get("phases")
     if not isinstance(section, dict) or not isinstance(phases, dict):
@@ -64,19 +72,23 @@ def _row(path: Path, workdir: Path) -> tuple[str, str, str, str] | None:
         step = f"{max(steps):,} of {total:,}"
     else:
         step = "imported" if (path.parent / "model.safetensors").is_file() else "not begun"
-    found = _read(path.parent / "evaluation.json")
+    found = _read(path.parent / "evaluation.json") or {}
+    if found.get("references_are", "training images") != "training images":
+        found.pop("efficientnet_frechet", None)  # no distance that others could be held against
     figures = ", ".join(
         f"{called} {found[name]:{form}}"
         for name, (called, form) in _FIGURES.items()
-        if isinstance(found.get(name), int | float)
+        if type(found.get(name)) in (int, float)
     )
-    return str(path.parent.relative_to(workdir)), kind, step, figures or "not measured"
+    return name, kind, step, figures or "not measured"
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON file's object; {} where there is none."""
+def _read(path: Path) -> dict[str, Any] | None:
+    """A JSON file's object; {} where there is no file, or no object, and None where it is damaged."""
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError, RecursionError):
+        return None
     return found if isinstance(found, dict) else {}

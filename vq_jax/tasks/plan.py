@@ -138,7 +138,9 @@ def plan(
     if device and (device not in DEVICES or DEVICES[device].tpu is None):
         known = ", ".join(name for name, d in DEVICES.items() if d.tpu)
         raise UserError(f"--device={device}: it can be compiled for {known}, or for what is here")
-    if devices < 1 or config.data.batch_size % devices:
+    if devices < 1:
+        raise UserError(f"--devices={devices}: use 1 or more")
+    if config.data.batch_size % devices:
         raise UserError(
             f"--devices={devices}: data.batch_size {config.data.batch_size} does not divide by it"
         )

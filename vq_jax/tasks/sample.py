@@ -48,6 +48,9 @@ def sample(
     output = output or workdir / "samples"
     if output.is_file():
         raise UserError(f"--output={output} is a file: name a folder")
+    before = _written_before(output)
+    if not before and (output / "00000.png").exists() and not (output / "grid.png").exists():
+        raise UserError(f"{output} holds an image 00000.png of your own: name another folder")
     prior = load_prior(workdir, tokenizer)
     if labels:
         prior.labels(labels, len(labels))  # rather now than after half of them
@@ -64,7 +67,7 @@ def sample(
     blank = [np.full_like(shown[0], 255)] * (-len(shown) % wide)
     rows = np.stack(shown + blank).reshape(-1, wide, *shown[0].shape)
     save_image(rows_of(*rows), output / "grid.png")
-    older = [output / f"{i:05d}.png" for i in range(total, _written_before(output))]
+    older = [output / f"{i:05d}.png" for i in range(total, before)]
     for path in older:
         path.unlink(missing_ok=True)
     write(json.dumps({"images": total}).encode(), output / _RECORD)
