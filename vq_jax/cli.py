@@ -585,7 +585,10 @@ def run() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal or locale that lacks a name's letters
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(main(sys.argv))
+    code = main(sys.argv)
+    # All is written: what comes while Python itself ends would only spoil the exit code.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
