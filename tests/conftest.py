@@ -81,7 +81,7 @@ def _private_folders(tmp_path_factory, shared_folder):
     jax.config.update("jax_disable_most_optimizations", not OPTIMIZED)
     compiled = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(shared_folder / "compiled"))
     jax.config.update("jax_compilation_cache_dir", compiled)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     assert jax.device_count() == DEVICES
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quantizer_cases import CASES, GRID, MUTABLE, latents, make, start
+from quantizer_cases import CASES, GRID, MUTABLE, OPTIONS, latents, make, start
 
 from vq_jax.quantizers import QUANTIZERS, SCHEDULED, functions
 from vq_jax.quantizers.functions import normalise
@@ -102,6 +102,8 @@ def test_gradients_arrive_and_four_devices_agree_with_one(case, started):
         moves = float(jnp.abs(gradient).max()) > 0
         assert moves != (by_statistics and name.endswith("['book']['codebook']")), name
 
+    if case in OPTIONS:  # one case of each class goes over the devices
+        return
     split = lambda a: a.reshape(4, 1, *a.shape[1:])
     (by_device, _), four = jax.pmap(
         partial(everything, axis_name="data"), axis_name="data", out_axes=(0, None)

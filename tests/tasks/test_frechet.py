@@ -130,8 +130,9 @@ def test_samples_are_held_against_all_training_images(seen):
     assert figures.keys() == {"gfid_test"} and figures["gfid_test"] > 0
 
 
-@pytest.fixture
-def imported(tmp_path):
+@pytest.fixture(scope="module")
+def imported_once(tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("imported")
     model, judge = randomise(VQGAN(mults=(1, 2, 1), attended=())), randomise(PatchGAN(n_layers=1))
     state = model.state_dict()
     state |= {f"loss.discriminator.{k}": v for k, v in judge.state_dict().items()}
@@ -141,7 +142,12 @@ def imported(tmp_path):
     config.data.resolution = 32
     config.data.batch_size = 8
     configs.save(config, tmp_path / "imported" / "config.json")
-    return tmp_path / "imported", config
+    return tmp_path / "imported"
+
+
+@pytest.fixture
+def imported(imported_once):
+    return imported_once, configs.load(imported_once / "config.json")
 
 
 @pytest.mark.parametrize("protocol", frechet.PROTOCOLS)

@@ -120,7 +120,7 @@ def test_two_processes_that_share_a_state_agree_with_one(tokenizer, data_dir, tm
         ]  # fmt: skip
 
     one, two = tmp_path / "one", tmp_path / "two"
-    process(*arguments(one))
+    program(*arguments(one))
     fully_sharded = [*arguments(two), "--config.fsdp=True"]
     processes = start_two(*fully_sharded)
     wait_for_steps(two, 5, *processes)
