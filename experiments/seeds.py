@@ -69,11 +69,11 @@ def draw(runs: Path) -> dict[str, Any]:
                 evaluate_prior.labelled_images(evaluate_prior.spread_over(splits.val, count), prior)
             )
             against = evaluate_prior.references(prior, splits, features, held_out)
+            labels = evaluate_prior.sample_labels(prior, held_out)
         bits[run] = json.loads((runs / run / "evaluation.json").read_text())["bits_per_code"]
         for how in draws:
             found = []
             for seed in SEEDS:
-                labels = against.labels
                 samples = prior.sample(len(labels), label=labels, seed=seed, **how)
                 found.append(evaluate_prior.judge(against, features(samples)))
             rows.append({"run": run, "how": how, **spread(found)})

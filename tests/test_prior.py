@@ -236,6 +236,8 @@ def test_what_cannot_be_edited_is_told_why(priors, tokenizer, image):
         editing.inpaint(prior, image, np.ones((24, 40), np.uint8))
     with pytest.raises(UserError, match="edits need a prior"):
         editing.variations(tokenizer, image, 0.5, 1)
+    with pytest.raises(UserError, match="edits need a prior"):
+        editing.inpaint(tokenizer, image, np.ones(image.shape[:2], bool))
     flat = TrainedPrior(prior.config, SimpleNamespace(factor=None), prior.module, prior.params, 1)
     with pytest.raises(UserError, match="lie in a grid"):
         editing.restore(flat, image)

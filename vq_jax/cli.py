@@ -275,7 +275,7 @@ _PATH_FIELDS = ("data.folder", "data.dir", "tokenizer", "start_from")
 _HELP = frozenset(["--help", "-help", "-h", "--helpfull", "--helpshort"])
 
 
-# --- recipes ----------------------------------------------------------------------------------------
+# --- names of recipes -------------------------------------------------------------------------------
 
 
 def _found(argv: Sequence[str]) -> list[str]:
@@ -431,7 +431,7 @@ def _config(config: Any) -> Any:
     for place in _PATH_FIELDS:
         section, _, field = place.rpartition(".")
         holder = config.get(section) if section else config
-        if not isinstance(holder, Mapping) and not hasattr(holder, "get"):
+        if not hasattr(holder, "get"):
             raise UserError(f"--config: its {section} is no section: make the config by base()")
         text = holder.get(field)
         if isinstance(text, str) and text.startswith("~"):

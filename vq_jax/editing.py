@@ -174,12 +174,12 @@ def inpaint(prior: TrainedPrior, image: np.ndarray, mask: np.ndarray, **how: Any
     Raises:
       UserError: the mask is of another size, or the prior cannot do it.
     """
+    factor = _check(prior, image, "none", "name a prior without condition")
     channels = prior.tokenizer.config.data.channels
-    if image.ndim == 3 and image.shape[-1] == channels + 1:
+    if image.shape[-1] == channels + 1:
         opaque = np.full_like(image[..., channels:], 255)
         drawn = inpaint(prior, over_white(image, channels), mask, **how)
         return np.where(mask[..., None], np.concatenate([drawn, opaque], axis=-1), image)
-    factor = _check(prior, image, "none", "name a prior without condition")
     if mask.dtype != bool:
         raise UserError(f"the mask is {mask.dtype}: make it bool, True where to draw")
     if mask.shape != image.shape[:2]:

@@ -6,6 +6,8 @@ import torch
 from diffusers import VQModel
 from torch_models import randomise
 
+import vq_jax
+
 LIMIT = 1e-4
 
 
@@ -26,6 +28,15 @@ def held_alike(tokenizer, images, codes, decode):
     chex.assert_trees_all_close(
         np.asarray(tokenizer.decode(np.asarray(codes))) / scale, expected / scale, atol=LIMIT
     )
+
+
+def latents_alike(model, folder, images):
+    """An imported tokenizer encodes as diffusers' model does."""
+    with torch.no_grad():
+        latents = model.encode(to_torch(images)).latents
+    tokenizer = vq_jax.load(folder)
+    found = tokenizer.module.apply(tokenizer.variables, images, method="encode")
+    chex.assert_trees_all_close(found, to_numpy(latents), atol=LIMIT)
 
 
 def save(path, state, **beside):

@@ -4,7 +4,7 @@ import chex
 import numpy as np
 import pytest
 import torch
-from alike import LIMIT, diffusers_model, held_alike, save, to_numpy, to_torch
+from alike import LIMIT, diffusers_model, held_alike, latents_alike, save, to_numpy, to_torch
 from diffusers import VQModel
 from safetensors.numpy import load_file
 from torch_models import VQGAN, Magvit2, PatchGAN, randomise
@@ -72,11 +72,7 @@ def test_diffusers_old_names_of_attention(tmp_path, images):
 
     save_file(arrays, path)
     import_weights(tmp_path / "theirs", tmp_path / "ours")
-    with torch.no_grad():
-        latents = model.encode(to_torch(images)).latents
-    tokenizer = vq_jax.load(tmp_path / "ours")
-    found = tokenizer.module.apply(tokenizer.variables, images, method="encode")
-    chex.assert_trees_all_close(found, to_numpy(latents), atol=LIMIT)
+    latents_alike(model, tmp_path / "ours", images)
 
 
 def test_an_unknown_relative_is_refused(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from alike import LIMIT, diffusers_model, save, to_numpy, to_torch
+from alike import diffusers_model, latents_alike, save, to_torch
 from safetensors.numpy import load_file, save_file
 from torch_models import VQGAN, Magvit2, PatchGAN, randomise
 
@@ -74,11 +74,7 @@ def test_the_tokenizer_of_a_pipeline_is_found(tmp_path, images):
     model.save_pretrained(tmp_path / "pipeline" / "vqvae")
     (tmp_path / "pipeline" / "model_index.json").write_text('{"vqvae": ["diffusers", "VQModel"]}')
     import_weights(tmp_path / "pipeline", tmp_path / "ours")
-    with torch.no_grad():
-        latents = model.encode(to_torch(images)).latents
-    tokenizer = vq_jax.load(tmp_path / "ours")
-    found = tokenizer.module.apply(tokenizer.variables, images, method="encode")
-    chex.assert_trees_all_close(found, to_numpy(latents), atol=LIMIT)
+    latents_alike(model, tmp_path / "ours", images)
 
 
 def test_a_number_of_groups_that_nobody_tells_is_said_to_be_assumed(tmp_path, capsys):

@@ -255,20 +255,18 @@ class References:
     """What samples are held against.
 
     Attributes:
-      labels: of the samples to draw: those of held-out images, as often as it takes.
       real: training images, float32 [N, H, W, C].
-      of_real, of_held: features of the training and of the held-out images.
+      of_real: their features.
       figures: how the held-out images themselves fare.
     """
 
-    labels: list[int]
     real: np.ndarray
     of_real: np.ndarray
-    of_held: np.ndarray
     figures: dict[str, Any]
 
 
-def _labels(prior: TrainedPrior, held_out: Sequence[tuple[np.ndarray, int]]) -> list[int]:
+def sample_labels(prior: TrainedPrior, held_out: Sequence[tuple[np.ndarray, int]]) -> list[int]:
+    """The labels of samples to draw: those of held-out images, as often as it takes."""
     count = prior.config.eval_samples
     labels = [label for _, label in held_out]
     return (labels * -(-count // len(labels)))[:count]
@@ -310,7 +308,7 @@ def references(
         parts = [prior.tokenizer.reconstruct(held[i : i + 64]) for i in range(0, len(held), 64)]
         through = features(np.clip(np.concatenate(parts), -1, 1))[:same]
         figures["efficientnet_frechet_reconstructed"] = metrics.frechet_distance(through, of_real)
-    return References(_labels(prior, held_out), real, of_real, of_held, figures)
+    return References(real, of_real, figures)
 
 
 def judge(against: References, of_samples: np.ndarray) -> dict[str, float]:
@@ -332,7 +330,7 @@ def _draw_and_judge(
     """Draws images with the held-out images' labels, and holds them against training images."""
     count = prior.config.eval_samples
     held_out = list(labelled_images(spread_over(splits.val, count), prior))
-    labels = _labels(prior, held_out)
+    labels = sample_labels(prior, held_out)
     samples = prior.sample(count, label=labels if prior.class_names else None, seed=seed)
     save_image(_by_class(prior, to_uint8(samples), labels), workdir / "samples.png")
     try:
