@@ -1,4 +1,4 @@
-"""Every quantizer of the table, and the options that change what one does, made small."""
+"""Small test cases: every quantizer in `QUANTIZERS`, and options that change one's behaviour."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from vq_jax.quantizers import QUANTIZERS
 MUTABLE = ["params", "codebook"]
 GRID = (8, 8)
 
-# A new line of QUANTIZERS is a case by itself; options worth a case are added here.
+# Every name in QUANTIZERS is a case. Add cases with other options here.
 OPTIONS = {
     "vq cosine": ("vq", {"distance": "cosine", "codebook": "gradient", "orthogonal_weight": 0.5}),
     "vq projected": ("vq", {"code_dim": 4, "distance": "cosine", "estimator": "rotation"}),
@@ -34,23 +34,24 @@ _SMALL = {
 
 
 def make(case: str, **changes):
-    """The quantizer of a case."""
+    """Makes the quantizer of a case, with `changes` to its config fields."""
     name, fields = CASES[case]
-    small = section(QUANTIZERS, name)
-    for part in (small, small.get("inner", {})):
+    config = section(QUANTIZERS, name)
+    for part in (config, config.get("inner", {})):
         for field, value in _SMALL.items():
             if field in part and not (field == "levels" and "inner" in part):
                 part[field] = value
-    small.update({**fields, **changes})
-    return make_quantizer(small)
+    config.update({**fields, **changes})
+    return make_quantizer(config)
 
 
 def latents(rng, quantizer, batch=4):
+    """Draws normal latents [batch, *GRID, D]."""
     return jnp.asarray(rng.normal(size=(batch, *GRID, quantizer.dim)), jnp.float32)
 
 
-def start(quantizer, z, key=0):
-    """Variables after `initialise`."""
+def init_variables(quantizer, z, key=0):
+    """Returns the quantizer's variables after `initialise` on the latents `z`."""
     variables = quantizer.init(jax.random.key(key), z)
     _, changed = quantizer.apply(
         variables, z, jax.random.key(key + 1), method="initialise", mutable=MUTABLE

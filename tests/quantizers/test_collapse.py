@@ -1,4 +1,4 @@
-"""A collapsed codebook, all entries equal, comes back to life in training on the emoji."""
+"""Training on the emoji images revives a collapsed codebook, whose entries are all equal."""
 
 from functools import partial
 
@@ -6,14 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import prepare
 
 from vq_jax.config import base, make_tokenizer
 from vq_jax.data.pipeline import eval_batches, train_batches
 from vq_jax.tasks.train_tokenizer import make_recipe
-from vq_jax.training.steps import Phase, init_state, train_step
+from vq_jax.training.steps import TokenizerPhase, init_state, train_step
 
-# Steps of 16 images to above 80% of 64 codes, with statistics that follow fast (decay .9) and revival
-# below a tenth of the mean; IBQ chooses by products, and its entropy term takes longer.
+# Number of steps of 16 images that reach over 80% of 64 codes. The statistics follow quickly (decay
+# 0.9), and entries below a tenth of the mean count are revived. IBQ needs more steps, because it
+# compares inner products and its entropy term acts slowly.
 STEPS = {
     "vq": 60,
     "gumbel": 60,
@@ -40,7 +42,7 @@ def make_config(family):
 
 
 def collapse(path, leaf):
-    """Every entry where the first one is, every statistic as in `Codebook`'s start."""
+    """Sets every entry to the first entry, and the counts to their initial values."""
     name = jax.tree_util.keystr(path)
     if "quantizer" not in name or "map" in name or "blends" in name:
         return leaf
@@ -56,7 +58,7 @@ def test_a_collapsed_codebook_recovers(family, emoji):
     config = make_config(family)
     tokenizer = make_tokenizer(config)
     recipe = make_recipe(config)
-    state = jax.jit(partial(init_state, recipe, image_shape=(32, 32, 3)))(jax.random.key(0))
+    state = jax.jit(partial(init_state, recipe, shape=(32, 32, 3)))(jax.random.key(0))
     generator = state.generator
     params, stats = jax.tree_util.tree_map_with_path(collapse, (generator.params, generator.stats))
     state = state.replace(generator=generator.replace(params=params, stats=stats))
@@ -68,17 +70,20 @@ def test_a_collapsed_codebook_recovers(family, emoji):
         return tokenizer.apply(variables, z, method="quantize")[1]
 
     def usage(generator):
+        """Returns the share of codes that occur in the validation images."""
         books, size = tokenizer.quantizer.code_shape or (1,), tokenizer.quantizer.num_codes
-        seen = np.zeros((*books, size), bool)
-        for batch in eval_batches(emoji.val, config.data):
-            codes = np.asarray(codes_of(generator, batch["image"]))[batch["valid"]]
-            for book, of_book in enumerate(codes.reshape(-1, len(seen)).T):
-                seen[book, of_book] = True
-        return seen.mean()
+        used = np.zeros((*books, size), bool)
+        for batch in eval_batches(emoji.val, config.data, prepare(config.data, False)):
+            codes = np.asarray(codes_of(generator, batch["x"]))[batch["valid"]]
+            for book, book_codes in enumerate(codes.reshape(-1, len(used)).T):
+                used[book, book_codes] = True
+        return used.mean()
 
     assert usage(state.generator) < 0.05
-    step = jax.jit(partial(train_step, recipe=recipe, phase=Phase("joint", STEPS[family], 0)))
-    batches = train_batches(emoji.train, config.data, seed=0)
+    step = jax.jit(
+        partial(train_step, recipe=recipe, phase=TokenizerPhase("joint", STEPS[family], 0))
+    )
+    batches = train_batches(emoji.train, config.data, 0, prepare(config.data))
     for _ in range(STEPS[family]):
         state, _ = step(state, next(batches), jax.random.key(1))
     assert usage(state.generator) > 0.8

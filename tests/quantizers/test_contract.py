@@ -1,4 +1,4 @@
-"""What every quantizer must do, whichever is in the table."""
+"""Properties that every quantizer in `QUANTIZERS` must have."""
 
 import re
 from functools import partial
@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quantizer_cases import CASES, GRID, MUTABLE, OPTIONS, latents, make, start
+from quantizer_cases import CASES, GRID, MUTABLE, OPTIONS, init_variables, latents, make
 
-from vq_jax.quantizers import QUANTIZERS, SCHEDULED, functions
+from vq_jax.quantizers import QUANTIZERS, SCHEDULED, blockwise
 from vq_jax.quantizers.functions import normalise
 from vq_jax.training.checkpoint import Checkpoints
 
@@ -19,8 +19,8 @@ KEY = jax.random.key(7)
 
 
 @pytest.fixture(scope="module")
-def started():
-    """Each case's quantizer, latents and variables, made once."""
+def initialised():
+    """Returns a function from a case to its quantizer, latents and variables, made once."""
     made = {}
 
     def get(case):
@@ -28,24 +28,24 @@ def started():
             rng = np.random.default_rng(0)
             quantizer = make(case)
             z = latents(rng, quantizer)
-            made[case] = quantizer, z, jax.jit(partial(start, quantizer))(z)
+            made[case] = quantizer, z, jax.jit(partial(init_variables, quantizer))(z)
         return made[case]
 
     return get
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_lookup_of_the_codes_is_what_was_quantized(case, started):
-    quantizer, z, variables = started(case)
+def test_lookup_of_the_codes_equals_the_quantized_latents(case, initialised):
+    quantizer, z, variables = initialised(case)
     rounded = z.astype(jnp.bfloat16)
     apply = jax.jit(quantizer.apply)
     lookup = jax.jit(partial(quantizer.apply, method="lookup"))
-    # The arithmetic is float32's whatever comes in, so the same numbers get the same codes.
+    # The arithmetic is in float32 for any input dtype, so equal values get equal codes.
     chex.assert_trees_all_equal(
         apply(variables, rounded)[1], apply(variables, rounded.astype(jnp.float32))[1]
     )
-    for given in (z, rounded):
-        z_q, codes, aux = apply(variables, given)
+    for inputs in (z, rounded):
+        z_q, codes, aux = apply(variables, inputs)
         chex.assert_shape(z_q, z.shape)
         chex.assert_type([z_q, codes], [jnp.float32, jnp.int32])
         if case != "multiscale":
@@ -58,21 +58,22 @@ def test_lookup_of_the_codes_is_what_was_quantized(case, started):
         assert float((aux["counts"] > 0).mean()) > 0.3
         prepared = quantizer.apply(variables, z, method="prepare")
         if prepared.shape == z_q.shape and not case.startswith(("ibq", "gumbel", "vq projected")):
-            # These choose by distance: better than one point for all.
+            # The other quantizers choose by distance, so they beat a single point for all latents.
             assert float(jnp.mean((z_q - prepared) ** 2) / jnp.var(prepared)) < 1.0
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_gradients_arrive_and_four_devices_agree_with_one(case, started):
-    quantizer, z, variables = started(case)
-    # Some entries are dead, so that revival has to agree too.
+def test_gradients_arrive_and_four_devices_agree_with_one(case, initialised):
+    quantizer, z, variables = initialised(case)
+    # Make some entries dead, so that the test covers their revival.
     variables = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.at[..., ::5].set(0.0) if "cluster_size" in str(path) else leaf,
         variables,
     )
     direction = jax.random.normal(KEY, z.shape)
 
-    def everything(z, direction, axis_name=None):
+    def run(z, direction, axis_name=None):
+        """Returns the results for each latent and those of the whole batch."""
         mean = partial(jax.lax.pmean, axis_name=axis_name) if axis_name else lambda tree: tree
 
         def loss(params, z):
@@ -92,21 +93,21 @@ def test_gradients_arrive_and_four_devices_agree_with_one(case, started):
         )
         return (codes, to_z), (mean((total, aux, gradient)), counts, masks, updated, first)
 
-    (codes, to_z), one = jax.jit(everything)(z, direction)
+    (codes, to_z), one = jax.jit(run)(z, direction)
     to_params = one[0][2]
     chex.assert_tree_all_finite((to_params, to_z))
-    assert float(jnp.abs(to_z).sum(-1).min()) > 0  # every latent gets some
-    by_statistics = getattr(getattr(quantizer, "inner", None) or quantizer, "codebook", "") == "ema"
+    assert float(jnp.abs(to_z).sum(-1).min()) > 0  # every latent gets a gradient
+    ema = getattr(getattr(quantizer, "inner", None) or quantizer, "codebook", "") == "ema"
     for path, gradient in jax.tree_util.tree_leaves_with_path(to_params):
         name = jax.tree_util.keystr(path)
-        moves = float(jnp.abs(gradient).max()) > 0
-        assert moves != (by_statistics and name.endswith("['book']['codebook']")), name
+        has_gradient = float(jnp.abs(gradient).max()) > 0
+        assert has_gradient != (ema and name.endswith("['book']['codebook']")), name
 
-    if case in OPTIONS:  # one case of each class goes over the devices
+    if case in OPTIONS:  # compare devices for one case of each class only
         return
     split = lambda a: a.reshape(4, 1, *a.shape[1:])
     (by_device, _), four = jax.pmap(
-        partial(everything, axis_name="data"), axis_name="data", out_axes=(0, None)
+        partial(run, axis_name="data"), axis_name="data", out_axes=(0, None)
     )(split(z), split(direction))
     chex.assert_trees_all_equal(by_device.reshape(codes.shape), codes)
     chex.assert_trees_all_close(one, four, rtol=2e-4, atol=2e-5)
@@ -115,9 +116,9 @@ def test_gradients_arrive_and_four_devices_agree_with_one(case, started):
 
 
 @pytest.mark.parametrize("case", ["vq", "gumbel", "ibq", "lfq", "multiscale", "vq entropy"])
-def test_sharded_under_jit_it_agrees_and_every_device_has_its_share(case, started, monkeypatch):
-    quantizer, z, variables = started(case)
-    monkeypatch.setattr(functions, "_MAX_SCORES", 512)  # several blocks
+def test_sharded_jit_agrees_and_divides_the_latents_over_devices(case, initialised, monkeypatch):
+    quantizer, z, variables = initialised(case)
+    monkeypatch.setattr(blockwise, "MAX_SCORES", 512)  # several blocks
     rows = jax.sharding.NamedSharding(
         jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)), jax.P("data")
     )
@@ -133,14 +134,14 @@ def test_sharded_under_jit_it_agrees_and_every_device_has_its_share(case, starte
     chex.assert_trees_all_close(
         compiled(params, jax.device_put(z, rows)), expected, rtol=2e-4, atol=2e-5
     )
-    # A gathered latent would mean that every device works on all of them.
+    # If the latents were gathered, every device would process all of them.
     gathered = [line for line in compiled.as_text().splitlines() if " all-gather(" in line]
     assert not [line for line in gathered if re.search(r"f32\[[\d,]*\d{3,}", line)], gathered
 
 
 @pytest.mark.parametrize("case", [*QUANTIZERS, "vq heads"])
-def test_a_revived_entry_is_where_a_latent_is_and_stays_alive(case, started):
-    quantizer, z, variables = started(case)
+def test_a_revived_entry_equals_a_latent_and_stays_alive(case, initialised):
+    quantizer, z, variables = initialised(case)
     if "codebook" not in variables:
         codes = quantizer.apply(variables, z)[1]
         assert not jax.tree.leaves(quantizer.apply(variables, z, codes, KEY, method="update"))
@@ -150,7 +151,7 @@ def test_a_revived_entry_is_where_a_latent_is_and_stays_alive(case, started):
         variables,
     )
     codes = jax.jit(quantizer.apply)(dead, z)[1]
-    # As if nobody had chosen the first three.
+    # Change the codes so that no latent uses the first three.
     update = jax.jit(partial(quantizer.apply, method="update", mutable=MUTABLE))
     masks, after = update(dead, z, jnp.maximum(codes, 3), KEY)
     after = {**dead, **after}
@@ -163,16 +164,16 @@ def test_a_revived_entry_is_where_a_latent_is_and_stays_alive(case, started):
     if case in ("vq", "simvq", "gumbel", "ibq"):
         entries = quantizer.apply(after, method="codebooks")[:3]
         rows = quantizer.apply(after, z, method="prepare").reshape(-1, quantizer.dim)
-        if case == "ibq":  # it compares directions
+        if case == "ibq":  # revival sets the direction of an entry, not its length
             entries, rows = normalise(entries), normalise(rows)
         nearest = jnp.linalg.norm(rows[:, None] - entries, axis=-1).min(0)
         assert float(nearest.max()) < 1e-3
 
 
 @pytest.mark.parametrize("case", QUANTIZERS)
-def test_state_comes_back_from_a_checkpoint(case, started, tmp_path):
-    _, _, variables = started(case)
-    if not variables:  # fixed points only
+def test_variables_survive_a_checkpoint(case, initialised, tmp_path):
+    _, _, variables = initialised(case)
+    if not variables:  # no learned entries
         return
     with Checkpoints(tmp_path) as checkpoints:
         numbers = iter(grain.MapDataset.range(3).to_iter_dataset())
@@ -183,8 +184,8 @@ def test_state_comes_back_from_a_checkpoint(case, started, tmp_path):
 
 
 @pytest.mark.parametrize("case", ["vq gumbel", "gumbel", "residual/simvq"])
-def test_what_is_random_is_random_by_its_key_only(case, started):
-    quantizer, z, variables = started(case)
+def test_randomness_depends_on_the_key_only(case, initialised):
+    quantizer, z, variables = initialised(case)
     apply = jax.jit(partial(quantizer.apply, variables, z))
     plain, again, other = (apply(key=key)[0] for key in (KEY, KEY, jax.random.key(8)))
     chex.assert_trees_all_equal(plain, again)
@@ -193,46 +194,47 @@ def test_what_is_random_is_random_by_its_key_only(case, started):
 
 
 @pytest.mark.parametrize("case", ["vq entropy", "lfq", "ibq", "gumbel"])
-def test_a_scheduled_weight_counts_as_the_field_does(case, started):
-    quantizer, z, variables = started(case)
+def test_a_scheduled_value_acts_as_the_field(case, initialised):
+    quantizer, z, variables = initialised(case)
     for name in SCHEDULED:
-        # A temperature of gumbel's is in the gradient alone; one without a term has no effect.
+        # A temperature changes the loss through the entropy term only.
         weight = getattr(quantizer, "entropy_weight", 0)
         if not hasattr(quantizer, name) or (name == "temperature" and not weight):
             continue
-        set_ = quantizer.clone(**{name: 0.7}).apply(variables, z)[2]["loss"]
-        scheduled = jax.jit(partial(quantizer.apply, variables, z))(now={name: jnp.float32(0.7)})
-        assert float(scheduled[2]["loss"]) == pytest.approx(float(set_), rel=1e-4)
-        assert float(set_) != pytest.approx(float(quantizer.apply(variables, z)[2]["loss"]))
+        from_field = quantizer.clone(**{name: 0.7}).apply(variables, z)[2]["loss"]
+        apply = jax.jit(partial(quantizer.apply, variables, z))
+        from_schedule = apply(scheduled={name: jnp.float32(0.7)})[2]["loss"]
+        assert float(from_schedule) == pytest.approx(float(from_field), rel=1e-4)
+        assert float(from_field) != pytest.approx(float(quantizer.apply(variables, z)[2]["loss"]))
 
 
 @pytest.mark.parametrize("case", ["residual/gumbel", "residual"])
-def test_a_levels_entries_get_all_of_their_gradient(case, started):
-    quantizer, z, variables = started(case)
+def test_the_entries_of_a_level_get_their_full_gradient(case, initialised):
+    quantizer, z, variables = initialised(case)
     codes = quantizer.apply(variables, z)[1]
     direction = jax.random.normal(KEY, z.shape)
 
-    def through(method, given):
+    def gradient_through(method, inputs):
         def total(params):
-            out = quantizer.apply({**variables, "params": params}, given, method=method)
+            out = quantizer.apply({**variables, "params": params}, inputs, method=method)
             return jnp.sum(direction * (out[0] if method == "__call__" else out))
 
         return jax.jit(jax.grad(total))(variables["params"])
 
-    whole, looked_up = through("__call__", z), through("lookup", codes)
-    if (
-        case == "residual/gumbel"
-    ):  # keys and values are apart, so the entries' is the lookup's alone
+    whole = gradient_through("__call__", z)
+    looked_up = gradient_through("lookup", codes)
+    if case == "residual/gumbel":
+        # The entries are separate from the keys, so `lookup` is all that gives them a gradient.
         for i in range(quantizer.levels):
             entries = [tree[f"stages_{i}"]["book"]["codebook"] for tree in (whole, looked_up)]
             chex.assert_trees_all_close(*entries, rtol=1e-4, atol=1e-5)
     to_z = jax.jit(jax.grad(lambda z: jnp.sum(direction * quantizer.apply(variables, z)[0])))(z)
-    if case == "residual":  # straight through as a whole
+    if case == "residual":  # the levels together are one straight-through estimator
         chex.assert_trees_all_close(to_z, direction, atol=1e-5)
 
 
 @pytest.mark.parametrize("levels", [(8, 8), (5, 5), (8, 5), (4, 7)])
-def test_levels_of_fsq_leave_half_a_step(levels):
+def test_residual_levels_of_fsq_leave_at_most_half_a_step(levels):
     inner = QUANTIZERS["fsq"](levels=levels)
     quantizer = QUANTIZERS["residual"](inner=inner, levels=3)
     z = 3 * jax.random.normal(KEY, (1, 4000, len(levels)))
@@ -244,7 +246,7 @@ def test_levels_of_fsq_leave_half_a_step(levels):
     assert float(jnp.abs(y - first).max()) > float(jnp.abs(y - z_q).max())
 
 
-def test_with_more_dead_codes_than_latents_none_gets_a_latent_twice():
+def test_no_latent_revives_two_entries():
     quantizer = make("vq", num_codes=64)
     z = jax.random.normal(KEY, (1, 4, 5, 6))
     variables = quantizer.init(KEY, z)

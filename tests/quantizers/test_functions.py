@@ -1,3 +1,5 @@
+"""Tests of `functions` and `soft_assignments`, most of them against direct implementations."""
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -5,7 +7,7 @@ import numpy as np
 import pytest
 
 from vq_jax import losses
-from vq_jax.quantizers import QUANTIZERS, functions
+from vq_jax.quantizers import QUANTIZERS, blockwise, functions, soft_assignments
 
 
 def test_nearest_codes_is_argmin_of_the_distances(rng):
@@ -19,7 +21,7 @@ def test_nearest_codes_is_argmin_of_the_distances(rng):
     )
 
 
-def test_ties_go_to_the_first_entry_and_nan_stays_in_range():
+def test_ties_go_to_the_first_entry_and_the_code_of_nan_is_in_range():
     codebook = jnp.array([[1.0, 0], [0, 1.0], [1.0, 0]])
     chex.assert_trees_all_equal(
         functions.nearest_codes(jnp.array([[1.0, 0]]), codebook), jnp.array([0])
@@ -28,14 +30,14 @@ def test_ties_go_to_the_first_entry_and_nan_stays_in_range():
     assert 0 <= int(code[0]) < 3
 
 
-def test_search_in_blocks_equals_the_search_held_whole(rng, monkeypatch):
+def test_search_in_blocks_equals_search_without_blocks(rng, monkeypatch):
     z = rng.normal(size=(101, 4)).astype(np.float32)
     codebook = rng.normal(size=(16, 4)).astype(np.float32)
-    codebook[11] = codebook[3]  # a tie between blocks
+    codebook[11] = codebook[3]  # a tie between two blocks
     whole = functions.nearest_codes(z, codebook)
     for codes in (16, 5, 1):
-        monkeypatch.setattr(functions, "_MAX_SCORES", codes * 8)
-        monkeypatch.setattr(functions, "_CODES", codes)
+        monkeypatch.setattr(blockwise, "MAX_SCORES", codes * 8)
+        monkeypatch.setattr(functions, "_CPU_CODES_PER_BLOCK", codes)
         chex.assert_trees_all_equal(functions.nearest_codes(z, codebook), whole)
     assert 11 not in whole
 
@@ -47,7 +49,7 @@ def test_a_large_search_never_holds_all_scores():
     assert compiled.memory_analysis().temp_size_in_bytes < n * k * 4 / 50
 
 
-def test_straight_through_has_the_value_of_one_and_the_gradient_of_the_other(rng):
+def test_straight_through_has_the_value_of_z_q_and_the_gradient_of_z(rng):
     z, z_q = jnp.asarray(rng.normal(size=(2, 64)) * [[1e3], [1e-3]], jnp.float32)
     chex.assert_trees_all_equal(functions.straight_through(z, z_q), z_q)
     to_z, to_q = jax.grad(lambda a, b: jnp.sum(3 * functions.straight_through(a, b)), (0, 1))(
@@ -78,14 +80,18 @@ def test_kmeans_is_the_same_on_four_devices(rng):
 
 @pytest.fixture(params=["whole", "blocks"])
 def blocks(request, monkeypatch):
-    """Arrays of the tests' sizes held whole, or in blocks that do not divide them."""
+    """Runs a test with the default block size, and with small blocks that need padding."""
     if request.param == "blocks":
-        monkeypatch.setattr(functions, "_MAX_SCORES", 4 * 9)
-        monkeypatch.setattr(functions, "_CODES", 4)
+        monkeypatch.setattr(blockwise, "MAX_SCORES", 4 * 9)
+        monkeypatch.setattr(functions, "_CPU_CODES_PER_BLOCK", 4)
 
 
-def same_value_and_gradient(f, reference, *args, **tolerance):
-    """f and reference return trees; their cosines' sums are differentiated in all arguments."""
+def assert_same_value_and_gradient(f, reference, *args, **tolerance):
+    """Asserts that `f` and `reference` have equal outputs and gradients.
+
+    Both return trees of arrays. The gradients are those of the summed cosines of all outputs, for
+    every argument.
+    """
 
     def total(f):
         return lambda *a: sum(jnp.sum(jnp.cos(leaf)) for leaf in jax.tree.leaves(f(*a)))
@@ -99,22 +105,24 @@ def same_value_and_gradient(f, reference, *args, **tolerance):
 
 @pytest.fixture
 def scored(rng):
-    """Latents [23, 4], keys [9, 4], bias [9]."""
+    """Returns latents [23, 4], keys [9, 4] and bias [9]."""
     return tuple(jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((23, 4), (9, 4), (9,)))
 
 
 @pytest.mark.usefixtures("blocks")
-def test_assignments_equal_the_softmax_and_its_gradients(scored):
+def test_assignment_statistics_equal_those_of_the_softmax(scored):
     def plain(z, keys, bias):
         p = jax.nn.softmax(z @ keys.T + bias)
         return losses.entropy(p).mean(), p.mean(0)
 
-    same_value_and_gradient(functions.assignments, plain, *scored, atol=2e-5)
+    assert_same_value_and_gradient(
+        soft_assignments.assignment_statistics, plain, *scored, atol=2e-5
+    )
 
 
 def test_distance_logits_are_distances(scored):
     z, codebook, _ = scored
-    keys, bias = functions.distance_logits(codebook, 0.7)
+    keys, bias = soft_assignments.distance_logits(codebook, 0.7)
     distances = jnp.sum((z[:, None] - codebook) ** 2, -1)
     chex.assert_trees_all_close(
         jax.nn.softmax(z @ keys.T + bias), jax.nn.softmax(-distances / 0.7), atol=1e-5
@@ -128,7 +136,7 @@ def test_soft_lookup_has_the_hard_value_and_the_soft_gradient(scored, rng, noisy
     keys = functions.row_keys(jax.random.key(3) if noisy else None, 23)
 
     def ours(z, weights, bias, values):
-        return functions.soft_lookup(z, weights, bias, values, keys, 0.8)[0]
+        return soft_assignments.soft_lookup(z, weights, bias, values, keys, 0.8)[0]
 
     def plain(z, weights, bias, values):
         logits = z @ weights.T + bias
@@ -138,14 +146,14 @@ def test_soft_lookup_has_the_hard_value_and_the_soft_gradient(scored, rng, noisy
         hard = jax.nn.one_hot(logits.argmax(1), 9)
         return (hard + soft - jax.lax.stop_gradient(soft)) @ values
 
-    same_value_and_gradient(ours, plain, *scored, values, atol=2e-5)
-    z_q, codes = functions.soft_lookup(*scored, values, keys, 0.8)
+    assert_same_value_and_gradient(ours, plain, *scored, values, atol=2e-5)
+    z_q, codes = soft_assignments.soft_lookup(*scored, values, keys, 0.8)
     chex.assert_trees_all_equal(values[codes], z_q)
 
 
 @pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("group", [0, 1, 2, 5])
-def test_binary_entropies_equal_those_of_all_codes(rng, group):
+def test_binary_entropies_equal_those_of_enumerated_codes(rng, group):
     logits = jnp.asarray(2 * rng.normal(size=(23, 5)), jnp.float32)
 
     def plain(logits):
@@ -158,8 +166,8 @@ def test_binary_entropies_equal_those_of_all_codes(rng, group):
             average += losses.entropy(p.mean(0))
         return each, average
 
-    same_value_and_gradient(
-        lambda logits: functions.binary_entropies(logits, group), plain, logits, atol=2e-5
+    assert_same_value_and_gradient(
+        lambda logits: soft_assignments.binary_entropies(logits, group), plain, logits, atol=2e-5
     )
 
 
@@ -181,25 +189,25 @@ def test_rotation_equals_its_matrix(rng):
 
 
 @pytest.mark.parametrize("z_q", [jnp.zeros((1, 3)), -jnp.ones((1, 3)), jnp.ones((1, 3))])
-def test_rotation_stays_finite_where_it_is_not_defined(z_q):
+def test_rotation_is_finite_where_it_is_undefined(z_q):
     for z in (jnp.ones((1, 3)), jnp.zeros((1, 3))):
         out, gradient = jax.value_and_grad(lambda z: functions.rotation_trick(z, z_q).sum())(z)
         chex.assert_tree_all_finite((out, gradient))
 
 
-def test_orthogonality_is_that_of_all_pairs(rng):
+def test_orthogonality_equals_the_mean_over_all_pairs(rng):
     codebook = jnp.asarray(rng.normal(size=(12, 5)), jnp.float32)
 
     def plain(codebook):
         unit = codebook / jnp.linalg.norm(codebook, axis=1, keepdims=True)
         return jnp.sum((unit @ unit.T) ** 2) / 144 - 1 / 12
 
-    same_value_and_gradient(functions.orthogonality, plain, codebook, atol=1e-5)
+    assert_same_value_and_gradient(functions.orthogonality, plain, codebook, atol=1e-5)
     assert float(functions.orthogonality(jnp.eye(5))) == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.usefixtures("blocks")
-def test_nearest_other_is_the_nearest_but_for_oneself(rng):
+def test_nearest_other_excludes_the_entry_itself(rng):
     codebook = rng.normal(size=(9, 4)).astype(np.float32)
     distances = np.linalg.norm(codebook[:, None] - codebook, axis=-1) + np.diag([np.inf] * 9)
     found = functions.nearest_other(jnp.asarray(codebook))
@@ -210,7 +218,7 @@ def test_spherical_kmeans_finds_directions(rng):
     centres = functions.normalise(jnp.asarray(rng.normal(size=(5, 4)), jnp.float32))
     noise = 0.01 * jnp.asarray(rng.normal(size=(400, 4)), jnp.float32)
     z = functions.normalise(centres[jnp.arange(400) % 5] + noise)
-    found, _ = functions.kmeans(jax.random.key(0), z, 20, iterations=20, unit=True)
+    found, _ = functions.kmeans(jax.random.key(0), z, 20, iterations=20, unit_norm=True)
     chex.assert_trees_all_close(jnp.linalg.norm(found, axis=1), jnp.ones(20), atol=1e-5)
     assert float((1 - (centres @ found.T).max(1)).max()) < 1e-3
 
@@ -232,7 +240,10 @@ TOKENS, CODES = 65_536, 262_144
     ],
 )
 def test_no_array_of_tokens_times_codes(name, fields):
-    """Forward and backward: 69 GB if it were held, and under 2 GB by the compiler's own account."""
+    """Checks that a forward and backward pass needs under 2 GB, by the compiler's estimate.
+
+    A float32 array of tokens x codes would need 69 GB.
+    """
     fields = fields if "bits" in fields else {"num_codes": CODES, **fields}
     quantizer = QUANTIZERS[name](**fields)
     assert quantizer.num_codes >= CODES

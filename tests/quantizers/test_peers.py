@@ -1,4 +1,7 @@
-"""The same input and codebook as in vector-quantize-pytorch give the same codes, losses, gradients."""
+"""Parity with vector-quantize-pytorch: equal codes, losses and gradients.
+
+Both libraries get the same latents and the same codebook.
+"""
 
 import chex
 import jax
@@ -21,7 +24,7 @@ def z(rng):
 
 
 def apply(quantizer, codebook, z):
-    """z_q, codes, loss, and the gradient of a function of z_q and of the loss at z."""
+    """Returns z_q, codes, loss, and the gradient of a function of z_q and the loss w.r.t. z."""
     variables = quantizer.init(jax.random.key(0), jnp.asarray(z))
     if codebook is not None:
         params = {"params": {"book": {"codebook": jnp.asarray(codebook)}}}
@@ -36,6 +39,7 @@ def apply(quantizer, codebook, z):
 
 
 def apply_peer(module, z):
+    """Returns the same as `apply` for a module of vector-quantize-pytorch."""
     module.train()
     x = torch.from_numpy(z).requires_grad_()
     z_q, codes, *loss = module(x)
@@ -69,7 +73,7 @@ def test_vq_with_a_trained_codebook(z):
     ours = QUANTIZERS["vq"](num_codes=K, dim=D, beta=1.0, codebook="gradient")
     z_q, codes, loss, gradient = apply(ours, codebook, z)
     theirs = apply_peer(module, z)
-    # Their one term moves both sides; ours are two, each as large.
+    # Their single loss term trains both latents and entries. Ours has two terms, each as large.
     assert_same((z_q, codes, loss / 2, gradient), theirs)
 
     def loss_of(codebook):
@@ -103,7 +107,7 @@ def test_cosine_with_orthogonality(z):
     ours = QUANTIZERS["vq"](num_codes=K, dim=D, beta=1.0, distance="cosine")
     z_q, codes, loss, gradient = apply(ours, codebook, z)
     theirs = apply_peer(module, z)
-    # Their codebook is at length 1 from the start.
+    # Their entries have length 1 from the start.
     chex.assert_trees_all_close(np.linalg.norm(codebook, axis=-1), np.ones(K), atol=1e-5)
     assert_same((z_q, codes, loss, gradient), theirs)
     from vector_quantize_pytorch.vector_quantize_pytorch import orthogonal_loss_fn
@@ -159,7 +163,7 @@ def test_residual(z):
     chex.assert_trees_all_close(np.asarray(z_q), theirs[0], atol=1e-5)
     assert float(aux["loss"]) == pytest.approx(theirs[2], rel=1e-4)
 
-    # Each of their levels sends the latent all of its gradient; ours together send as much as one.
+    # Each of their 3 levels sends its full gradient to the latent. Each of ours sends a third.
     def total(z):
         z_q, _, aux = ours.apply({**variables, "params": params}, z)
         return jnp.sum(z_q * jnp.cos(z_q)) + 100 * aux["loss"]
@@ -177,7 +181,7 @@ def test_fsq(rng, levels):
 
 
 @pytest.mark.parametrize("spherical", [False, True])
-def test_lfq_and_its_form_on_the_sphere(rng, spherical):
+def test_lfq_and_bsq(rng, spherical):
     bits = 7
     z = rng.normal(size=(2, 60, bits)).astype(np.float32)
     module = peer.LFQ(
@@ -188,7 +192,7 @@ def test_lfq_and_its_form_on_the_sphere(rng, spherical):
         spherical=spherical,
     )
     name, extra = ("bsq", {"entropy_group": 0}) if spherical else ("lfq", {})
-    # Their softmax of 2 * 100 * z . c is that of -|z - c|^2 / 0.01.
+    # Their softmax of 2 * 100 * z . c equals that of -|z - c|^2 / 0.01.
     ours = QUANTIZERS[name](bits=bits, beta=0.25, entropy_weight=0.1, temperature=0.01, **extra)
     z_q, codes, loss, _ = apply(ours, None, z)
     module.train()
@@ -200,7 +204,7 @@ def test_lfq_and_its_form_on_the_sphere(rng, spherical):
         np.asarray(expected), result.indices.numpy().ravel().astype(np.int32)
     )
     chex.assert_trees_all_close(np.asarray(z_q), result.quantized.detach().numpy(), atol=1e-5)
-    # Their logarithm is cut at 1e-5.
+    # Their logarithm clamps its argument at 1e-5.
     assert float(loss) == pytest.approx(float(result.entropy_aux_loss), abs=2e-3)
 
 

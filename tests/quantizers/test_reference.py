@@ -1,11 +1,11 @@
-"""Every quantizer of the table against its paper's equations, in NumPy's float64."""
+"""Compares every quantizer in `QUANTIZERS` with its paper's equations in NumPy, in float64."""
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quantizer_cases import MUTABLE, latents, make, start
+from quantizer_cases import MUTABLE, init_variables, latents, make
 
 from vq_jax.quantizers import QUANTIZERS
 
@@ -23,13 +23,13 @@ def entropy(p):
     return -(p * np.log(np.maximum(p, 1e-30))).sum(-1)
 
 
-def spread(p):
-    """E[H(p)] - H(E[p])."""
+def entropy_difference(p):
+    """Computes E[H(p)] - H(E[p])."""
     return entropy(p).mean() - entropy(p.mean(0))
 
 
-def grouped_spread(y, size, temperature, group):
-    """The same over all codes of signs, E[p] taken by groups of dimensions."""
+def grouped_entropy_difference(y, size, temperature, group):
+    """Computes E[H(p)] - H(E[p]) over all sign codes, with E[p] taken in groups of dimensions."""
     per_latent, average = 0.0, 0.0
     for first in range(0, y.shape[1], group):
         part = y[:, first : first + group]
@@ -50,21 +50,21 @@ def entries_of(params):
 
 
 def vq(q, params, stats, z):
-    """van den Oord et al. 2017, eq. 1 and 3; the codebook follows averages, so beta's term only."""
+    """van den Oord et al. 2017, eq. 1 and 3. An EMA codebook leaves only the term with beta."""
     codes = nearest(z, entries_of(params))
     z_q = entries_of(params)[codes]
     return z_q, codes, q.beta * square(z, z_q)
 
 
 def simvq(q, params, stats, z):
-    """Zhu et al. 2024, eq. 7: the nearest of c_k W."""
+    """Zhu et al. 2024, eq. 7: the nearest of the entries c_k W."""
     entries = stats["book"]["frozen"][0] @ params["book"]["codebook_map"]
     codes = nearest(z, entries)
     return entries[codes], codes, (1 + q.beta) * square(z, entries[codes])
 
 
 def gumbel(q, params, stats, z):
-    """Esser et al. 2021's code: the likeliest code without noise; KL to the uniform."""
+    """The code of Esser et al. 2021: the most likely code without noise; KL to uniform."""
     logits = z @ params["codebook_keys"].T + params["codebook_bias"]
     p = softmax(logits)
     kl = (p * np.log(p * q.num_codes)).sum(1).mean()
@@ -78,11 +78,11 @@ def ibq(q, params, stats, z):
     codes = logits.argmax(1)
     z_q = entries_of(params)[codes]
     loss = (2 + q.beta) * square(z, z_q)
-    return z_q, codes, loss + q.entropy_weight * spread(softmax(logits / q.temperature))
+    return z_q, codes, loss + q.entropy_weight * entropy_difference(softmax(logits / q.temperature))
 
 
 def fsq(q, params, stats, z):
-    """Mentzer et al. 2023, sec. 3.1: round f(z), digits in a mixed base."""
+    """Mentzer et al. 2023, sec. 3.1: round f(z); the code has mixed-radix digits."""
     levels = np.asarray(q.levels)
     half = (levels - 1) * 1.001 / 2
     offset = np.where(levels % 2, 0.0, 0.5)
@@ -92,10 +92,11 @@ def fsq(q, params, stats, z):
 
 
 def signs(q, y, size, order, group):
+    """Quantizes each dimension to -size or size; dimension i is bit order[i] of the code."""
     z_q = np.where(y > 0, size, -size)
     codes = ((y > 0) * 2**order).sum(1)
-    spread = grouped_spread(y, size, q.temperature, group)
-    return z_q, codes, q.beta * square(y, z_q) + q.entropy_weight * spread
+    entropy_loss = grouped_entropy_difference(y, size, q.temperature, group)
+    return z_q, codes, q.beta * square(y, z_q) + q.entropy_weight * entropy_loss
 
 
 def lfq(q, params, stats, z):
@@ -104,7 +105,7 @@ def lfq(q, params, stats, z):
 
 
 def bsq(q, params, stats, z):
-    """Zhao et al. 2024, sec. 3.2; the average's entropy by single bits."""
+    """Zhao et al. 2024, sec. 3.2. The entropy of the average sums over single bits."""
     u = z / np.linalg.norm(z, axis=1, keepdims=True)
     return signs(q, u, q.bits**-0.5, np.arange(q.bits)[::-1], 1)
 
@@ -121,7 +122,7 @@ def residual(q, params, stats, z):
 
 
 def multiscale(q, params, stats, z):
-    """Tian et al. 2024, algorithm 1, resizing by loops of its own."""
+    """Tian et al. 2024, algorithm 1, with separate implementations of resizing and convolution."""
     grid, entries = q.scales[-1], entries_of(params)
     z = z.reshape(-1, grid, grid, q.dim)
     total, codes, loss = np.zeros_like(z), [], 0.0
@@ -130,7 +131,7 @@ def multiscale(q, params, stats, z):
         small = (z - total).reshape(-1, side, step, side, step, q.dim).mean((2, 4))
         chosen = nearest(small.reshape(-1, q.dim), entries)
         coarse = enlarge(enlarge(entries[chosen].reshape(small.shape), grid, 1), grid, 2)
-        kernel = params[f"blends_{i}"]  # as many scales as convolutions
+        kernel = params[f"blends_{i}"]  # as many convolutions as scales
         total = total + 0.5 * coarse + 0.5 * convolve(coarse, kernel["kernel"], kernel["bias"])
         codes.append(chosen.reshape(len(z), -1))
         loss += (1 + q.beta) * square(z, total) / len(q.scales)
@@ -138,13 +139,13 @@ def multiscale(q, params, stats, z):
 
 
 def enlarge(x, size, axis):
-    """Bicubic along one axis, as image libraries do it (a = -3/4, edges repeated)."""
+    """Enlarges one axis by bicubic interpolation (a = -3/4, edges repeated)."""
     x = np.moveaxis(x, axis, 0)
     out = np.zeros((size, *x.shape[1:]))
     for i in range(size):
-        place = (i + 0.5) * len(x) / size - 0.5
-        low = int(np.floor(place))
-        t = place - low
+        position = (i + 0.5) * len(x) / size - 0.5
+        low = int(np.floor(position))
+        t = position - low
         a = -0.75
         weights = [
             ((a * (t + 1) - 5 * a) * (t + 1) + 8 * a) * (t + 1) - 4 * a,
@@ -158,6 +159,7 @@ def enlarge(x, size, axis):
 
 
 def convolve(x, kernel, bias):
+    """Applies a 3x3 convolution with zero padding."""
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     height, width = x.shape[1:3]
     out = np.zeros_like(x) + bias
@@ -171,29 +173,29 @@ REFERENCES = {f.__name__: f for f in (vq, gumbel, residual, fsq, lfq, bsq, ibq, 
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
-def test_equals_the_papers_equations(name, rng):
-    assert name in REFERENCES, f"write {name}'s equations into REFERENCES"
+def test_matches_the_equations_of_its_paper(name, rng):
+    assert name in REFERENCES, f"{name} has no reference: add its equations to REFERENCES"
     quantizer = make(name)
     z = latents(rng, quantizer, batch=2)
-    variables = start(quantizer, z)
+    variables = init_variables(quantizer, z)
     params = variables.get("params", {})
-    # Off the values that `initialise` sets, where a term may vanish.
+    # Move the params away from the values of `initialise`, where a loss term can be 0.
     noise = np.random.default_rng(1)
     params = jax.tree.map(lambda p: p + 0.1 * noise.normal(size=p.shape), params)
     variables = {**variables, "params": jax.tree.map(jnp.float32, params)}
-    wide = jax.tree.map(lambda a: np.asarray(a, np.float64), variables)
+    float64 = jax.tree.map(lambda a: np.asarray(a, np.float64), variables)
     rows = np.asarray(z, np.float64).reshape(-1, quantizer.dim)
-    expected = REFERENCES[name](quantizer, wide.get("params"), wide.get("codebook"), rows)
+    expected = REFERENCES[name](quantizer, float64.get("params"), float64.get("codebook"), rows)
     z_q, codes, aux = jax.jit(quantizer.apply)(variables, z)
     chex.assert_trees_all_equal(np.asarray(codes).reshape(expected[1].shape), expected[1])
     chex.assert_trees_all_close(z_q.reshape(expected[0].shape), expected[0], atol=1e-5)
     assert float(aux["loss"]) == pytest.approx(expected[2], rel=1e-4, abs=1e-6)
 
 
-def test_ema_of_every_codebook_follows_the_recursion_of_the_paper(rng):
+def test_ema_of_every_head_follows_the_equations_of_the_paper(rng):
     quantizer = make("vq heads", decay=0.9, revive_below=0.0)
     z = latents(rng, quantizer, batch=2)
-    variables = start(quantizer, z)
+    variables = init_variables(quantizer, z)
     codes = quantizer.apply(variables, z)[1]
     _, after = quantizer.apply(
         variables, z, codes, jax.random.key(2), method="update", mutable=MUTABLE

@@ -1,3 +1,5 @@
+"""Tests of `VectorQuantizer`: its loss, its statistics and its field checks."""
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,8 @@ def z(rng):
     return jnp.asarray(rng.normal(size=(2, 8, 8, 6)), jnp.float32)
 
 
-def made(z, **kwargs):
+def make(z, **kwargs):
+    """Returns a quantizer and its variables after `initialise` on the latents `z`."""
     quantizer = VectorQuantizer(num_codes=16, dim=z.shape[-1], **kwargs)
     variables = quantizer.init(jax.random.key(0), z)
     _, variables = quantizer.apply(
@@ -24,8 +27,8 @@ def made(z, **kwargs):
 
 
 @pytest.mark.parametrize("codebook", ["ema", "gradient"])
-def test_loss_equals_the_equation_and_reaches_the_right_side(z, codebook):
-    quantizer, variables = made(z, codebook=codebook, beta=0.3)
+def test_loss_equals_the_equation_and_trains_the_right_side(z, codebook):
+    quantizer, variables = make(z, codebook=codebook, beta=0.3)
     _, codes, aux = quantizer.apply(variables, z)
     entries = np.asarray(variables["params"]["book"]["codebook"], np.float64)[np.asarray(codes)]
     error = ((np.asarray(z, np.float64) - entries) ** 2).mean()
@@ -40,7 +43,7 @@ def test_loss_equals_the_equation_and_reaches_the_right_side(z, codebook):
     assert moved > 0 if codebook == "gradient" else moved == 0
 
 
-def test_statistics_start_at_the_scale_of_one_batch(z):
+def test_initial_statistics_have_the_scale_of_one_batch(z):
     quantizer = VectorQuantizer(num_codes=16, dim=6)
     variables = quantizer.init(jax.random.key(0), z)
     many = jnp.concatenate([z] * 4)
@@ -55,12 +58,13 @@ def test_statistics_start_at_the_scale_of_one_batch(z):
 
 def test_diversity_terms_spread_latents_and_codes(z):
     narrow = 1e-3 * z
-    plain, variables = made(narrow)
+    plain, variables = make(narrow)
     spread = VectorQuantizer(num_codes=16, dim=6, variance_weight=1.0, usage_weight=1.0)
     base = plain.apply(variables, narrow)[2]["loss"]
     assert spread.apply(variables, narrow)[2]["loss"] > base + 0.9
-    push = jax.grad(lambda x: spread.apply(variables, x)[2]["loss"])(narrow)
-    assert float(jnp.sum(push * (narrow - narrow.mean((0, 1, 2))))) < 0  # wider is cheaper
+    gradient = jax.grad(lambda x: spread.apply(variables, x)[2]["loss"])(narrow)
+    # Moving the latents away from their mean lowers the loss.
+    assert float(jnp.sum(gradient * (narrow - narrow.mean((0, 1, 2))))) < 0
 
 
 @pytest.mark.parametrize(
@@ -73,6 +77,6 @@ def test_diversity_terms_spread_latents_and_codes(z):
         ({"orthogonal_weight": 1.0}, "codebook='gradient'"),
     ],
 )
-def test_fields_that_do_not_fit_are_named(fields, message):
+def test_errors_name_the_invalid_field(fields, message):
     with pytest.raises(ValueError, match=message):
         VectorQuantizer(**fields).init(jax.random.key(0), jnp.zeros((1, 64)))

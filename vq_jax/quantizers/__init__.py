@@ -1,4 +1,4 @@
-"""Quantizers: pure functions, thin Flax modules over them, and the table of their names."""
+"""Quantizers as Flax modules, the pure functions behind them, and the registry of their names."""
 
 from vq_jax.quantizers.base import SCHEDULED, Quantizer
 from vq_jax.quantizers.binary import BSQ, LFQ
@@ -7,7 +7,8 @@ from vq_jax.quantizers.scalar import FSQ
 from vq_jax.quantizers.soft import IBQ, GumbelQuantizer
 from vq_jax.quantizers.vector import SimVQ, VectorQuantizer
 
-# A quantizer with a field `inner` is named with it: "residual/fsq"; without, it takes "vq".
+# The name of a quantizer with a field `inner` can include the inner one, as in "residual/fsq". The
+# default inner quantizer is "vq".
 QUANTIZERS = {
     "vq": VectorQuantizer,
     "gumbel": GumbelQuantizer,

@@ -1,4 +1,4 @@
-"""What every quantizer answers to, and the codebook that several of them hold."""
+"""The interface of every quantizer, and the codebook that several of them share."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,25 +11,26 @@ from vq_jax import collectives, losses, metrics
 from vq_jax.quantizers import functions
 
 Aux = dict[str, jax.Array]
-Now = Mapping[str, Any]
+Scheduled = Mapping[str, Any]
 
-# Fields of quantizers that may change over the steps: see `config.anneal`.
+# Names of the quantizer fields whose values can change over the steps: see `config.anneal`.
 SCHEDULED = ("beta", "entropy_weight", "temperature", "usage_weight", "kl_weight")
 
 
 class Quantizer(nn.Module):
-    """The interface, with what a quantizer without a codebook does.
+    """The interface of a quantizer, with defaults for a quantizer without a codebook.
 
-    A subclass defines `num_codes` and `dim` (fields or properties), `assign` and `lookup`; the
+    A subclass defines `num_codes` and `dim` (fields or properties), `assign` and `lookup`. The
     contract tests run over all of `QUANTIZERS`.
 
     Attributes:
       num_codes: K; codes lie in [0, K).
       dim: D, the size of a latent.
-      code_shape: the shape of one latent's codes: () for one, (Q,) for Q of them.
-      residual_scale: how much smaller than the latent is what quantizing leaves: a residual
-        quantizer's levels are scaled by its powers. A float, or float32 [D]; None where it cannot be
-        a level: its latents have several codes, or are not compared as they are.
+      code_shape: shape of the codes of one latent: () for one code, (Q,) for Q codes.
+      residual_scale: ratio of the residual's size to the latent's size. Level i of a residual
+        quantizer works on the residual divided by `residual_scale`^i. A float, or float32 [D]. None
+        if the quantizer cannot be a level: it gives a latent several codes, or compares transformed
+        latents instead of the latents themselves.
     """
 
     @property
@@ -45,97 +46,108 @@ class Quantizer(nn.Module):
         z: jax.Array,
         *,
         key: jax.Array | None = None,
-        now: Now | None = None,
+        scheduled: Scheduled | None = None,
         axis_name: str | None = None,
     ) -> tuple[jax.Array, jax.Array, Aux]:
         """Quantizes latents.
 
         Args:
           z: float [..., D].
-          key: PRNG key of this step, the same on every device, for what is random in training; None
-            leaves the randomness out.
-          now: values at this step of the `SCHEDULED` fields that change; the others are as set.
+          key: PRNG key of the training step, the same on every device. None turns off all
+            randomness.
+          scheduled: values, at this step, of the `SCHEDULED` fields that change over the steps. The
+            other fields keep their configured values.
           axis_name: mapped axis whose devices share the batch, or None.
 
         Returns:
-          z_q: float32 [..., D], equal to `lookup(codes)`, with a gradient for z;
-          codes: int32 [..., *code_shape];
-          aux: `loss` [], what the quantizer adds to the training loss; `counts` [*code_shape, K],
-            float32, over all devices; the loss's parts, unweighted, by name.
+          z_q: float32 [..., D], equal to `lookup(codes)`, with a gradient for z.
+          codes: int32 [..., *code_shape].
+          aux: `loss` [], the quantizer's term of the training loss; `counts` [*code_shape, K],
+            float32, the count of each code over all devices; and the parts of the loss by name,
+            without their weights.
         """
-        return self.assign(self.prepare(z), key=key, now=now or {}, axis_name=axis_name)
+        return self.assign(self.prepare(z), key=key, scheduled=scheduled or {}, axis_name=axis_name)
 
     def prepare(self, z: jax.Array) -> jax.Array:
-        """What is quantized of the latents, float32: bounded, normalised or projected ones.
+        """Bounds, normalises or projects latents before `assign`; returns float32.
 
-        Of a quantizer that can be a residual level and has an `update`, the latents as they are.
+        A quantizer that can be a residual level and has an `update` must return the latents
+        unchanged in float32.
         """
         return z.astype(jnp.float32)
 
     def pass_through(self, z: jax.Array) -> jax.Array:
-        """What a decoder is given of the latents while nothing is quantized yet, float32 [..., D]."""
+        """Returns the decoder's input, float32 [..., D], for training without quantization."""
         return self.prepare(z)
 
     def assign(
-        self, y: jax.Array, *, key: jax.Array | None, now: Now, axis_name: str | None
+        self, y: jax.Array, *, key: jax.Array | None, scheduled: Scheduled, axis_name: str | None
     ) -> tuple[jax.Array, jax.Array, Aux]:
-        """As `__call__`, of what `prepare` returns."""
+        """Quantizes the output of `prepare`. The results are those of `__call__`."""
         raise NotImplementedError
 
     def lookup(self, codes: jax.Array) -> jax.Array:
-        """Quantized latents, float32 [..., D], of codes int [..., *code_shape]."""
+        """Returns the quantized latents, float32 [..., D], of codes int [..., *code_shape]."""
         raise NotImplementedError
 
     def codebooks(self) -> jax.Array | None:
-        """Learned entries, float32 [*code_shape, K, d], or None where codes mean fixed points."""
+        """Returns the learned entries, float32 [*code_shape, K, d].
+
+        Returns None if the codes stand for fixed points.
+        """
         return None
 
     def initialise(
         self, z: jax.Array, key: jax.Array, batches: int = 1, *, axis_name: str | None = None
     ) -> None:
-        """Sets codebooks from latents (apply with ``mutable=["params", "codebook"]``).
+        """Initialises the codebooks from latents.
+
+        Apply it with ``mutable=["params", "codebook"]``.
 
         Args:
           z: float [..., D], the latents of this device.
           key: PRNG key, the same on every device.
-          batches: how many batches `z` holds; statistics are those of one.
+          batches: number of batches in `z`. The statistics are scaled to one batch.
           axis_name: mapped axis, or None.
         """
 
     def update(
         self, z: jax.Array, codes: jax.Array, key: jax.Array, *, axis_name: str | None = None
     ) -> dict[str, Any]:
-        """Follows one batch, after the optimizer (apply with ``mutable=["params", "codebook"]``).
+        """Updates the codebooks from one batch, after the optimizer's update.
+
+        Apply it with ``mutable=["params", "codebook"]``.
 
         Args:
           z: float [..., D], the latents of this device.
-          codes: int32 [..., *code_shape], what they were quantized to.
+          codes: int32 [..., *code_shape], the codes of these latents.
           key: PRNG key, the same on every device.
           axis_name: mapped axis, or None.
 
         Returns:
-          what was set anew: bool masks under the names of the params they broadcast to.
+          Bool masks of the values that were replaced by new ones. Each mask has the name of a param
+          and broadcasts to it.
         """
         return {}
 
     @property
     def takes_fewer_codes(self) -> bool:
-        """Whether `lookup` takes the first of a latent's codes alone."""
+        """Whether `lookup` also accepts only the first codes of each latent."""
         return False
 
     # For subclasses.
 
-    def value(self, now: Now, name: str) -> Any:
-        """A scheduled field's value at this step."""
-        return now.get(name, getattr(self, name))
+    def value(self, scheduled: Scheduled, name: str) -> Any:
+        """Returns the value of a `SCHEDULED` field at this step."""
+        return scheduled.get(name, getattr(self, name))
 
-    def wants(self, now: Now, name: str) -> bool:
-        """Whether a loss's weight is not fixed at 0."""
-        return name in now or bool(getattr(self, name))
+    def uses_term(self, scheduled: Scheduled, weight: str) -> bool:
+        """Returns whether a loss term is needed: its weight is scheduled, or is not 0."""
+        return weight in scheduled or bool(getattr(self, weight))
 
-    def check_choices(self, **known: tuple[str, ...]) -> None:
-        """Raises ValueError, in one line, where a field's value is none of those known."""
-        for field, values in known.items():
+    def check_choices(self, **allowed: tuple[str, ...]) -> None:
+        """Raises ValueError if a field's value is not one of its allowed values."""
+        for field, values in allowed.items():
             if getattr(self, field) not in values:
                 raise ValueError(
                     f"quantizer.{field} is {getattr(self, field)!r}: use "
@@ -143,14 +155,23 @@ class Quantizer(nn.Module):
                 )
 
     def entropy_loss(
-        self, now: Now, per_latent: jax.Array, average: jax.Array
+        self, scheduled: Scheduled, mean_entropy: jax.Array, entropy_of_mean: jax.Array
     ) -> tuple[jax.Array, Aux]:
-        """entropy_weight * (E[H(p)] - H(E[p])) of the two entropies, and these by their names."""
-        loss = self.value(now, "entropy_weight") * (per_latent - average)
-        return loss, {"code_entropy": per_latent, "batch_entropy": average}
+        """Computes entropy_weight * (E[H(p)] - H(E[p])).
 
-    def make_book(self, **fields: Any) -> "Codebook":
-        """A codebook with the quantizer's own fields for its upkeep."""
+        Args:
+          scheduled: values of the `SCHEDULED` fields that change.
+          mean_entropy: float32 [], E[H(p)].
+          entropy_of_mean: float32 [], H(E[p]).
+
+        Returns:
+          The weighted loss, float32 [], and the two entropies by name, for `aux`.
+        """
+        loss = self.value(scheduled, "entropy_weight") * (mean_entropy - entropy_of_mean)
+        return loss, {"code_entropy": mean_entropy, "batch_entropy": entropy_of_mean}
+
+    def make_codebook(self, **fields: Any) -> "Codebook":
+        """Makes a codebook that takes its size and its upkeep fields from this quantizer."""
         return Codebook(
             num_codes=self.num_codes,
             decay=self.decay,
@@ -160,7 +181,7 @@ class Quantizer(nn.Module):
         )
 
     def count(self, codes: jax.Array, axis_name: str | None) -> jax.Array:
-        """Occurrences of each code, float32 [*code_shape, K], over all devices."""
+        """Counts each code over all devices: float32 [*code_shape, K]."""
         count = metrics.code_counts
         if self.code_shape:
             counts = jax.vmap(lambda c: count(c, self.num_codes), in_axes=-1)(codes)
@@ -169,44 +190,47 @@ class Quantizer(nn.Module):
         return collectives.psum(counts, axis_name)
 
 
-def pull(moved: jax.Array, target: jax.Array) -> jax.Array:
-    """mean |moved - stop_gradient(target)|^2, float32 []: the commitment loss of latents towards
-    entries, the codebook loss the other way (van den Oord et al. 2017, eq. 3)."""
-    return jnp.mean(losses.l2(moved, jax.lax.stop_gradient(target)))
+def l2_to_constant(x: jax.Array, target: jax.Array) -> jax.Array:
+    """Computes mean |x - stop_gradient(target)|^2, float32 [] (van den Oord et al. 2017, eq. 3).
+
+    With latents as `x` and entries as `target` it is the commitment loss. With the two exchanged it
+    is the codebook loss.
+    """
+    return jnp.mean(losses.l2(x, jax.lax.stop_gradient(target)))
 
 
 class Codebook(nn.Module):
-    """Entries and their statistics: `C` codebooks of K entries, latents in rows [C, M, d].
+    """C codebooks of K entries and their statistics. Latents come in rows [C, M, d].
 
-    The entries lie in `params`, [K, d] or [C, K, d]; collection `codebook` holds, in float32,
-    `cluster_size` [C, K] and `embed_sum` [C, K, d], moving averages of each code's count and of the
-    sum of its latents.
+    The entries are in collection `params`, [K, d] if C is 1 and [C, K, d] otherwise. Collection
+    `codebook` holds moving averages in float32: `cluster_size` [C, K] of each code's count and,
+    with rule "ema", `embed_sum` [C, K, d] of the sum of its latents.
 
     Attributes:
       num_codes: K.
       dim: d.
-      books: C.
-      rule: "ema", entries follow the moving averages; "gradient", they are trained; "mapped", they
-        stay in collection `codebook` as `frozen` [C, K, d], and a linear map of them is trained (Zhu
-        et al. 2024, eq. 7).
-      unit: entries have length 1.
-      decay: of the moving averages.
-      kmeans_iterations: rounds of k-means in `initialise`; 0 takes sampled latents as they are.
-      revive_below: an entry whose moving count falls below this share of the mean count moves onto a
-        random latent, its statistics reset with it; 0 never revives.
+      num_books: C.
+      rule: "ema": the entries follow the moving averages. "gradient": the entries are trained.
+        "mapped": the entries are constant in collection `codebook` as `frozen` [C, K, d], and a
+        linear map of them is trained (Zhu et al. 2024, eq. 7).
+      unit_norm: whether entries have length 1.
+      decay: decay of the moving averages.
+      kmeans_iterations: rounds of k-means in `initialise`. With 0, the entries are sampled latents.
+      revive_below: threshold of a dead entry, as a share of the mean moving count. A dead entry
+        moves to a random latent, and its statistics are reset. 0 turns this off.
     """
 
     num_codes: int
     dim: int
-    books: int = 1
+    num_books: int = 1
     rule: str = "ema"
-    unit: bool = False
+    unit_norm: bool = False
     decay: float = 0.99
     kmeans_iterations: int = 10
     revive_below: float = 0.01
 
     def setup(self):
-        size = (self.books, self.num_codes)
+        size = (self.num_books, self.num_codes)
         shape = (*size, self.dim)
 
         def uniform(key, shape):
@@ -220,129 +244,136 @@ class Codebook(nn.Module):
             self.variable("codebook", "frozen", normal)
             self.param("codebook_map", lambda _: jnp.eye(self.dim))
         else:
-            self.param("codebook", uniform, shape if self.books > 1 else shape[1:])
+            self.param("codebook", uniform, shape if self.num_books > 1 else shape[1:])
         self.variable("codebook", "cluster_size", jnp.ones, size)
         if self.rule == "ema":
-            self.variable("codebook", "embed_sum", lambda: self._raw_entries() + 0.0)
+            self.variable("codebook", "embed_sum", lambda: self._stored_entries() + 0.0)
 
     def entries(self) -> jax.Array:
-        """float32 [C, K, d], as latents are compared with them."""
-        entries_CKd = self._raw_entries()
+        """Returns the entries, float32 [C, K, d], after the map and the normalisation, if any."""
+        entries_CKd = self._stored_entries()
         if self.rule == "mapped":
             codebook_map_dd: jax.Array = self.get_variable("params", "codebook_map")
             entries_CKd = jnp.matmul(entries_CKd, codebook_map_dd, precision="highest")
-        return functions.normalise(entries_CKd) if self.unit else entries_CKd
+        return functions.normalise(entries_CKd) if self.unit_norm else entries_CKd
 
     def lookup(self, codes_CM: jax.Array) -> jax.Array:
-        """Entries [C, M, d] of codes [C, M]."""
-        return per_book(lambda entries_Kd, codes_M: entries_Kd[codes_M], self.entries(), codes_CM)
+        """Returns the entries [C, M, d] of codes [C, M]."""
+        return map_books(lambda entries_Kd, codes_M: entries_Kd[codes_M], self.entries(), codes_CM)
 
     def nearest(self, rows_CMd: jax.Array) -> jax.Array:
-        """The nearest entry of each row: int32 [C, M]."""
-        return per_book(functions.nearest_codes, rows_CMd, self.entries())
+        """Returns the nearest entry of each row, int32 [C, M]."""
+        return map_books(functions.nearest_codes, rows_CMd, self.entries())
 
     def initialise(
         self, rows_CMd: jax.Array, key: jax.Array, batches: int, axis_name: str | None
     ) -> None:
-        """Sets entries and statistics by k-means; see `Quantizer.initialise`."""
+        """Initialises entries and statistics by k-means; see `Quantizer.initialise`."""
 
         def centroids(key, rows_Md):
             return functions.kmeans(
-                key, rows_Md, self.num_codes, self.kmeans_iterations, self.unit, axis_name
+                key, rows_Md, self.num_codes, self.kmeans_iterations, self.unit_norm, axis_name
             )
 
-        entries_CKd, size_CK = per_book(centroids, self._keys(key), rows_CMd)
+        entries_CKd, size_CK = map_books(centroids, self._split_key(key), rows_CMd)
         size_CK = jnp.maximum(size_CK, 1.0) / batches
         self.put_variable("codebook", "cluster_size", size_CK)
         if self.rule == "ema":
             self.put_variable("codebook", "embed_sum", entries_CKd * size_CK[..., None])
         if self.rule == "mapped":
             self.put_variable("params", "codebook_map", jnp.eye(self.dim))
-        self.set_entries(entries_CKd)
+        self.store_entries(entries_CKd)
 
     def update(
         self, rows_CMd: jax.Array, codes_CM: jax.Array, key: jax.Array, axis_name: str | None
     ) -> dict[str, jax.Array]:
-        """Moving averages, the EMA codebook, revival of dead entries; see `Quantizer.update`."""
+        """Updates the moving averages and the EMA entries, and revives dead entries.
+
+        See `Quantizer.update`.
+        """
 
         def sums(rows_Md, codes_M):
             return functions.code_sums(rows_Md, codes_M, self.num_codes, axis_name)
 
-        def follow(name, now):
-            return self.decay * self.get_variable("codebook", name) + (1 - self.decay) * now
+        def moving_average(name, new):
+            return self.decay * self.get_variable("codebook", name) + (1 - self.decay) * new
 
-        counts_CK, sums_CKd = per_book(sums, rows_CMd, codes_CM)
-        size_CK = follow("cluster_size", counts_CK)
+        counts_CK, sums_CKd = map_books(sums, rows_CMd, codes_CM)
+        size_CK = moving_average("cluster_size", counts_CK)
         self.put_variable("codebook", "cluster_size", size_CK)
         if self.rule == "ema":
-            embed_sum_CKd = follow("embed_sum", sums_CKd)
+            embed_sum_CKd = moving_average("embed_sum", sums_CKd)
             self.put_variable("codebook", "embed_sum", embed_sum_CKd)
-            self.set_entries(per_book(functions.ema_codebook, size_CK, embed_sum_CKd))
+            self.store_entries(map_books(functions.ema_codebook, size_CK, embed_sum_CKd))
         return self._revive(rows_CMd, key, axis_name) if self.revive_below else {}
 
     def _revive(
         self, rows_CMd: jax.Array, key: jax.Array, axis_name: str | None
     ) -> dict[str, jax.Array]:
-        """Moves dead entries onto latents, and their statistics with them."""
+        """Moves dead entries to latents and resets their statistics; returns `update`'s masks."""
 
         size_CK: jax.Array = self.get_variable("codebook", "cluster_size")
         mean_C1 = size_CK.mean(axis=1, keepdims=True)
         dead_CK = size_CK < self.revive_below * mean_C1
         tokens = rows_CMd.shape[1] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
         if tokens < self.num_codes:
-            # No latent twice: of equal entries all but the first would stay dead. The rest wait.
+            # Revive one entry per latent at most, because of equal entries only the first is ever
+            # chosen. The other dead entries wait for a later batch.
             dead_CK &= jnp.cumsum(dead_CK, axis=1) <= tokens
 
-        def fresh(key, rows_Md, dead_K):
-            drawn = min(tokens, self.num_codes)
-            rows = collectives.sample_rows(key, rows_Md, drawn, axis_name)
-            if drawn == self.num_codes:
+        def sample(key, rows_Md, dead_K):
+            """Returns a latent for each entry; dead entries get different ones."""
+            count = min(tokens, self.num_codes)
+            rows = collectives.sample_rows(key, rows_Md, count, axis_name)
+            if count == self.num_codes:
                 return rows
-            return rows[jnp.clip(jnp.cumsum(dead_K) - 1, 0, drawn - 1)]
+            return rows[jnp.clip(jnp.cumsum(dead_K) - 1, 0, count - 1)]
 
-        fresh_CKd = per_book(fresh, self._keys(key), rows_CMd, dead_CK)
+        sampled_CKd = map_books(sample, self._split_key(key), rows_CMd, dead_CK)
         dead_CK1 = dead_CK[..., None]
-        # A revived entry starts with an average share, or its old emptiness kills it again.
+        # A revived entry starts with the mean count. With its old count it would stay dead.
         size_CK = jnp.where(dead_CK, mean_C1, size_CK)
         self.put_variable("codebook", "cluster_size", size_CK)
         if self.rule == "ema":
             embed_sum_CKd: jax.Array = self.get_variable("codebook", "embed_sum")
-            embed_sum_CKd = jnp.where(dead_CK1, fresh_CKd * size_CK[..., None], embed_sum_CKd)
+            embed_sum_CKd = jnp.where(dead_CK1, sampled_CKd * size_CK[..., None], embed_sum_CKd)
             self.put_variable("codebook", "embed_sum", embed_sum_CKd)
-        entries_CKd = self._raw_entries()
+        entries_CKd = self._stored_entries()
         if self.rule == "mapped":
-            # The map takes the new frozen entry to the latent.
+            # Invert the map, so that it takes the new frozen entry to the latent.
             codebook_map_dd: jax.Array = self.get_variable("params", "codebook_map")
-            fresh_CKd = jax.lax.cond(
+            sampled_CKd = jax.lax.cond(
                 dead_CK.any(),
                 lambda: jnp.matmul(
-                    fresh_CKd, jnp.linalg.pinv(codebook_map_dd, rtol=1e-3), precision="highest"
+                    sampled_CKd, jnp.linalg.pinv(codebook_map_dd, rtol=1e-3), precision="highest"
                 ),
                 lambda: entries_CKd,
             )
-        self.set_entries(jnp.where(dead_CK1, fresh_CKd, entries_CKd))
-        return {"codebook": dead_CK1 if self.books > 1 else dead_CK1[0]}
+        self.store_entries(jnp.where(dead_CK1, sampled_CKd, entries_CKd))
+        return {"codebook": dead_CK1 if self.num_books > 1 else dead_CK1[0]}
 
-    def _keys(self, key: jax.Array) -> jax.Array:
-        return key[None] if self.books == 1 else jax.random.split(key, self.books)
+    def _split_key(self, key: jax.Array) -> jax.Array:
+        """Returns a PRNG key for each codebook, [C]."""
+        return key[None] if self.num_books == 1 else jax.random.split(key, self.num_books)
 
-    def _raw_entries(self) -> jax.Array:
-        """[C, K, d] as stored: before the map, before normalising."""
+    def _stored_entries(self) -> jax.Array:
+        """Returns the entries [C, K, d] as stored, before the map and the normalisation."""
         if self.rule == "mapped":
             return self.get_variable("codebook", "frozen")
         stored: jax.Array = self.get_variable("params", "codebook")
-        return stored.reshape(self.books, self.num_codes, self.dim)
+        return stored.reshape(self.num_books, self.num_codes, self.dim)
 
-    def set_entries(self, raw_CKd: jax.Array) -> None:
-        """Puts entries [C, K, d] where they are stored: as they are before a map and normalising."""
+    def store_entries(self, entries_CKd: jax.Array) -> None:
+        """Stores entries [C, K, d], given before the map and the normalisation."""
         if self.rule == "mapped":
-            self.put_variable("codebook", "frozen", raw_CKd)
+            self.put_variable("codebook", "frozen", entries_CKd)
         else:
-            self.put_variable("params", "codebook", raw_CKd if self.books > 1 else raw_CKd[0])
+            stored = entries_CKd if self.num_books > 1 else entries_CKd[0]
+            self.put_variable("params", "codebook", stored)
 
 
-def per_book(f: Callable, *arrays_C: jax.Array) -> Any:
-    """`f` of each of C codebooks' arrays, stacked."""
-    # Not vmap: on the CPU a batched product is slower than the products one by one.
+def map_books(f: Callable, *arrays_C: jax.Array) -> Any:
+    """Applies `f` to the arrays of each of C codebooks and stacks the results."""
+    # A loop, because on the CPU vmap's batched matrix product is slower than separate products.
     results = [f(*(a[c] for a in arrays_C)) for c in range(arrays_C[0].shape[0])]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)

@@ -1,38 +1,43 @@
-"""Quantizers that quantize what earlier codes left: `residual` and `multiscale`."""
+"""Quantizers that quantize the residual of earlier codes: `residual` and `multiscale`."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vq_jax.bounds import Bounds
 from vq_jax.quantizers import functions
-from vq_jax.quantizers.base import Quantizer, pull
+from vq_jax.quantizers.base import Quantizer, l2_to_constant
 
 
 class ResidualQuantizer(Quantizer):
-    """A sum of codes, each for what those before it left (Lee et al. 2022, eq. 3-4; Zeghidour et al.
-    2021, algorithm 1).
+    """A sum of codes, where each code quantizes the residual of the codes before it.
 
-    Level i quantizes the residual over `inner.residual_scale`^i. The losses are the levels' sums. Of
-    what a level's output and loss send back to the latent one part in `levels` counts, so that
-    straight-through levels together are straight through; a level's own entries get all of theirs.
-    `lookup` takes the first levels' codes too: fewer bits, coarser.
+    See Lee et al. 2022, eq. 3-4, and Zeghidour et al. 2021, algorithm 1.
+
+    Level i quantizes the residual divided by `inner.residual_scale`^i. The losses are summed over
+    the levels. `lookup` also accepts the codes of the first levels only, which gives coarser
+    latents from fewer bits.
+
+    The gradient that a level's output and loss send to the latent is divided by the number of
+    levels that the image keeps. Straight-through levels together therefore act as one
+    straight-through estimator. The gradient to a level's own entries is not divided.
 
     Attributes:
-      inner: the quantizer of one level, with one code a latent and no projection.
-      levels: how many codes a latent gets.
-      shared: one set of params and statistics for all levels.
-      dropout: share of the images, in training, that keep a random number of levels only, 1 to
-        `levels` (quantizer dropout, Zeghidour et al. 2021, sec. III-C). The levels left out go on
-        learning.
+      inner: quantizer of one level, with one code per latent and no projection.
+      levels: number of codes per latent.
+      shared: whether all levels share one set of params and statistics.
+      dropout: share of the images that keep only a random number of levels in training, from 1 to
+        `levels` (quantizer dropout, Zeghidour et al. 2021, sec. III-C). The levels that an image
+        leaves out are still trained on it.
     """
 
     inner: Any = None
     levels: int = 4
     shared: bool = False
-    dropout: float = 0.0
+    dropout: Annotated[float, Bounds(0, 1)] = 0.0
 
     def setup(self):
         inner = self.inner
@@ -40,8 +45,9 @@ class ResidualQuantizer(Quantizer):
             raise ValueError(f"quantizer.levels is {self.levels}: use 1 or more")
         if inner.residual_scale is None:
             raise ValueError(
-                "quantizer.inner cannot be a level: that takes one code for a latent, compared as it "
-                "is (of vq: heads=1, code_dim=0, distance='l2')"
+                f"quantizer.inner ({type(inner).__name__}) cannot be a level: a level needs one "
+                "code per latent and compares latents without a transformation (for vq: heads=1, "
+                "code_dim=0, distance='l2')"
             )
         if self.shared:
             self.stages = [inner] * self.levels
@@ -69,25 +75,29 @@ class ResidualQuantizer(Quantizer):
         return True
 
     def _scale(self, level: int):
+        """Returns the scale of a level's residuals, a float or float32 [D]."""
         return self.inner.residual_scale**level
 
     def prepare(self, z: jax.Array) -> jax.Array:
         return self.stages[0].prepare(z)
 
-    def assign(self, y, *, key, now, axis_name):
-        kept = self._kept(y, key, axis_name)
+    def assign(self, y, *, key, scheduled, axis_name):
+        kept_levels = self._kept_levels(y, key, axis_name)
         total = kept_total = path = jnp.zeros_like(y)
-        part_of_y = functions.with_gradient_of(y, y / kept)
+        # Every level sends a gradient to y, so each sends only its share.
+        y_shared_gradient = functions.with_gradient_of(y, y / kept_levels)
         all_codes, all_aux = [], []
         for i, stage in enumerate(self.stages):
             scale = self._scale(i)
             level_key = None if key is None else jax.random.fold_in(key, i)
-            residual = (part_of_y - total) / scale
-            z_q, codes, aux = stage.assign(residual, key=level_key, now=now, axis_name=axis_name)
-            part = scale * jax.lax.stop_gradient(z_q)
-            total += part
-            kept_total += jnp.where(i < kept, part, 0.0)
-            path += jnp.where(i < kept, scale * z_q, 0.0)
+            residual = (y_shared_gradient - total) / scale
+            z_q, codes, aux = stage.assign(
+                residual, key=level_key, scheduled=scheduled, axis_name=axis_name
+            )
+            constant_z_q = scale * jax.lax.stop_gradient(z_q)
+            total += constant_z_q
+            kept_total += jnp.where(i < kept_levels, constant_z_q, 0.0)
+            path += jnp.where(i < kept_levels, scale * z_q, 0.0)
             all_codes.append(codes)
             all_aux.append(aux)
         aux = jax.tree.map(lambda *a: jnp.stack(a), *all_aux)
@@ -95,18 +105,18 @@ class ResidualQuantizer(Quantizer):
         z_q = functions.with_gradient_of(kept_total, path)
         return z_q, jnp.stack(all_codes, axis=-1), aux
 
-    def _kept(self, y: jax.Array, key: jax.Array | None, axis_name: str | None):
-        """How many levels each image keeps, broadcasting to the latents."""
+    def _kept_levels(self, y: jax.Array, key: jax.Array | None, axis_name: str | None):
+        """Returns the number of levels that each image keeps, broadcastable to the latents."""
         if key is None or not self.dropout:
             return self.levels
 
         def draw(key):
-            some, how_many = jax.random.split(key)
-            few = jax.random.randint(how_many, (), 1, self.levels + 1)
-            return jnp.where(jax.random.bernoulli(some, self.dropout), few, self.levels)
+            dropout_key, levels_key = jax.random.split(key)
+            fewer = jax.random.randint(levels_key, (), 1, self.levels + 1)
+            return jnp.where(jax.random.bernoulli(dropout_key, self.dropout), fewer, self.levels)
 
-        image_key = jax.random.fold_in(key, self.levels)
-        kept_B = jax.vmap(draw)(functions.row_keys(image_key, y.shape[0], axis_name))
+        dropout_key = jax.random.fold_in(key, self.levels)  # the levels use 0 to levels - 1
+        kept_B = jax.vmap(draw)(functions.row_keys(dropout_key, y.shape[0], axis_name))
         return kept_B.reshape(-1, *(1 for _ in y.shape[1:]))
 
     def lookup(self, codes: jax.Array) -> jax.Array:
@@ -116,10 +126,10 @@ class ResidualQuantizer(Quantizer):
         return total
 
     def codebooks(self) -> jax.Array | None:
-        each = [stage.codebooks() for stage in self.stages]
-        return (
-            None if each[0] is None else jnp.stack([self._scale(i) * e for i, e in enumerate(each)])
-        )
+        books = [stage.codebooks() for stage in self.stages]
+        if books[0] is None:
+            return None
+        return jnp.stack([self._scale(i) * book for i, book in enumerate(books)])
 
     def initialise(self, z, key, batches=1, *, axis_name=None):
         y = self.prepare(z)
@@ -127,7 +137,7 @@ class ResidualQuantizer(Quantizer):
             residual = y / self._scale(i)
             if i == 0 or not self.shared:
                 stage.initialise(residual, jax.random.fold_in(key, i), batches, axis_name=axis_name)
-            _, codes, _ = stage.assign(residual, key=None, now={}, axis_name=axis_name)
+            _, codes, _ = stage.assign(residual, key=None, scheduled={}, axis_name=axis_name)
             y = y - self._scale(i) * stage.lookup(codes)
 
     def update(self, z, codes, key, *, axis_name=None):
@@ -137,50 +147,55 @@ class ResidualQuantizer(Quantizer):
             residuals.append(y / self._scale(i))
             y = y - self._scale(i) * stage.lookup(codes[..., i])
         if self.shared:
-            # All levels' rows of an image together, so that the order over devices is one device's.
-            rows, chosen = jnp.stack(residuals, axis=1), jnp.moveaxis(codes, -1, 1)
-            return {"inner": self.stages[0].update(rows, chosen, key, axis_name=axis_name)}
-        new = {}
+            # The level axis follows the image axis, so that the rows of all devices together have
+            # the same order as on one device.
+            rows, level_codes = jnp.stack(residuals, axis=1), jnp.moveaxis(codes, -1, 1)
+            return {"inner": self.stages[0].update(rows, level_codes, key, axis_name=axis_name)}
+        masks = {}
         for i, (stage, residual) in enumerate(zip(self.stages, residuals, strict=True)):
             level_key = jax.random.fold_in(key, i)
-            mine = stage.update(residual, codes[..., i], level_key, axis_name=axis_name)
-            new[f"stages_{i}"] = mine
-        return new
+            masks[f"stages_{i}"] = stage.update(
+                residual, codes[..., i], level_key, axis_name=axis_name
+            )
+        return masks
 
 
 class MultiscaleQuantizer(Quantizer):
-    """A pyramid of code maps, coarse to fine, each for what the coarser ones left (Tian et al. 2024,
-    algorithms 1 and 2).
+    """A pyramid of code maps from coarse to fine, where each map quantizes the remaining residual.
 
-    At each scale the residual is averaged down to side x side, quantized by the one codebook,
-    enlarged (bicubic) and passed through one of a few 3x3 convolutions; the sum so far is what the
-    next scale starts from. Codes are int32 [B, L], scale after scale, row by row, L = sum of side^2.
-    The loss is the mean over scales of |f - sg z|^2 + beta |sg f - z|^2, f the sum so far; with an
-    EMA codebook the first term trains the convolutions only. The latents' grid is that of the last
-    scale.
+    See Tian et al. 2024, algorithms 1 and 2. At each scale the residual is averaged down to
+    side x side and quantized. All scales use one codebook. The quantized map is enlarged (bicubic)
+    and passed through one of a few 3x3 convolutions. The result is added to the sum of the coarser
+    scales, and the next scale quantizes the new residual.
+
+    Codes are int32 [B, L], ordered scale by scale and row by row, with L = sum of side^2. The grid
+    of the latents is that of the last scale.
+
+    The loss is the mean over scales of |f - sg z|^2 + beta |sg f - z|^2, where f is the sum so far
+    and sg is stop_gradient. With an EMA codebook, the first term trains only the convolutions.
 
     Attributes:
       num_codes: K.
       dim: D.
-      scales: the sides, growing; the last is the latents' grid.
-      convolutions: how many 3x3 convolutions the scales share.
-      convolution_share: how much of an enlarged map goes through its convolution; the rest passes.
-      distance, codebook, estimator, beta: as `VectorQuantizer`'s (no "gumbel", no "mapped").
+      scales: increasing sides; the last is the side of the latents' grid.
+      convolutions: number of 3x3 convolutions, which the scales share; 0 for none.
+      convolution_share: weight of the convolution's output; its input has weight 1 minus this.
+      distance, codebook, estimator, beta: as in `VectorQuantizer`, without "gumbel" and "mapped".
       decay, kmeans_iterations, revive_below: see `base.Codebook`.
     """
 
-    num_codes: int = 512
-    dim: int = 16
+    num_codes: Annotated[int, Bounds(2)] = 512
+    dim: Annotated[int, Bounds(1)] = 16
     scales: tuple[int, ...] = (1, 2, 4, 8)
-    convolutions: int = 4
-    convolution_share: float = 0.5
+    convolutions: Annotated[int, Bounds(0)] = 4
+    convolution_share: Annotated[float, Bounds(0, 1)] = 0.5
     distance: str = "l2"
     codebook: str = "ema"
     estimator: str = "straight_through"
     beta: float = 0.25
-    decay: float = 0.99
-    kmeans_iterations: int = 10
-    revive_below: float = 0.01
+    decay: Annotated[float, Bounds(0, 1)] = 0.99
+    kmeans_iterations: Annotated[int, Bounds(0)] = 10
+    revive_below: Annotated[float, Bounds(0, 1)] = 0.01
 
     @property
     def residual_scale(self) -> Any:
@@ -189,34 +204,43 @@ class MultiscaleQuantizer(Quantizer):
     def setup(self):
         sides = tuple(self.scales)
         if not sides or sides[0] < 1 or sides != tuple(sorted(set(sides))):
-            raise ValueError(f"quantizer.scales is {sides}: sides of 1 or more that grow")
+            raise ValueError(f"quantizer.scales is {sides}: use increasing sides of 1 or more")
         self.check_choices(
             codebook=("ema", "gradient"),
             distance=("l2", "cosine"),
             estimator=tuple(functions.ESTIMATORS),
         )
-        self.book = self.make_book(dim=self.dim, rule=self.codebook)
+        self.book = self.make_codebook(dim=self.dim, rule=self.codebook)
         self.blends = [
             nn.Conv(self.dim, (3, 3), kernel_init=_identity_kernel, precision="highest")
             for _ in range(self.convolutions)
         ]
 
     def _blend(self, i: int, h_BHWD: jax.Array) -> jax.Array:
-        """The enlarged map of scale i, partly through the convolution nearest to its place."""
+        """Mixes the enlarged map of scale i with its convolution.
+
+        Scales and convolutions have positions in [0, 1], and a scale uses the nearest convolution.
+        """
         if not self.convolutions:
             return h_BHWD
         count = self.convolutions
         edge = 1 / (3 if count == 4 else 2) / count  # as in the authors' code
-        places = np.linspace(edge, 1 - edge, count)
-        blend = self.blends[np.abs(places - i / max(1, len(self.scales) - 1)).argmin()]
+        positions = np.linspace(edge, 1 - edge, count)
+        nearest = np.abs(positions - i / max(1, len(self.scales) - 1)).argmin()
         share = self.convolution_share
-        return (1 - share) * h_BHWD + share * blend(h_BHWD)
+        return (1 - share) * h_BHWD + share * self.blends[nearest](h_BHWD)
 
-    def _walk(self, batch: int, y_BHWD: Any, codes_BL: jax.Array | None = None):
-        """Scale by scale: the residual's rows [B, l, D], their codes [B, l], the sum so far
-        [B, H, W, D].
+    def _iterate_scales(self, batch: int, y_BHWD: Any, codes_BL: jax.Array | None = None):
+        """Quantizes or decodes scale by scale.
 
-        Without latents (None) there are no rows; without codes they are searched.
+        Args:
+          batch: B.
+          y_BHWD: prepared latents, float32 [B, H, W, D]. None only decodes `codes_BL`.
+          codes_BL: codes, int32 [B, L]. None searches the nearest codes.
+
+        Yields:
+          For each scale: the rows of the residual [B, l, D] (None without latents), their codes
+          [B, l], and the sum so far [B, H, W, D].
         """
         grid = self.scales[-1]
         entries_KD = self.book.entries()[0]
@@ -228,8 +252,8 @@ class MultiscaleQuantizer(Quantizer):
             rows_BlD: Any = None
             if y_BHWD is not None:
                 residual = jax.lax.stop_gradient(y_BHWD - total_BHWD)
-                small = _resize(residual, area_matrix(grid, side))
-                rows_BlD = small.reshape(batch, side**2, self.dim)
+                coarse_residual = _resize(residual, area_matrix(grid, side))
+                rows_BlD = coarse_residual.reshape(batch, side**2, self.dim)
             if codes_BL is None:
                 codes_Bl = functions.nearest_codes(unit(rows_BlD), unit(entries_KD))
             else:
@@ -239,69 +263,72 @@ class MultiscaleQuantizer(Quantizer):
             start += side**2
             yield rows_BlD, codes_Bl, total_BHWD
 
-    def assign(self, y, *, key, now, axis_name):
+    def assign(self, y, *, key, scheduled, axis_name):
         del key
         if y.ndim != 4 or y.shape[1:3] != (self.scales[-1],) * 2:
             grid = "x".join(map(str, y.shape[1:-1]))
             raise ValueError(
-                f"the latents' grid is {grid}, and quantizer.scales {tuple(self.scales)} must end "
-                "with its side"
+                f"the latents' grid is {grid}, but quantizer.scales is {tuple(self.scales)}: make "
+                "its last value the side of a square grid"
             )
-        all_codes, to_entries, to_latents = [], [], []
-        for _, codes_Bl, total in self._walk(y.shape[0], y):
+        all_codes, commitment_losses, codebook_losses = [], [], []
+        for _, codes_Bl, total in self._iterate_scales(y.shape[0], y):
             all_codes.append(codes_Bl)
-            to_entries.append(pull(y, total))
-            to_latents.append(pull(total, y))
+            commitment_losses.append(l2_to_constant(y, total))
+            codebook_losses.append(l2_to_constant(total, y))
         codes = jnp.concatenate(all_codes, axis=1)
         aux = {
-            "commitment": jnp.stack(to_entries).mean(),
-            "codebook": jnp.stack(to_latents).mean(),
+            "commitment": jnp.stack(commitment_losses).mean(),
+            "codebook": jnp.stack(codebook_losses).mean(),
             "counts": self.count(codes, axis_name),
         }
-        aux["loss"] = aux["codebook"] + self.value(now, "beta") * aux["commitment"]
+        aux["loss"] = aux["codebook"] + self.value(scheduled, "beta") * aux["commitment"]
         return functions.ESTIMATORS[self.estimator](y, total), codes, aux
 
     def lookup(self, codes: jax.Array) -> jax.Array:
-        *_, (_, _, total) = self._walk(codes.shape[0], None, codes)
+        *_, (_, _, total) = self._iterate_scales(codes.shape[0], None, codes)
         return total
 
     def codebooks(self) -> jax.Array:
         return self.book.entries()[0]
 
     def initialise(self, z, key, batches=1, *, axis_name=None):
-        # The rows that a perfect codebook would meet: every coarser scale coded without error.
-        rest, rows, grid = self.prepare(z), [], self.scales[-1]
+        # These are the rows that result if each coarser scale is quantized without error.
+        residual, rows, grid = self.prepare(z), [], self.scales[-1]
         for side in self.scales:
-            coarse = _resize(rest, area_matrix(grid, side))
+            coarse = _resize(residual, area_matrix(grid, side))
             rows.append(coarse.reshape(len(coarse), -1, self.dim))
-            rest = rest - _resize(coarse, bicubic_matrix(side, grid))
+            residual = residual - _resize(coarse, bicubic_matrix(side, grid))
         rows_CMD = jnp.concatenate(rows, axis=1).reshape(1, -1, self.dim)
         self.book.initialise(rows_CMD, key, batches, axis_name)
 
     def update(self, z, codes, key, *, axis_name=None):
         y = self.prepare(z)
-        walked = [(rows, chosen) for rows, chosen, _ in self._walk(y.shape[0], y, codes)]
-        rows_BLD, codes_BL = (jnp.concatenate(part, axis=1) for part in zip(*walked, strict=True))
+        scales = [(rows, chosen) for rows, chosen, _ in self._iterate_scales(y.shape[0], y, codes)]
+        rows_BLD, codes_BL = (jnp.concatenate(part, axis=1) for part in zip(*scales, strict=True))
         rows_CMD, codes_CM = rows_BLD.reshape(1, -1, self.dim), codes_BL.reshape(1, -1)
         return {"book": self.book.update(rows_CMD, codes_CM, key, axis_name)}
 
 
 def _identity_kernel(key, shape, dtype=jnp.float32) -> jax.Array:
-    """A convolution that changes nothing, to start from."""
+    """Initialises a convolution kernel to the identity."""
     del key
     middle = (shape[0] // 2, shape[1] // 2)
     return jnp.zeros(shape, dtype).at[middle].set(jnp.eye(shape[2], shape[3], dtype=dtype))
 
 
 def _resize(x_BHWD: jax.Array, matrix_SH: np.ndarray) -> jax.Array:
-    """Both sides through one matrix: [B, H, H, D] -> [B, S, S, D]."""
+    """Resizes both sides with one matrix: [B, H, H, D] -> [B, S, S, D]."""
     return jnp.einsum(
         "sh,bhwd,tw->bstd", matrix_SH, x_BHWD, matrix_SH, precision="highest", optimize="optimal"
     )
 
 
 def area_matrix(size: int, smaller: int) -> np.ndarray:
-    """Averages over the cells that each of `smaller` parts touches: float32 [smaller, size]."""
+    """Returns the matrix that averages `size` cells down to `smaller`: float32 [smaller, size].
+
+    Each output is the mean over all cells that its part of the input overlaps.
+    """
     matrix = np.zeros((smaller, size), np.float32)
     for i in range(smaller):
         start, stop = i * size // smaller, -(-(i + 1) * size // smaller)
@@ -310,14 +337,17 @@ def area_matrix(size: int, smaller: int) -> np.ndarray:
 
 
 def bicubic_matrix(size: int, larger: int) -> np.ndarray:
-    """Bicubic enlargement (Keys 1981, a = -3/4), edges repeated: float32 [larger, size]."""
+    """Returns the matrix of bicubic enlargement (Keys 1981, a = -3/4): float32 [larger, size].
+
+    Cells beyond the edges repeat the edge cells.
+    """
     a = -0.75
     matrix = np.zeros((larger, size), np.float32)
     for i in range(larger):
-        place = (i + 0.5) * size / larger - 0.5
-        first = int(np.floor(place)) - 1
+        position = (i + 0.5) * size / larger - 0.5
+        first = int(np.floor(position)) - 1
         for j in range(first, first + 4):
-            x = abs(place - j)
+            x = abs(position - j)
             near = (a + 2) * x**3 - (a + 3) * x**2 + 1
             far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
             matrix[i, min(max(j, 0), size - 1)] += near if x <= 1 else far

@@ -15,15 +15,16 @@ class FSQ(Quantizer):
     """Rounds each of a few bounded dimensions to one of its levels (Mentzer et al. 2023, sec. 3.1).
 
     There is no codebook to learn and no loss. Dimension i has `levels[i]` values, spaced evenly in
-    [-1, 1]; a code's digits in base `levels` are the positions, the first dimension the lowest. The
-    digits are rounded in float32 and then turned into integers, so bfloat16 latents lose no codes.
+    [-1, 1]. A code is a number in mixed radix `levels`: digit i is the position of dimension i's
+    value, and dimension 0 is the lowest digit. The digits are rounded in float32 and then converted
+    to integers, so every code stays reachable from bfloat16 latents.
 
     Attributes:
-      levels: how many values each dimension has, 3 or more; their product is the number of codes.
+      levels: number of values of each dimension, 3 or more; their product is the number of codes.
         The paper's: 2^8 (8, 6, 5); 2^10 (8, 5, 5, 5); 2^12 (7, 5, 5, 5, 5); 2^14 (8, 8, 8, 6, 5);
         2^16 (8, 8, 8, 5, 5, 5).
-      bound: how an even number of levels is shifted: "atanh", so that 0 stays at 0, or "tan", as the
-        authors' code has it (with other codes for the same latents).
+      bound: shift of a dimension with an even number of levels. "atanh" keeps 0 at 0. "tan" is the
+        shift in the authors' code, which gives other codes for the same latents.
     """
 
     levels: tuple[int, ...] = (8, 8, 8)
@@ -32,11 +33,14 @@ class FSQ(Quantizer):
     def setup(self):
         if not self.levels or min(self.levels) < 3:
             raise ValueError(
-                f"quantizer.levels is {tuple(self.levels)}: 3 or more of each dimension"
+                f"quantizer.levels is {tuple(self.levels)}: use 3 or more for each dimension"
             )
         self.check_choices(bound=("atanh", "tan"))
         if self.num_codes > 2**24:
-            raise ValueError(f"quantizer.levels make {self.num_codes:,} codes: no more than 2^24")
+            raise ValueError(
+                f"quantizer.levels is {tuple(self.levels)}, which makes {self.num_codes:,} codes: "
+                "use 2^24 codes or fewer"
+            )
 
     @property
     def num_codes(self) -> int:
@@ -48,8 +52,9 @@ class FSQ(Quantizer):
 
     @property
     def residual_scale(self) -> Any:
-        # What is left lies within half a step. An odd number of the next level's steps tiles that; an
-        # even number, lopsided about 0, covers it with one step to spare.
+        # The residual lies within half a step of 0. With an odd number of values, the steps of the
+        # next level tile this range exactly. With an even number, the values are not symmetric
+        # about 0, and the steps cover the range with one step to spare.
         levels = np.asarray(self.levels)
         return jnp.asarray(1.0 / np.where(levels % 2, levels, levels - 1), jnp.float32)
 
@@ -67,13 +72,15 @@ class FSQ(Quantizer):
         return y / self._half_width()
 
     def _half_width(self) -> jax.Array:
+        """Returns the number of steps from the value 0 to the value -1, float32 [D]."""
         return jnp.asarray(np.asarray(self.levels) // 2, jnp.float32)
 
     def _basis(self) -> jax.Array:
+        """Returns the place value of each dimension's digit in the code, int32 [D]."""
         return jnp.asarray(np.cumprod([1, *self.levels[:-1]]), jnp.int32)
 
-    def assign(self, y, *, key, now, axis_name):
-        del key, now
+    def assign(self, y, *, key, scheduled, axis_name):
+        del key, scheduled
         half_width = self._half_width()
         top = jnp.asarray(self.levels, jnp.float32) - 1 - half_width
         steps = jnp.clip(jnp.round(jax.lax.stop_gradient(y) * half_width), -half_width, top)

@@ -1,18 +1,25 @@
-"""Quantizers whose choice is a softmax's in the gradient: `gumbel` and `ibq`."""
+"""Quantizers trained through the softmax over all codes: `gumbel` and `ibq`."""
 
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
 from vq_jax import losses
+from vq_jax.bounds import Bounds
 from vq_jax.collectives import pmean
 from vq_jax.quantizers import functions
-from vq_jax.quantizers.base import Quantizer, pull
+from vq_jax.quantizers.base import Quantizer, l2_to_constant
+from vq_jax.quantizers.soft_assignments import (
+    assignment_statistics,
+    distance_logits,
+    soft_lookup,
+)
 
 
 class _SoftQuantizer(Quantizer):
-    """What the two share: a codebook trained through the soft choice, revived where it is dead."""
+    """Base class: a codebook trained through the soft assignment, with revival of dead entries."""
 
     def lookup(self, codes: jax.Array) -> jax.Array:
         return self.book.entries()[0][codes]
@@ -28,156 +35,167 @@ class _SoftQuantizer(Quantizer):
         return {"book": self.book.update(self._rows(z)[None], codes_CM, key, axis_name)}
 
     def _rows(self, z: jax.Array) -> jax.Array:
+        """Returns the prepared latents as rows [N, D]."""
         return self.prepare(z).reshape(-1, self.dim)
 
 
 class GumbelQuantizer(_SoftQuantizer):
     """A categorical choice by Gumbel-softmax (Jang et al. 2017; Esser et al. 2021's Gumbel VQGAN).
 
-    Each code has a key and a bias that score a latent (a linear layer, logits = z . key + bias) and
-    an entry that stands for it. In training the code is drawn with Gumbel noise and the gradient is
-    that of softmax((logits + noise) / temperature); without a key it is the likeliest code.
-    The loss is kl_weight * KL(softmax(logits) | uniform). `initialise` puts the entries on latents by
-    k-means and makes the logits -|z - e|^2 over its mean to the nearest entry.
+    Each code has a key and a bias, which score a latent (a linear layer, logits = z . key + bias),
+    and an entry, which is its quantized latent. In training, codes are sampled with Gumbel noise,
+    and the gradient is that of softmax((logits + noise) / temperature). Without a PRNG key, the
+    code is the most likely one. The loss is kl_weight * KL(softmax(logits) | uniform).
+
+    `initialise` sets the entries by k-means. It sets the logits to -|z - e|^2 divided by the mean
+    squared distance of a latent to its nearest entry.
 
     Attributes:
       num_codes: K.
       dim: D.
-      temperature: of the softmax in the gradient.
-      kl_weight: of the KL term.
+      temperature: softmax temperature in the gradient.
+      kl_weight: weight of the KL term.
       decay, kmeans_iterations, revive_below: see `base.Codebook`.
     """
 
-    num_codes: int = 512
-    dim: int = 64
-    temperature: float = 1.0
+    num_codes: Annotated[int, Bounds(2)] = 512
+    dim: Annotated[int, Bounds(1)] = 64
+    temperature: Annotated[float, Bounds(1e-6)] = 1.0
     kl_weight: float = 5e-4
-    decay: float = 0.99
-    kmeans_iterations: int = 10
-    revive_below: float = 0.01
+    decay: Annotated[float, Bounds(0, 1)] = 0.99
+    kmeans_iterations: Annotated[int, Bounds(0)] = 10
+    revive_below: Annotated[float, Bounds(0, 1)] = 0.01
 
     def setup(self):
-        self.book = self.make_book(dim=self.dim, rule="gradient")
+        self.book = self.make_codebook(dim=self.dim, rule="gradient")
         normal = jax.nn.initializers.lecun_normal(in_axis=1, out_axis=0)
         self.keys = self.param("codebook_keys", normal, (self.num_codes, self.dim))
         self.bias = self.param("codebook_bias", jax.nn.initializers.zeros, (self.num_codes,))
 
-    def assign(self, y, *, key, now, axis_name):
+    def assign(self, y, *, key, scheduled, axis_name):
         y_ND = y.reshape(-1, self.dim)
-        z_q_ND, codes_N = functions.soft_lookup(
+        z_q_ND, codes_N = soft_lookup(
             y_ND,
             self.keys,
             self.bias,
             self.book.entries()[0],
             functions.row_keys(key, y_ND.shape[0], axis_name),
-            self.value(now, "temperature"),
+            self.value(scheduled, "temperature"),
         )
-        per_latent, _ = functions.assignments(y_ND, self.keys, self.bias, axis_name)
-        kl = math.log(self.num_codes) - per_latent
+        mean_entropy, _ = assignment_statistics(y_ND, self.keys, self.bias, axis_name)
+        kl = math.log(self.num_codes) - mean_entropy
         aux = {
-            "loss": self.value(now, "kl_weight") * kl,
+            "loss": self.value(scheduled, "kl_weight") * kl,
             "kl": kl,
             "counts": self.count(codes_N, axis_name),
         }
         return z_q_ND.reshape(y.shape), codes_N.reshape(y.shape[:-1]), aux
 
-    def _spread(self, rows_ND):
-        """Mean squared distance of this device's latents to the entry nearest to each."""
+    def _mean_squared_distance(self, rows_ND):
+        """Computes the mean squared distance of this device's latents to their nearest entries."""
         entries_KD = self.book.entries()[0]
         error = losses.l2(rows_ND, entries_KD[functions.nearest_codes(rows_ND, entries_KD)])
-        # As many entries as latents lie right on them; logits that sharp would have no gradient.
+        # With as many entries as latents, every latent is itself an entry and all distances are 0.
+        # The lower bound avoids logits that are too sharp to have a gradient.
         return jnp.maximum(error.sum(1).mean(), 0.01 * rows_ND.var(0).sum() + 1e-6)
 
     def initialise(self, z, key, batches=1, *, axis_name=None):
         super().initialise(z, key, batches, axis_name=axis_name)
-        spread = pmean(self._spread(self._rows(z)), axis_name)
-        keys_KD, bias_K = functions.distance_logits(self.book.entries()[0], spread)
+        distance = pmean(self._mean_squared_distance(self._rows(z)), axis_name)
+        keys_KD, bias_K = distance_logits(self.book.entries()[0], distance)
         self.put_variable("params", "codebook_keys", keys_KD)
         self.put_variable("params", "codebook_bias", bias_K)
 
     def update(self, z, codes, key, *, axis_name=None):
-        # Noise draws every code now and then: dead is one that is never the likeliest.
+        # With noise every code is sampled occasionally. A dead code is one that is never the most
+        # likely, so count the most likely codes instead of the sampled ones.
         rows_ND = self._rows(z)
-        _, codes_N = functions.soft_lookup(rows_ND, self.keys, self.bias, self.keys)
-        new = super().update(z, codes_N, key, axis_name=axis_name)
-        if not new["book"]:
-            return new
-        dead_K1 = new["book"]["codebook"]
+        _, codes_N = soft_lookup(rows_ND, self.keys, self.bias, self.keys)
+        masks = super().update(z, codes_N, key, axis_name=axis_name)
+        if not masks["book"]:
+            return masks
+        dead_K1 = masks["book"]["codebook"]
         entries_KD = self.book.entries()[0]
 
-        def living_length(rows_KD):
+        def mean_length_of_living(rows_KD):
             length_K1 = jnp.linalg.norm(rows_KD, axis=1, keepdims=True)
             return jnp.mean(length_K1, where=~dead_K1)
 
-        # A revived code's logit is as sharp as what the living have learned, or it wins nowhere.
+        # The logits of a revived code must be as sharp as the trained logits of the living codes.
+        # Otherwise no latent would choose it.
         dead_K = dead_K1[:, 0]
-        spread = jax.lax.cond(dead_K.any(), self._spread, lambda _: jnp.ones(()), rows_ND)
-        learned = living_length(self.keys) / (2.0 * living_length(entries_KD))
-        temperature = 1.0 / jnp.fmax(learned, 1.0 / pmean(spread, axis_name))
-        keys_KD, bias_K = functions.distance_logits(entries_KD, temperature)
+        distance = jax.lax.cond(
+            dead_K.any(), self._mean_squared_distance, lambda _: jnp.ones(()), rows_ND
+        )
+        # The inverse temperature at which `distance_logits` gives keys of the trained keys' length.
+        trained = mean_length_of_living(self.keys) / (2.0 * mean_length_of_living(entries_KD))
+        temperature = 1.0 / jnp.fmax(trained, 1.0 / pmean(distance, axis_name))
+        keys_KD, bias_K = distance_logits(entries_KD, temperature)
         self.put_variable("params", "codebook_keys", jnp.where(dead_K1, keys_KD, self.keys))
         self.put_variable("params", "codebook_bias", jnp.where(dead_K, bias_K, self.bias))
-        return new | {"codebook_keys": dead_K1, "codebook_bias": dead_K}
+        return masks | {"codebook_keys": dead_K1, "codebook_bias": dead_K}
 
 
 class IBQ(_SoftQuantizer):
-    """Index backpropagation: all entries learn from every latent (Shi et al. 2024, sec. 3.2).
+    """Index backpropagation: every latent trains all entries (Shi et al. 2024, sec. 3.2).
 
-    The code is argmax_k z . e_k and the gradient that of the softmax of these products (eq. 5), to
-    the latent and to every entry. The loss is |z_q - z|^2 + |e - sg z|^2 * beta + |sg e - z|^2
-    (eq. 6: the first through the soft choice) + entropy_weight * (E[H(p)] - H(E[p])) with
-    p = softmax(z . e / temperature) (eq. 7).
+    The code is argmax_k z . e_k. The gradient is that of the softmax of these products (eq. 5), for
+    the latent and for every entry. The loss is
+    |z_q - z|^2 + |e - sg z|^2 * beta + |sg e - z|^2 (eq. 6)
+    + entropy_weight * (E[H(p)] - H(E[p])) with p = softmax(z . e / temperature) (eq. 7).
+    The gradient of the first term goes through the soft assignment.
 
     Attributes:
       num_codes: K.
       dim: D.
       beta: weight of the term that moves the entry to the latent.
-      entropy_weight: of the entropy terms.
-      temperature: of the softmax they are about.
+      entropy_weight: weight of the entropy terms.
+      temperature: softmax temperature in the entropy terms.
       decay, kmeans_iterations, revive_below: see `base.Codebook`.
     """
 
-    num_codes: int = 512
-    dim: int = 64
+    num_codes: Annotated[int, Bounds(2)] = 512
+    dim: Annotated[int, Bounds(1)] = 64
     beta: float = 0.25
     entropy_weight: float = 0.05
-    temperature: float = 0.01
-    decay: float = 0.99
-    kmeans_iterations: int = 10
-    revive_below: float = 0.01
+    temperature: Annotated[float, Bounds(1e-6)] = 0.01
+    decay: Annotated[float, Bounds(0, 1)] = 0.99
+    kmeans_iterations: Annotated[int, Bounds(0)] = 10
+    revive_below: Annotated[float, Bounds(0, 1)] = 0.01
 
     def setup(self):
-        self.book = self.make_book(dim=self.dim, rule="gradient")
+        self.book = self.make_codebook(dim=self.dim, rule="gradient")
 
-    def assign(self, y, *, key, now, axis_name):
+    def assign(self, y, *, key, scheduled, axis_name):
         del key
         y_ND = y.reshape(-1, self.dim)
         entries_KD = self.book.entries()[0]
         no_bias_K = jnp.zeros((self.num_codes,))
-        z_q_ND, codes_N = functions.soft_lookup(y_ND, entries_KD, no_bias_K, entries_KD)
+        z_q_ND, codes_N = soft_lookup(y_ND, entries_KD, no_bias_K, entries_KD)
         chosen_ND = entries_KD[codes_N]
-        to_entries, to_latents = pull(y_ND, chosen_ND), pull(chosen_ND, y_ND)
-        loss = jnp.mean(losses.l2(z_q_ND, y_ND)) + to_entries
-        loss += self.value(now, "beta") * to_latents
-        aux = {"commitment": to_entries, "codebook": to_latents}
-        if self.wants(now, "entropy_weight"):
-            keys_KD = entries_KD / self.value(now, "temperature")
-            per_latent, mean_K = functions.assignments(y_ND, keys_KD, no_bias_K, axis_name)
-            extra, terms = self.entropy_loss(now, per_latent, losses.entropy(mean_K))
-            loss += extra
+        commitment_loss = l2_to_constant(y_ND, chosen_ND)
+        codebook_loss = l2_to_constant(chosen_ND, y_ND)
+        loss = jnp.mean(losses.l2(z_q_ND, y_ND)) + commitment_loss
+        loss += self.value(scheduled, "beta") * codebook_loss
+        aux = {"commitment": commitment_loss, "codebook": codebook_loss}
+        if self.uses_term(scheduled, "entropy_weight"):
+            keys_KD = entries_KD / self.value(scheduled, "temperature")
+            mean_entropy, mean_K = assignment_statistics(y_ND, keys_KD, no_bias_K, axis_name)
+            entropy_loss, terms = self.entropy_loss(scheduled, mean_entropy, losses.entropy(mean_K))
+            loss += entropy_loss
             aux |= terms
         aux |= {"loss": loss, "counts": self.count(codes_N, axis_name)}
         return z_q_ND.reshape(y.shape), codes_N.reshape(y.shape[:-1]), aux
 
     def initialise(self, z, key, batches=1, *, axis_name=None):
-        # Of entries with different lengths a product chooses the longest: they start on a sphere.
+        # The inner product favours long entries, so all entries start with the same length.
         rows_ND = self._rows(z)
         length = pmean(jnp.linalg.norm(rows_ND, axis=1).mean(), axis_name)
         super().initialise(functions.normalise(rows_ND), key, batches, axis_name=axis_name)
-        self.book.set_entries(length * functions.normalise(self.book.entries()))
+        self.book.store_entries(length * functions.normalise(self.book.entries()))
 
     def update(self, z, codes, key, *, axis_name=None):
-        # A revived entry must win the product with its own latent, so it is as long as the longest.
+        # A revived entry is as long as the longest one, so that its own latent chooses it.
         length = jnp.linalg.norm(self.book.entries(), axis=-1).max()
         rows = length * functions.normalise(self._rows(z))
         return super().update(rows, codes, key, axis_name=axis_name)

@@ -1,62 +1,70 @@
-"""Quantizers that send a latent to the nearest entry of a codebook: `vq` and `simvq`."""
+"""Quantizers that choose the nearest entry of a codebook: `vq` and `simvq`."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from vq_jax import losses
+from vq_jax.bounds import Bounds
 from vq_jax.quantizers import functions
-from vq_jax.quantizers.base import Quantizer, per_book, pull
+from vq_jax.quantizers.base import Quantizer, l2_to_constant, map_books
+from vq_jax.quantizers.soft_assignments import (
+    assignment_statistics,
+    distance_logits,
+    soft_lookup,
+)
 
 
 class VectorQuantizer(Quantizer):
     """The nearest entry of a codebook (van den Oord et al. 2017, eq. 1-3).
 
+    The soft assignment of a latent is p_k = softmax_k(-|z - e_k|^2 / temperature). The estimator
+    "gumbel" and the entropy and usage terms use it.
+
     Attributes:
-      num_codes: K, entries of a codebook.
+      num_codes: K, number of entries of a codebook.
       dim: D, the size of a latent.
-      code_dim: size of the space the codes live in, behind a linear projection in and another out
-        (Yu et al. 2021, "factorized codes"); 0 is `dim`, without projections.
-      heads: parts a (projected) latent is cut into, each with a code of its own: product quantization
-        (Jegou et al. 2011).
-      shared_heads: one codebook for all heads instead of one each.
-      distance: "l2", or "cosine": latents and entries at length 1 (Yu et al. 2021).
-      codebook: "ema", entries follow moving averages of their latents; "gradient", they are trained
-        by the codebook loss; "mapped", see `SimVQ`.
-      estimator: of the gradient through the lookup: "straight_through"; "rotation" (Fifty et al.
-        2024); "gumbel", a code drawn in training from softmax_k(-|z - e_k|^2 / temperature) and the
-        gradient of that softmax with its noise (Jang et al. 2017's at their tau = 1); commitment and
-        codebook loss are then those of the code drawn.
-      beta: weight of the commitment loss (1.0 on the codebook loss).
-      temperature: of the soft assignment softmax_k(-|z - e_k|^2 / temperature), which the estimator
-        "gumbel" and the entropy and usage terms are about.
-      entropy_weight: of E[H(p)] - H(E[p]), p the soft assignment: sure of each latent, even over
-        the batch (Chang et al. 2022's quantizer; .1 at temperature .01 there).
-      usage_weight: of `losses.code_usage` of the average soft assignment.
-      variance_weight: of `losses.latent_variance`.
-      orthogonal_weight: of `functions.orthogonality`; not for "ema".
+      code_dim: size of the space in which latents are quantized. Linear layers project latents to
+        this size and back (Yu et al. 2021, "factorized codes"). 0 means `dim` without projections.
+      heads: number of parts of a (projected) latent. Each part has its own code: product
+        quantization (Jegou et al. 2011).
+      shared_heads: whether all heads share one codebook instead of having one each.
+      distance: "l2", or "cosine": latents and entries are scaled to length 1 (Yu et al. 2021).
+      codebook: "ema": entries follow moving averages of their latents. "gradient": entries are
+        trained by the codebook loss. "mapped": see `SimVQ`.
+      estimator: gradient through the lookup. "straight_through". "rotation" (Fifty et al. 2024).
+        "gumbel": in training the code is sampled from the soft assignment p, and the gradient is
+        that of the softmax with its noise (Jang et al. 2017, at their tau = 1); the commitment and
+        codebook losses are those of the sampled code.
+      beta: weight of the commitment loss; the weight of the codebook loss is 1.0.
+      temperature: softmax temperature of the soft assignment.
+      entropy_weight: weight of E[H(p)] - H(E[p]). It favours confident assignments that are spread
+        evenly over the batch (the quantizer of Chang et al. 2022; 0.1 at temperature 0.01 there).
+      usage_weight: weight of `losses.code_usage` of the average soft assignment.
+      variance_weight: weight of `losses.latent_variance`.
+      orthogonal_weight: weight of `functions.orthogonality`; must be 0 with codebook "ema".
       decay, kmeans_iterations, revive_below: see `base.Codebook`.
     """
 
-    num_codes: int = 512
-    dim: int = 64
-    code_dim: int = 0
-    heads: int = 1
+    num_codes: Annotated[int, Bounds(2)] = 512
+    dim: Annotated[int, Bounds(1)] = 64
+    code_dim: Annotated[int, Bounds(0)] = 0
+    heads: Annotated[int, Bounds(1)] = 1
     shared_heads: bool = False
     distance: str = "l2"
     codebook: str = "ema"
     estimator: str = "straight_through"
     beta: float = 0.25
-    temperature: float = 1.0
+    temperature: Annotated[float, Bounds(1e-6)] = 1.0
     entropy_weight: float = 0.0
     usage_weight: float = 0.0
     variance_weight: float = 0.0
     orthogonal_weight: float = 0.0
-    decay: float = 0.99
-    kmeans_iterations: int = 10
-    revive_below: float = 0.01
+    decay: Annotated[float, Bounds(0, 1)] = 0.99
+    kmeans_iterations: Annotated[int, Bounds(0)] = 10
+    revive_below: Annotated[float, Bounds(0, 1)] = 0.01
 
     def setup(self):
         self.check_choices(
@@ -71,14 +79,14 @@ class VectorQuantizer(Quantizer):
             )
         if self.orthogonal_weight and self.codebook == "ema":
             raise ValueError(
-                "quantizer.orthogonal_weight needs quantizer.codebook='gradient': moving averages "
-                "do not follow it"
+                f"quantizer.orthogonal_weight is {self.orthogonal_weight}, but an EMA codebook is "
+                "not trained by a loss: set it to 0 or set quantizer.codebook='gradient'"
             )
-        self.book = self.make_book(
+        self.book = self.make_codebook(
             dim=size // self.heads,
-            books=1 if self.shared_heads else self.heads,
+            num_books=1 if self.shared_heads else self.heads,
             rule=self.codebook,
-            unit=self.distance == "cosine",
+            unit_norm=self.distance == "cosine",
         )
         if self.code_dim:
             self.project_in = nn.Dense(self.code_dim, precision="highest")
@@ -105,25 +113,29 @@ class VectorQuantizer(Quantizer):
         return self.project_out(y) if self.code_dim else y
 
     def _rows(self, y: jax.Array) -> jax.Array:
-        """[..., heads * d] -> [C, M, d]: a head's rows for its codebook, or all for the one."""
+        """Reshapes prepared latents [..., heads * d] to rows [C, M, d] of each codebook.
+
+        A shared codebook gets the rows of all heads, M = N * heads for N latents.
+        """
         y_NHd = y.reshape(-1, self.heads, self.book.dim)
-        if self.book.books == 1:
+        if self.book.num_books == 1:
             return y_NHd.reshape(1, -1, self.book.dim)
         return y_NHd.transpose(1, 0, 2)
 
     def _unrows(self, rows_CM: jax.Array, grid: tuple[int, ...]) -> jax.Array:
-        """[C, M, ...] -> [*grid, heads, ...], back from `_rows`."""
-        if self.book.books > 1:
+        """Inverts `_rows`: [C, M, ...] -> [*grid, heads, ...]."""
+        if self.book.num_books > 1:
             rows_CM = rows_CM.swapaxes(0, 1)
         return rows_CM.reshape(*grid, self.heads, *rows_CM.shape[2:])
 
     def _latents(self, rows_CMd: jax.Array, grid: tuple[int, ...]) -> jax.Array:
+        """Joins the heads and projects out: rows [C, M, d] -> latents [*grid, D]."""
         y = self._unrows(rows_CMd, grid).reshape(*grid, -1)
         return self.project_out(y) if self.code_dim else y
 
     def _code_rows(self, codes: jax.Array) -> jax.Array:
-        """[..., *code_shape] -> [C, M]."""
-        if self.book.books == 1:
+        """Reshapes codes [..., *code_shape] to [C, M], in the order of `_rows`."""
+        if self.book.num_books == 1:
             return codes.reshape(1, -1)
         return codes.reshape(-1, self.heads).T
 
@@ -136,30 +148,31 @@ class VectorQuantizer(Quantizer):
         shape = (*self.code_shape, *entries_CKd.shape[1:])
         return jnp.broadcast_to(entries_CKd, shape) if self.code_shape else entries_CKd[0]
 
-    def assign(self, y, *, key, now, axis_name):
+    def assign(self, y, *, key, scheduled, axis_name):
         rows_CMd = self._rows(y)
         if self.estimator == "gumbel":
-            z_q_CMd, codes_CM = self._sample(rows_CMd, key, now, axis_name)
+            z_q_CMd, codes_CM = self._sample(rows_CMd, key, scheduled, axis_name)
             entries_CMd = self.book.lookup(codes_CM)
         else:
             codes_CM = self.book.nearest(rows_CMd)
             entries_CMd = self.book.lookup(codes_CM)
             z_q_CMd = functions.ESTIMATORS[self.estimator](rows_CMd, entries_CMd)
 
-        to_entries, to_latents = pull(rows_CMd, entries_CMd), pull(entries_CMd, rows_CMd)
-        loss = self.value(now, "beta") * to_entries
+        commitment_loss = l2_to_constant(rows_CMd, entries_CMd)
+        codebook_loss = l2_to_constant(entries_CMd, rows_CMd)
+        loss = self.value(scheduled, "beta") * commitment_loss
         if self.codebook != "ema":
-            loss += to_latents
-        aux = {"commitment": to_entries, "codebook": to_latents}
-        if self.wants(now, "entropy_weight") or self.wants(now, "usage_weight"):
-            extra, terms = self._spread(rows_CMd, now, axis_name)
-            loss += extra
+            loss += codebook_loss
+        aux = {"commitment": commitment_loss, "codebook": codebook_loss}
+        if self.uses_term(scheduled, "entropy_weight") or self.uses_term(scheduled, "usage_weight"):
+            diversity_loss, terms = self._diversity_loss(rows_CMd, scheduled, axis_name)
+            loss += diversity_loss
             aux |= terms
         if self.variance_weight:
             variance_D = functions.variance(y.reshape(-1, y.shape[-1]), axis_name)
             loss += self.variance_weight * losses.latent_variance(variance_D).mean()
         if self.orthogonal_weight:
-            aux["orthogonality"] = per_book(functions.orthogonality, self.book.entries()).mean()
+            aux["orthogonality"] = map_books(functions.orthogonality, self.book.entries()).mean()
             loss += self.orthogonal_weight * aux["orthogonality"]
 
         grid = y.shape[:-1]
@@ -168,39 +181,40 @@ class VectorQuantizer(Quantizer):
         aux |= {"loss": loss, "counts": self.count(codes, axis_name)}
         return self._latents(z_q_CMd, grid), codes, aux
 
-    def _entries(self) -> jax.Array:
-        """Entries as the entropy terms and the soft choice see them: moving averages get no gradient."""
+    def _soft_entries(self) -> jax.Array:
+        """Returns the entries for soft assignments. EMA entries get no gradient."""
         entries_CKd = self.book.entries()
         return jax.lax.stop_gradient(entries_CKd) if self.codebook == "ema" else entries_CKd
 
-    def _sample(self, rows_CMd, key, now, axis_name):
+    def _sample(self, rows_CMd, key, scheduled, axis_name):
+        """Applies the estimator "gumbel": returns z_q [C, M, d] and codes [C, M]."""
         books, rows, _ = rows_CMd.shape
-        temperature, all_CKd = self.value(now, "temperature"), self._entries()
-        # The noise of a token is the token's own, however many devices share the batch.
+        temperature, entries_CKd = self.value(scheduled, "temperature"), self._soft_entries()
+        # Keys are ordered by token, so that the noise does not depend on the number of devices.
         keys = functions.row_keys(key, books * rows, axis_name)
 
-        def choose(c):
-            entries_Kd = all_CKd[c]
-            logits = functions.distance_logits(entries_Kd, temperature)
-            mine = None if keys is None else keys.reshape(rows, books)[:, c]
-            return functions.soft_lookup(rows_CMd[c], *logits, entries_Kd, mine)
+        def sample(c):
+            entries_Kd = entries_CKd[c]
+            logits = distance_logits(entries_Kd, temperature)
+            row_keys = None if keys is None else keys.reshape(rows, books)[:, c]
+            return soft_lookup(rows_CMd[c], *logits, entries_Kd, row_keys)
 
-        return per_book(choose, jnp.arange(books))
+        return map_books(sample, jnp.arange(books))
 
-    def _spread(self, rows_CMd, now, axis_name):
-        """The entropy and usage terms: their weighted sum, and the parts."""
-        temperature = self.value(now, "temperature")
+    def _diversity_loss(self, rows_CMd, scheduled, axis_name):
+        """Computes the weighted sum of the entropy and usage terms, and the entropies for `aux`."""
+        temperature = self.value(scheduled, "temperature")
 
         def measure(rows_Md, entries_Kd):
-            logits = functions.distance_logits(entries_Kd, temperature)
-            per_latent, mean_K = functions.assignments(rows_Md, *logits, axis_name)
-            return per_latent, losses.entropy(mean_K), losses.code_usage(mean_K)
+            logits = distance_logits(entries_Kd, temperature)
+            mean_entropy, mean_K = assignment_statistics(rows_Md, *logits, axis_name)
+            return mean_entropy, losses.entropy(mean_K), losses.code_usage(mean_K)
 
-        per_latent, average, usage = (
-            term.mean() for term in per_book(measure, rows_CMd, self._entries())
+        mean_entropy, entropy_of_mean, usage = (
+            term.mean() for term in map_books(measure, rows_CMd, self._soft_entries())
         )
-        extra, terms = self.entropy_loss(now, per_latent, average)
-        return extra + self.value(now, "usage_weight") * usage, terms
+        entropy_loss, terms = self.entropy_loss(scheduled, mean_entropy, entropy_of_mean)
+        return entropy_loss + self.value(scheduled, "usage_weight") * usage, terms
 
     def initialise(self, z, key, batches=1, *, axis_name=None):
         self.book.initialise(self._rows(self.prepare(z)), key, batches, axis_name)
@@ -208,7 +222,8 @@ class VectorQuantizer(Quantizer):
     def update(self, z, codes, key, *, axis_name=None):
         rows_CMd = self._rows(self.prepare(z))
         codes_CM = self._code_rows(codes)
-        if self.estimator == "gumbel":  # what was drawn is nothing to follow
+        if self.estimator == "gumbel":
+            # The codes were sampled. The statistics must follow the nearest entries instead.
             codes_CM = self.book.nearest(rows_CMd)
         return {"book": self.book.update(rows_CMd, codes_CM, key, axis_name)}
 
@@ -216,10 +231,11 @@ class VectorQuantizer(Quantizer):
 class SimVQ(VectorQuantizer):
     """A frozen codebook under a trained linear map: e_k = c_k W (Zhu et al. 2024, eq. 7-8).
 
-    All entries move when one is used, so none is left behind. `initialise` freezes latents, and W
-    starts as the identity; without it the entries are normal. A dead entry is revived where W takes
-    it to a latent (or as near to one as a W without full rank can). The other attributes are
-    `VectorQuantizer`'s; the loss is that of a codebook trained by gradient.
+    W moves all entries when any of them is used, so unused entries are not left behind.
+    `initialise` sets the frozen codebook from latents and W to the identity. Without `initialise`,
+    the frozen entries are normally distributed. A dead entry is moved to the point that W maps to a
+    latent, or as near to one as possible if W does not have full rank. The loss is that of a
+    codebook trained by gradient. The other attributes are those of `VectorQuantizer`.
     """
 
     codebook: str = "mapped"
