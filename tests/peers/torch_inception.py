@@ -1,4 +1,4 @@
-"""FID's Inception-v3 in PyTorch, from its published layout: names, pools and all."""
+"""FID's Inception-v3 in PyTorch, written from its description, with pytorch-fid's names."""
 
 import torch
 from torch import nn
@@ -6,6 +6,8 @@ from torch.nn import functional as F
 
 
 class Conv(nn.Module):
+    """A convolution with batch normalisation and ReLU."""
+
     def __init__(self, ins, outs, size, **kwargs):
         super().__init__()
         self.conv = nn.Conv2d(ins, outs, size, bias=False, **kwargs)
@@ -16,6 +18,7 @@ class Conv(nn.Module):
 
 
 def mean_pool(x):
+    """Averages over 3x3 pixels, without counting the padding."""
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
@@ -127,7 +130,7 @@ class Inception(nn.Module):
         self.fc = nn.Linear(2048, 1008)
 
     def forward(self, x):
-        """Of [B, 3, 299, 299] in [-1, 1]."""
+        """Returns features [B, 2048] of images [B, 3, 299, 299] in [-1, 1]."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, stride=2)))
         x = F.max_pool2d(x, 3, stride=2)
@@ -137,7 +140,7 @@ class Inception(nn.Module):
 
 
 def random_inception(seed=0):
-    """Random weights and statistics that keep activations about as large as they come in."""
+    """Returns a model with random weights and statistics that keep the scale of activations."""
     generator = torch.Generator().manual_seed(seed)
     model = Inception().eval()
     for module in model.modules():

@@ -1,6 +1,6 @@
-"""The published architectures in PyTorch and Flax, from their layouts, with random weights.
+"""The published architectures in PyTorch and Flax, written from their descriptions.
 
-Only what decides names and numbers is here: no losses, no training.
+They have the original names of arrays and give the same numbers, without losses and training.
 """
 
 import flax.linen as fnn
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 def randomise(module, seed=0):
-    """Random weights at which nothing vanishes: norms and biases are not at their start."""
+    """Sets random weights, with norms and biases that differ from their initial values."""
     generator = torch.Generator().manual_seed(seed)
     for p in module.parameters():
         spread = 1 / p[0].numel() ** 0.5 if p.ndim > 1 else 0.2
@@ -24,6 +24,8 @@ def norm(channels):
 
 
 class Residual(nn.Module):
+    """A residual block."""
+
     def __init__(self, ins, outs, bias=True):
         super().__init__()
         self.norm1, self.norm2 = norm(ins), norm(outs)
@@ -38,7 +40,9 @@ class Residual(nn.Module):
         return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
 
 
-class Attend(nn.Module):
+class SelfAttention(nn.Module):
+    """Self-attention over positions, with one head."""
+
     def __init__(self, c):
         super().__init__()
         self.norm = norm(c)
@@ -52,6 +56,8 @@ class Attend(nn.Module):
 
 
 class Down(nn.Module):
+    """Halves the resolution, with padding at the right and bottom."""
+
     def __init__(self, c):
         super().__init__()
         self.conv = nn.Conv2d(c, c, 3, stride=2)
@@ -61,6 +67,8 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
+    """Doubles the resolution."""
+
     def __init__(self, c):
         super().__init__()
         self.conv = nn.Conv2d(c, c, 3, padding=1)
@@ -70,13 +78,13 @@ class Up(nn.Module):
 
 
 class Side(nn.Module):
-    """An encoder or decoder; `style` decides what its parts are called."""
+    """An encoder or decoder; `style` ("taming" or "llamagen") gives the names of its parts."""
 
     def __init__(self, style, decoder, ch, mults, blocks, attended, mid_attention, z):
         super().__init__()
         self.style, self.decoder = style, decoder
         levels = range(len(mults))
-        order = reversed(levels) if decoder else levels
+        order = list(reversed(levels) if decoder else levels)
         block_name, attn_name = ("block", "attn") if style == "taming" else ("res", "attn")
         c = ch * mults[-1] if decoder else ch
         self.conv_in = nn.Conv2d(z if decoder else 3, c, 3, padding=1)
@@ -90,7 +98,7 @@ class Side(nn.Module):
                 res.append(Residual(c, ch * mults[level]))
                 c = ch * mults[level]
                 if level in attended:
-                    attn.append(Attend(c))
+                    attn.append(SelfAttention(c))
             setattr(part, block_name, res)
             setattr(part, attn_name, attn)
             if not decoder and level < len(mults) - 1:
@@ -100,17 +108,17 @@ class Side(nn.Module):
             parts[level] = part
         if not decoder:
             self._middle(c, mid_attention)
-        run = [parts[i] for i in (reversed(levels) if decoder else levels)]
-        listed = [parts[i] for i in levels] if style == "taming" else run
+        # taming lists the levels from the finest, LlamaGen in the order of execution.
+        listed = [parts[i] for i in (levels if style == "taming" else order)]
         name = "conv_blocks" if style != "taming" else ("up" if decoder else "down")
         setattr(self, name, nn.ModuleList(listed))
-        self.order = list(reversed(levels)) if decoder and style == "taming" else list(levels)
+        self.order = order if style == "taming" else list(levels)
         self.list_name, self.block_name = name, block_name
         self.norm_out = norm(c)
         self.conv_out = nn.Conv2d(c, 3 if decoder else z, 3, padding=1)
 
     def _middle(self, c, attention):
-        parts = [Residual(c, c), Attend(c), Residual(c, c)]
+        parts = [Residual(c, c), SelfAttention(c), Residual(c, c)]
         if self.style != "taming":
             self.mid = nn.ModuleList(parts)
             return
@@ -143,7 +151,11 @@ class Side(nn.Module):
 
 
 class VQGAN(nn.Module):
-    """taming's, latent-diffusion's, IBQ's (style "taming") and LlamaGen's ("llamagen") tokenizer."""
+    """The tokenizer of taming, latent-diffusion, IBQ and LlamaGen.
+
+    `style` is "llamagen" for LlamaGen, else "taming". `quantizer` is "vq", "gumbel", "ibq" or
+    "cosine".
+    """
 
     def __init__(
         self, style="taming", quantizer="vq", *, ch=32, mults=(1, 2), blocks=1, attended=(1,),
@@ -201,6 +213,8 @@ class PatchGAN(nn.Module):
 
 
 class Adaptive(nn.Module):
+    """Adaptive group normalisation, by the statistics of the latents z."""
+
     def __init__(self, z, c):
         super().__init__()
         self.gn = nn.GroupNorm(32, c, eps=1e-6, affine=False)
@@ -212,14 +226,16 @@ class Adaptive(nn.Module):
         return self.gn(x) * scale[..., None, None] + self.beta(flat.mean(-1))[..., None, None]
 
 
-class Pixels(nn.Module):
+class DepthToSpace(nn.Module):
+    """Doubles the resolution by a convolution and a rearrangement of its channels."""
+
     def __init__(self, c):
         super().__init__()
         self.conv1 = nn.Conv2d(c, 4 * c, 3, padding=1)
 
     def forward(self, x):
         b, c, h, w = x.shape
-        y = self.conv1(x).reshape(b, 2, 2, c, h, w)  # depth, column, row
+        y = self.conv1(x).reshape(b, 2, 2, c, h, w)  # The channels are (row, column, depth).
         return y.permute(0, 3, 4, 1, 5, 2).reshape(b, c, 2 * h, 2 * w)
 
 
@@ -266,7 +282,7 @@ class Magvit2Decoder(nn.Module):
                 part.block.append(Residual(c, ch * mults[level], bias=False))
                 c = ch * mults[level]
             if level:
-                part.upsample = Pixels(c)
+                part.upsample = DepthToSpace(c)
             self.up.insert(0, part)
         self.norm_out, self.conv_out = norm(c), nn.Conv2d(c, 3, 3, padding=1)
 
@@ -304,11 +320,13 @@ class Magvit2(nn.Module):
 
 
 class MinGPT(nn.Module):
-    def __init__(self, vocabulary=64, places=16, layers=2, heads=4, width=32):
+    """taming's autoregressive transformer."""
+
+    def __init__(self, vocabulary=64, positions=16, layers=2, heads=4, width=32):
         super().__init__()
         self.heads = heads
         self.tok_emb = nn.Embedding(vocabulary, width)
-        self.pos_emb = nn.Parameter(torch.zeros(1, places, width))
+        self.pos_emb = nn.Parameter(torch.zeros(1, positions, width))
         self.blocks = nn.ModuleList()
         for _ in range(layers):
             block = nn.Module()
@@ -316,7 +334,7 @@ class MinGPT(nn.Module):
             block.attn = nn.Module()
             for name in ("key", "query", "value", "proj"):
                 setattr(block.attn, name, nn.Linear(width, width))
-            block.attn.register_buffer("mask", torch.ones(1, 1, places, places).tril())
+            block.attn.register_buffer("mask", torch.ones(1, 1, positions, positions).tril())
             block.mlp = nn.Sequential(
                 nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
             )
@@ -339,7 +357,8 @@ class MinGPT(nn.Module):
         return self.head(self.ln_f(x))
 
 
-# --- MaskGIT, whose weights are Flax's ------------------------------------------------------------
+# --- MaskGIT, in Flax -----------------------------------------------------------------------------
+# Class names matter: Flax names submodules after them.
 
 
 class ResBlock(fnn.Module):
@@ -409,7 +428,7 @@ class FlaxQuantizer(fnn.Module):
 
 
 class MaskGIT(fnn.Module):
-    """The tokenizer, of images in [0, 1]."""
+    """MaskGIT's tokenizer, for images in [0, 1]."""
 
     ch: int = 32
     mults: tuple = (1, 2, 1, 1, 1)
@@ -460,14 +479,14 @@ class TransformerLayer(fnn.Module):
 
 class Embed(fnn.Module):
     vocabulary: int
-    places: int
+    positions: int
     width: int
 
     @fnn.compact
     def __call__(self, tokens):
         words = fnn.Embed(self.vocabulary, self.width, name="word_embeddings")
-        places = fnn.Embed(self.places, self.width, name="position_embeddings")
-        x = words(tokens) + places(jnp.arange(tokens.shape[1])[None])
+        positions = fnn.Embed(self.positions, self.width, name="position_embeddings")
+        x = words(tokens) + positions(jnp.arange(tokens.shape[1])[None])
         return fnn.LayerNorm(epsilon=1e-12, name="embeddings_ln")(x), words.embedding
 
 
@@ -488,17 +507,17 @@ class MlmLayer(fnn.Module):
 
 
 class Transformer(fnn.Module):
-    """MaskGIT's."""
+    """MaskGIT's masked transformer."""
 
     vocabulary: int
-    places: int
+    positions: int
     layers: int = 2
     width: int = 32
     heads: int = 4
 
     @fnn.compact
     def __call__(self, tokens):
-        x, words = Embed(self.vocabulary, self.places, self.width)(tokens)
+        x, words = Embed(self.vocabulary, self.positions, self.width)(tokens)
         for _ in range(self.layers):
             x = TransformerLayer(self.heads, 2 * self.width)(x)
         return MlmLayer(self.width)(x, words)

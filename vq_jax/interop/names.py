@@ -1,7 +1,8 @@
-"""What other codebases call our arrays: a table for each, read in both directions.
+"""Tables that map the array names of other codebases to vq_jax's, in both directions.
 
-A table is rows (theirs, ours, kind): a module of theirs, the path of ours, and how its arrays differ.
-Our own paths are those of the variables, such as params/encoder/conv_in.
+A table has one row (theirs, ours, kind) per module: its name in the other codebase, its path in
+vq_jax, and how the layout of its arrays differs. "Theirs" is the other codebase's and "ours" is
+vq_jax's throughout. Our paths are those of the variables, such as params/encoder/conv_in.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ import numpy as np
 
 
 class Row(NamedTuple):
-    """One module, or one array, under both names."""
+    """The two names of one module or one array; `kind` is a key of `_KINDS`."""
 
     theirs: str
     ours: str
@@ -20,7 +21,9 @@ class Row(NamedTuple):
 
 
 class _Leaf(NamedTuple):
-    theirs: str  # what follows the module's name
+    """One array of a module: the suffixes of its names, and the conversions of its layout."""
+
+    theirs: str
     ours: str
     to_ours: Callable[[np.ndarray], np.ndarray]
     to_theirs: Callable[[np.ndarray], np.ndarray]
@@ -36,15 +39,15 @@ def _transpose(x: np.ndarray) -> np.ndarray:
 
 _bias = _Leaf(".bias", "/bias", _same, _same)
 _kernel = (lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
-# The arrays of a module, by its kind. Those that our own tree does not have (a bias, say) are left out.
+# kind of a module -> its arrays. Arrays that our module does not have, such as a bias, are ignored.
 _KINDS: dict[str, tuple[_Leaf, ...]] = {
-    # [O, I, h, w] to [h, w, I, O]
+    # Convolution: [O, I, h, w] to [h, w, I, O].
     "conv": (_Leaf(".weight", "/kernel", *_kernel), _bias),
     "kernel": (_Leaf("", "", *_kernel),),
     "norm": (_Leaf(".weight", "/scale", _same, _same), _bias),
-    # [O, I] to [I, O]
+    # Linear layer: [O, I] to [I, O].
     "linear": (_Leaf(".weight", "/kernel", _transpose, _transpose), _bias),
-    # a linear layer (or a 1x1 convolution) [O, I] to a 1x1 convolution [1, 1, I, O]
+    # Linear layer [O, I], or 1x1 convolution [O, I, 1, 1], to 1x1 convolution [1, 1, I, O].
     "linear_as_conv": (
         _Leaf(
             ".weight",
@@ -54,14 +57,14 @@ _KINDS: dict[str, tuple[_Leaf, ...]] = {
         ),
         _bias,
     ),
-    # a 1x1 convolution [O, I, 1, 1] to rows [O, I]
+    # 1x1 convolution [O, I, 1, 1] to rows [O, I].
     "conv_as_rows": (
         _Leaf(".weight", "", lambda x: x.reshape(x.shape[:2]), lambda x: x[:, :, None, None]),
     ),
     "array": (_Leaf("", "", _same, _same),),
-    # statistics of one codebook [K, ...] to those of several [1, K, ...]
+    # Statistics of one codebook [K, ...], with an axis for codebooks added: [1, K, ...].
     "first": (_Leaf("", "", lambda x: x[None], lambda x: x[0]),),
-    # [1, C, 1, 1] to [C]
+    # Weights of channels: [1, C, 1, 1] to [C].
     "channels": (_Leaf("", "", lambda x: x.reshape(-1), lambda x: x.reshape(1, -1, 1, 1)),),
     "flax": tuple(_Leaf(f"/{n}", f"/{n}", _same, _same) for n in ("kernel", "bias", "scale")),
 }
@@ -69,12 +72,17 @@ _KINDS: dict[str, tuple[_Leaf, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """A table, ready to be looked up: our path -> their name and the way there and back."""
+    """A table that can be looked up by our paths.
+
+    Attributes:
+      leaves: our path -> (their name, the conversions).
+    """
 
     leaves: dict[str, tuple[str, _Leaf]]
 
     @classmethod
-    def of(cls, rows: Iterator[Row] | list[Row]) -> "Names":
+    def from_rows(cls, rows: Iterator[Row] | list[Row]) -> "Names":
+        """Builds the table from rows; each row becomes one entry per array of its kind."""
         return cls(
             {
                 row.ours + leaf.ours: (row.theirs + leaf.theirs, leaf)
@@ -83,42 +91,57 @@ class Names:
             }
         )
 
-    def theirs(self, path: str) -> str | None:
-        """Their name of our path, or None where they have no such array."""
+    def their_name(self, path: str) -> str | None:
+        """Returns their name for our path, None if they have no such array."""
         return self.leaves[path][0] if path in self.leaves else None
 
-    def take(
+    def to_ours(
         self, arrays: Mapping[str, np.ndarray], paths: Mapping[str, Any]
     ) -> tuple[dict[str, np.ndarray], set[str]]:
-        """Arrays under our paths, as far as they are there, float32; and which of theirs were used.
+        """Converts their arrays to ours.
 
         Args:
-          arrays: theirs, by their names.
-          paths: ours that are wanted.
+          arrays: their arrays by their names.
+          paths: our paths to convert; those that they have no array for are left out.
+
+        Returns:
+          our path -> array, floats as float32; the names of their arrays that were used.
         """
         found, used = {}, set()
         for path in paths:
-            name = self.theirs(path)
+            name = self.their_name(path)
             if name is not None and name in arrays:
-                found[path] = _float32(_turned(self._way(path), arrays[name]))
+                found[path] = _float32(_converted(self._leaf(path), arrays[name]))
                 used.add(name)
         return found, used
 
-    def give(self, arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
-        """Arrays of ours under their names; and the paths that they have no name for."""
+    def to_theirs(
+        self, arrays: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, np.ndarray], list[str]]:
+        """Converts our arrays to theirs.
+
+        Args:
+          arrays: our arrays by path.
+
+        Returns:
+          their name -> array; the paths that they have no name for, sorted.
+        """
         known = {path for path in arrays if path in self.leaves}
-        given = {
-            self.leaves[path][0]: self._way(path).to_theirs(np.asarray(arrays[path]))
+        converted = {
+            self.leaves[path][0]: self._leaf(path).to_theirs(np.asarray(arrays[path]))
             for path in known
         }
-        return given, sorted(arrays.keys() - known)
+        return converted, sorted(arrays.keys() - known)
 
-    def _way(self, path: str) -> _Leaf:
+    def _leaf(self, path: str) -> _Leaf:
         return self.leaves[path][1]
 
 
-def _turned(leaf: _Leaf, array: np.ndarray) -> np.ndarray:
-    """Their array as ours; one of another rank stays as it is, for its shape to be told."""
+def _converted(leaf: _Leaf, array: np.ndarray) -> np.ndarray:
+    """Converts their array to our layout.
+
+    An array of the wrong rank is returned unchanged: the later shape check reports it.
+    """
     try:
         return leaf.to_ours(array)
     except (ValueError, IndexError):
@@ -126,24 +149,26 @@ def _turned(leaf: _Leaf, array: np.ndarray) -> np.ndarray:
 
 
 def _float32(x: np.ndarray) -> np.ndarray:
+    """Converts floats to float32, including bfloat16, which has NumPy's kind "V"."""
     return x.astype(np.float32, copy=False) if x.dtype.kind in "fV" else x
 
 
 # --- tables ---------------------------------------------------------------------------------------
 
-Model = Mapping[str, Any]  # the fields of config.model
+Model = Mapping[str, Any]  # Fields of config.model.
 
 _RESIDUAL = (("norm1", "norm"), ("conv1", "conv"), ("norm2", "norm"), ("conv2", "conv"))
 
 
 def _residual(theirs: str, ours: str, shortcut: str) -> Iterator[Row]:
+    """Yields the layers of a residual block; `shortcut` is their name of its 1x1 convolution."""
     for name, kind in _RESIDUAL:
         yield Row(f"{theirs}.{name}", f"{ours}/{name}", kind)
     yield Row(f"{theirs}.{shortcut}", f"{ours}/shortcut", "conv")
 
 
 def _ends(norm_out: str) -> Iterator[Row]:
-    """The first and last layers of encoder and decoder."""
+    """Yields the first and last layers of encoder and decoder."""
     for side in ("encoder", "decoder"):
         for name in ("conv_in", "conv_out"):
             yield Row(f"{side}.{name}", f"params/{side}/{name}", "conv")
@@ -151,19 +176,29 @@ def _ends(norm_out: str) -> Iterator[Row]:
 
 
 class _VQGAN(NamedTuple):
-    """What a codebase calls the parts of VQGAN's encoder and decoder.
+    """A codebase's names for the parts of VQGAN's encoder and decoder.
 
-    {way} is "down" or "up", {level} counts resolutions from the finest, {run} levels as they run.
+    Attributes:
+      level: module of one resolution. {way} is "down" or "up", {level} the index of the resolution
+        from the finest, {run} the index in the order of execution.
+      block: list of residual blocks in a level.
+      attention: list of attention layers in a level.
+      resample: convolution that changes the resolution, with {way} as in `level`.
+      middle: the middle's first block, attention and second block.
+      shortcut: 1x1 convolution of a residual block whose number of channels changes.
+      projections: parts of an attention layer: norm, q, k, v, out.
+      projection: kind of q, k, v and out.
+      norm_out: last normalisation of encoder and decoder.
     """
 
     level: str
     block: str
     attention: str
     resample: str
-    middle: tuple[str, str, str]  # block, attention, block
-    shortcut: str  # of a residual block whose channels change
-    projections: tuple[str, str, str, str, str]  # of attention: norm, q, k, v, out
-    projection: str  # the kind of q, k, v and out
+    middle: tuple[str, str, str]
+    shortcut: str
+    projections: tuple[str, str, str, str, str]
+    projection: str
     norm_out: str
 
 
@@ -195,7 +230,7 @@ _DIFFUSERS = _VQGAN(
 
 
 def _vqgan(names: _VQGAN, model: Model) -> Iterator[Row]:
-    """The `vqgan` model under a codebase's names, without its codebook."""
+    """Yields the rows of the model `vqgan`, without the codebook."""
 
     def attention(theirs: str, ours: str) -> Iterator[Row]:
         norm, *projections = names.projections
@@ -228,16 +263,19 @@ _CODEBOOK = Row("quantize.embedding.weight", "params/quantizer/book/codebook", "
 
 
 def taming(model: Model) -> Iterator[Row]:
-    """taming-transformers' `VQModel`, latent-diffusion's and IBQ's models."""
+    """Yields the rows of taming-transformers' `VQModel`, also used by latent-diffusion and IBQ."""
     yield from _vqgan(_TAMING, model)
     yield _CODEBOOK
-    # Of `EMAVectorQuantizer` alone.
+    # Only `EMAVectorQuantizer` has these.
     for name, ours in (("cluster_size", "cluster_size"), ("embed_avg", "embed_sum")):
         yield Row(f"quantize.embedding.{name}", f"codebook/quantizer/book/{ours}", "first")
 
 
 def taming_gumbel(model: Model) -> Iterator[Row]:
-    """taming-transformers' `GumbelVQ`: scores from a 1x1 convolution, entries beside it."""
+    """Yields the rows of taming-transformers' `GumbelVQ`.
+
+    Its logits come from a 1x1 convolution, which is separate from the codebook.
+    """
     yield from _vqgan(_TAMING, model)
     yield Row("quantize.embed.weight", "params/quantizer/book/codebook", "array")
     yield Row("quantize.proj", "params/quantizer/codebook_keys", "conv_as_rows")
@@ -245,19 +283,22 @@ def taming_gumbel(model: Model) -> Iterator[Row]:
 
 
 def llamagen(model: Model) -> Iterator[Row]:
-    """LlamaGen's `VQModel`: the decoder's levels stand in the order in which they run."""
+    """Yields the rows of LlamaGen's `VQModel`, whose decoder levels are in execution order."""
     yield from _vqgan(_LLAMAGEN, model)
     yield _CODEBOOK
 
 
 def diffusers(model: Model) -> Iterator[Row]:
-    """diffusers' `VQModel`: its attention is of linear layers, its decoder's levels run backwards."""
+    """Yields the rows of diffusers' `VQModel`.
+
+    Its attention uses linear layers, and its decoder levels are in execution order.
+    """
     yield from _vqgan(_DIFFUSERS, model)
     yield _CODEBOOK
 
 
 def magvit2(model: Model) -> Iterator[Row]:
-    """Open-MAGVIT2's `VQModel`; its quantizer has nothing to keep."""
+    """Yields the rows of Open-MAGVIT2's `VQModel`; its quantizer has no arrays."""
     yield from _ends("norm_out")
     for level in range(len(model["ch_mult"])):
         for side, way in (("encoder", "down"), ("decoder", "up")):
@@ -281,7 +322,7 @@ def magvit2(model: Model) -> Iterator[Row]:
 
 
 def maskgit(model: Model) -> Iterator[Row]:
-    """MaskGIT's Flax tokenizer, whose layers are numbered as they run."""
+    """Yields the rows of MaskGIT's Flax tokenizer, whose layers are numbered in execution order."""
     levels, blocks = len(model["ch_mult"]), model["num_res_blocks"]
     mid = [f"mid_block_{b}" for b in range(blocks)]
     down = [f"down_{level}_block_{b}" for level in range(levels) for b in range(blocks)]
@@ -289,14 +330,14 @@ def maskgit(model: Model) -> Iterator[Row]:
     for side, names in (("encoder", down + mid), ("decoder", mid + up)):
         for i, name in enumerate(names):
             theirs, ours = f"{side}/ResBlock_{i}", f"params/{side}/{name}"
-            for of_theirs, of_ours in (
+            for their_layer, our_layer in (
                 ("GroupNorm_0", "norm1"),
                 ("Conv_0", "conv1"),
                 ("GroupNorm_1", "norm2"),
                 ("Conv_1", "conv2"),
                 ("Conv_2", "shortcut"),
             ):
-                yield Row(f"{theirs}/{of_theirs}", f"{ours}/{of_ours}", "flax")
+                yield Row(f"{theirs}/{their_layer}", f"{ours}/{our_layer}", "flax")
         yield Row(f"{side}/GroupNorm_0", f"params/{side}/norm_out", "flax")
     convs = ["conv_in", *(f"up_{i}_upsample/conv" for i in range(levels - 1, 0, -1)), "conv_out"]
     for i, name in enumerate(convs):
@@ -307,7 +348,7 @@ def maskgit(model: Model) -> Iterator[Row]:
 
 
 def patchgan(n_layers: int) -> Iterator[Row]:
-    """The PatchGAN that taming's and LlamaGen's training files hold, a list of layers."""
+    """Yields the rows of the PatchGAN in taming's and LlamaGen's training checkpoints."""
     yield Row("main.0", "discriminator/conv_0", "conv")
     for i in range(1, n_layers + 1):
         yield Row(f"main.{3 * i - 1}", f"discriminator/conv_{i}", "conv")
@@ -316,10 +357,13 @@ def patchgan(n_layers: int) -> Iterator[Row]:
 
 
 def lpips_vgg() -> Iterator[Row]:
-    """LPIPS on VGG16 as it lies in taming's training files: torchvision's layers in five slices."""
+    """Yields the rows of LPIPS on VGG16 in taming's training checkpoints.
+
+    They hold torchvision's layers in five slices.
+    """
     slices = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
-    places = [(s + 1, n) for s, numbers in enumerate(slices) for n in numbers]
-    for j, (s, n) in enumerate(places):
+    layers = [(s + 1, n) for s, numbers in enumerate(slices) for n in numbers]
+    for j, (s, n) in enumerate(layers):
         yield Row(f"net.slice{s}.{n}.weight", f"lpips/conv_{j}", "kernel")
         yield Row(f"net.slice{s}.{n}.bias", f"lpips/bias_{j}", "array")
     for i in range(5):

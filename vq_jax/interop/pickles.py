@@ -1,9 +1,9 @@
-"""Pickles read without running them.
+"""Reads pickles without running the code that they refer to.
 
-A pickle is a program for a stack machine, and Python's own machine calls whatever the program names.
-This one builds containers, numbers, strings and NumPy arrays; a class it does not know becomes an
-`Inert` that does nothing; a call of anything outside a short list refuses the file, by name. What it
-builds is never larger than a fixed number of steps allows.
+A pickle is a program for a stack machine. Python's own machine calls any function that the program
+names. This one builds only containers, numbers, strings and NumPy arrays. An object of an unknown
+class becomes an `Inert`, which does nothing. A call of any function outside a short list raises an
+error with the function's name. A limit on the number of steps bounds the size of the result.
 """
 
 import io
@@ -19,62 +19,67 @@ from vq_jax.errors import UserError
 
 File = io.BytesIO | mmap.mmap
 
-# A checkpoint with its optimizer's state takes some hundred thousand.
-_STEPS = 2_000_000
-# What calls may be given, all together, in items and bytes: a call copies what it gets.
-_ARGUMENTS = 2**28
+# Limit of opcodes. A checkpoint with its optimizer state has some hundred thousand.
+_MAX_STEPS = 2_000_000
+# Limit of the total size of all calls' arguments, in items or bytes: calls copy their arguments.
+_MAX_ARGUMENTS = 2**28
 
 
 class Global(NamedTuple):
-    """A name that a pickle asks for: a class or a function, neither looked up nor called."""
+    """The name of a class or function that a pickle refers to; it is never imported or called."""
 
     module: str
     name: str
 
     def __str__(self) -> str:
-        return ascii(f"{self.module}.{self.name}")[1:-1][:120]  # shown on a terminal
+        # Error messages print it, so escape any terminal control characters.
+        return ascii(f"{self.module}.{self.name}")[1:-1][:120]
 
 
 class Inert:
-    """An object of a class that weights do not need: its name, and nothing it could do."""
+    """A placeholder for an object of an unknown class.
 
-    def __init__(self, of: Global):
-        self.of = of
+    Attributes:
+      reference: name of the class, or of the function that would have made the object.
+    """
+
+    def __init__(self, reference: Global):
+        self.reference = reference
 
     def __repr__(self) -> str:
-        return f"<{self.of}>"
+        return f"<{self.reference}>"
 
 
 class _Array:
-    """A NumPy array or type on its way: its contents come with a later step."""
+    """A NumPy array or dtype under construction: a later BUILD opcode completes it."""
 
     def __init__(self, dtype: np.dtype | None = None):
         self.dtype = dtype
         self.value: np.ndarray | None = None
 
     def build(self, state: Any) -> None:
-        if self.dtype is not None:  # of a type: (version, byte order, ...)
+        if self.dtype is not None:  # The state of a dtype is (version, byte order, ...).
             self.dtype = self.dtype.newbyteorder({"|": "=", "=": "="}.get(state[1], state[1]))
             return
-        _, shape, of, column_major, data = state
-        self.value = _frombuffer(data, of, shape, "F" if column_major else "C")
+        _, shape, dtype, column_major, data = state
+        self.value = _frombuffer(data, dtype, shape, "F" if column_major else "C")
 
 
 def _dtype(code: Any, *_: Any) -> _Array:
     dtype = np.dtype(code) if isinstance(code, str) and len(code) <= 8 else None
     if dtype is None or dtype.kind not in "biufc" or dtype.fields or dtype.subdtype:
-        raise ValueError("an array of objects")
+        raise ValueError("it contains an array that is not numeric")
     return _Array(dtype)
 
 
-def _scalar(of: _Array, data: bytes) -> Any:
-    return np.frombuffer(data, of.dtype, 1)[0]
+def _scalar(dtype: _Array, data: bytes) -> Any:
+    return np.frombuffer(data, dtype.dtype, 1)[0]
 
 
-def _frombuffer(data: bytes, of: Any, shape: Any, order: str) -> np.ndarray:
-    if not isinstance(of, _Array) or of.dtype is None:
-        raise ValueError("an array of objects")
-    flat = np.frombuffer(data, of.dtype)
+def _frombuffer(data: bytes, dtype: Any, shape: Any, order: str) -> np.ndarray:
+    if not isinstance(dtype, _Array) or dtype.dtype is None:
+        raise ValueError("it contains an array that is not numeric")
+    flat = np.frombuffer(data, dtype.dtype)
     return flat.reshape(shape[::-1]).T if order == "F" else flat.reshape(shape)
 
 
@@ -84,7 +89,7 @@ def _pairs(items: Any = ()) -> dict[Any, Any]:
 
 def _encode(text: str, encoding: str) -> bytes:
     if encoding not in ("latin1", "latin-1", "ascii", "utf-8", "utf8"):
-        raise ValueError(f"text in {encoding[:20]!r}")
+        raise ValueError(f"it contains text in the encoding {encoding[:20]!r}")
     return text.encode(encoding)
 
 
@@ -92,7 +97,7 @@ def _items(items: Any = ()) -> list[Any]:
     return [_key(item) for item in items]
 
 
-# What a pickle may call. Nothing here takes more room than its arguments.
+# Functions that a pickle may call. No result is larger than the arguments.
 _CALLS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _pairs,
     "collections.defaultdict": lambda *_: {},
@@ -109,10 +114,10 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "numpy.core.numeric._frombuffer": _frombuffer,
     "torch.Size": lambda items=(): tuple(_items(items)),
 }
-# Modules that had other names when the pickle was written, or in protocol 2.
+# Other names of modules, in other versions of NumPy or in pickle protocol 2, and the current ones.
 _MODULES = {"numpy._core.": "numpy.core.", "__builtin__.": "builtins.", "copy_reg.": "copyreg."}
 _PATHS = ("Path", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
-# What it may call in vain.
+# Harmless functions that need no result: a call gives an `Inert`.
 _HARMLESS = {
     "copyreg._reconstructor",
     *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in _PATHS),
@@ -124,31 +129,34 @@ _HARMLESS = {
 }
 
 
-# A tensor of a subclass: (function, class, the function's arguments, state).
-_SUBCLASS = "torch._tensor._rebuild_from_type_v2"
+# Rebuilds a tensor of a subclass. Its arguments are (function, class, function's arguments, state).
+_REBUILD_SUBCLASS = "torch._tensor._rebuild_from_type_v2"
 
 
-def _is_foreign(of: Global) -> bool:
-    """Whether a name is of neither Python's nor PyTorch's own modules, as a project's class is."""
-    top = str(of).partition(".")[0]
+def _is_third_party(reference: Global) -> bool:
+    """Returns whether a name is outside Python's standard library, PyTorch and NumPy."""
+    top = str(reference).partition(".")[0]
     return top not in sys.stdlib_module_names and top not in ("torch", "numpy", "__builtin__", "nt")
 
 
 def _is_enum(function: Global, arguments: Any) -> bool:
-    """Whether a call is that of a project's Enum: a class, given one plain value."""
-    if not isinstance(arguments, tuple) or len(arguments) != 1 or not _is_foreign(function):
+    """Returns whether a call looks like a third-party Enum's: a class with one plain value."""
+    if not isinstance(arguments, tuple) or len(arguments) != 1 or not _is_third_party(function):
         return False
     return function.name[:1].isupper() and isinstance(arguments[0], str | int | float)
 
 
 def _key(key: Any) -> Any:
-    """A dictionary's key, if it is one that cannot take for ever to compare: numbers beyond 2^60 have
-    hashes that a file can make equal at will."""
+    """Returns a dictionary key that is safe to hash and compare.
+
+    Numbers beyond 2^60 are refused: a file could choose many with the same hash, and so make
+    insertion take quadratic time.
+    """
     if isinstance(key, int | float) and not abs(key) < 2**60:
-        raise ValueError("a number that is no key")
+        raise ValueError("a dictionary key is too large a number")
     if isinstance(key, tuple) and not isinstance(key, Global):
         if len(key) > 64 or any(isinstance(part, tuple) for part in key):
-            raise ValueError("a key that is too deep")
+            raise ValueError("a dictionary key is too long or nested")
         for part in key:
             _key(part)
     hash(key)
@@ -156,6 +164,15 @@ def _key(key: Any) -> Any:
 
 
 class _Machine:
+    """The stack machine that a pickle is a program for.
+
+    Attributes:
+      stack, marks, memo: its state; `marks` are positions in the stack.
+      calls: name -> function, the functions that it may call.
+      persistent_load: function that gives the object for a persistent id; None if there are none.
+      arguments_size: total size of all calls' arguments so far, in items or bytes.
+    """
+
     def __init__(
         self,
         calls: Mapping[str, Callable[..., Any]],
@@ -166,70 +183,87 @@ class _Machine:
         self.memo: dict[int, Any] = {}
         self.calls = _CALLS | dict(calls)
         self.persistent_load = persistent_load
-        self.spent = 0
+        self.arguments_size = 0
 
     def pop_to_mark(self) -> list[Any]:
+        """Removes and returns the items above the last mark."""
         start = self.marks.pop()
         if start > len(self.stack):
-            raise ValueError("a mark above the stack")
+            raise ValueError("a mark is above the top of the stack")
         items = self.stack[start:]
         del self.stack[start:]
         return items
 
     def call(self, function: Any, arguments: Any) -> Any:
+        """Calls an allowed function.
+
+        Returns:
+          the result; an `Inert` for a harmless function.
+
+        Raises:
+          UserError: the function is not allowed, or the arguments exceed the limit.
+        """
         if not isinstance(function, Global):
-            raise TypeError("a call of what is no function")
+            raise TypeError("it calls something that is not a function")
         name = str(function)
         for old, new in _MODULES.items():
             name = new + name.removeprefix(old) if name.startswith(old) else name
         if name in _HARMLESS or name.startswith("numpy.random.") or _is_enum(function, arguments):
             return Inert(function)
-        if name == "builtins.getattr":  # of an Enum, by name
-            of, attribute = arguments
-            if isinstance(of, Global) and _is_foreign(of) and isinstance(attribute, str):
-                return Inert(of)
-        if name == _SUBCLASS and str(arguments[0]) != _SUBCLASS:
-            return self.call(arguments[0], arguments[2])  # of a tensor, whatever its class
+        if name == "builtins.getattr":  # Enum members may be pickled like this.
+            cls, attribute = arguments
+            if isinstance(cls, Global) and _is_third_party(cls) and isinstance(attribute, str):
+                return Inert(cls)
+        if name == _REBUILD_SUBCLASS and str(arguments[0]) != _REBUILD_SUBCLASS:
+            return self.call(arguments[0], arguments[2])  # The tensor, without its class.
         if name not in self.calls:
             raise UserError(
-                f"it asks to call {function}, which no weights need: refused (of a module saved "
-                "whole, save the state_dict() instead)"
+                f"it calls {function}, which weights do not need: refused (if it is a pickled "
+                "module, save its state_dict() instead)"
             )
-        self.spent += sum(len(a) for a in arguments if hasattr(a, "__len__"))
-        if self.spent > _ARGUMENTS:
-            raise UserError("it copies the same things over and over, which no weights do")
+        self.arguments_size += sum(len(a) for a in arguments if hasattr(a, "__len__"))
+        if self.arguments_size > _MAX_ARGUMENTS:
+            raise UserError(
+                f"its calls have arguments of more than {_MAX_ARGUMENTS:,} items or bytes, which "
+                "weights do not need"
+            )
         return self.calls[name](*arguments)
 
-    def new(self, of: Any) -> Any:
-        if not isinstance(of, Global):
-            raise TypeError("an object of no class")
-        return {} if str(of) == "collections.OrderedDict" else Inert(of)
+    def new(self, cls: Any) -> Any:
+        """Returns a new object of a class: a dict or an `Inert`."""
+        if not isinstance(cls, Global):
+            raise TypeError("it makes an object of something that is not a class")
+        return {} if str(cls) == "collections.OrderedDict" else Inert(cls)
 
-    def put(self, target: Any, items: list[Any]) -> None:
-        """Adds to a list, or what stands for a subclass of one."""
+    def extend(self, target: Any, items: list[Any]) -> None:
+        """Appends items to a list; items for an `Inert` are ignored."""
         if isinstance(target, list):
             target.extend(items)
         elif not isinstance(target, Inert):
-            raise TypeError("items for what is no list")
+            raise TypeError("it appends to something that is not a list")
 
-    def set(self, target: Any, items: list[Any]) -> None:
-        """Adds keys and values, in turn, to a dictionary, or what stands for a subclass of one."""
+    def set_items(self, target: Any, items: list[Any]) -> None:
+        """Adds alternating keys and values to a dict; items for an `Inert` are ignored."""
         if len(items) % 2:
-            raise ValueError("a key without a value")
+            raise ValueError("a dictionary key has no value")
         if isinstance(target, dict):
             for key, value in zip(items[::2], items[1::2], strict=True):
                 target[_key(key)] = value
         elif not isinstance(target, Inert):
-            raise TypeError("keys for what is no dictionary")
+            raise TypeError("it sets items of something that is not a dictionary")
 
     def build(self, target: Any, state: Any) -> None:
+        """Gives an array its state; the state of any other object is ignored."""
         if isinstance(target, _Array):
             target.build(state)
         elif not isinstance(target, Inert | dict | list):
-            raise TypeError("a state for what has none")
+            raise TypeError("it sets the state of an object that has none")
 
     def step(self, name: str, argument: Any) -> None:
-        """One opcode other than STOP; see `pickletools` for what each means."""
+        """Executes one opcode other than STOP; `pickletools` documents all opcodes.
+
+        It is one function because it is one dispatch over the opcodes.
+        """
         stack = self.stack
         match name:
             case "PROTO" | "FRAME":
@@ -268,24 +302,24 @@ class _Machine:
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 count = int(name[-1])
                 if len(stack) < count:
-                    raise ValueError("a tuple of what is not there")
+                    raise ValueError("a tuple is longer than the stack")
                 stack[-count:] = [tuple(stack[-count:])]
             case "DICT":
                 made: dict[Any, Any] = {}
-                self.set(made, self.pop_to_mark())
+                self.set_items(made, self.pop_to_mark())
                 stack.append(made)
             case "APPEND":
                 item = stack.pop()
-                self.put(stack[-1], [item])
+                self.extend(stack[-1], [item])
             case "APPENDS" | "ADDITEMS":
                 items = self.pop_to_mark()
-                self.put(stack[-1], items)
+                self.extend(stack[-1], items)
             case "SETITEM":
                 value, key = stack.pop(), stack.pop()
-                self.set(stack[-1], [key, value])
+                self.set_items(stack[-1], [key, value])
             case "SETITEMS":
                 items = self.pop_to_mark()
-                self.set(stack[-1], items)
+                self.set_items(stack[-1], items)
             case "PUT" | "BINPUT" | "LONG_BINPUT":
                 self.memo[_key(argument)] = stack[-1]
             case "MEMOIZE":
@@ -297,7 +331,7 @@ class _Machine:
             case "STACK_GLOBAL":
                 attribute, module = stack.pop(), stack.pop()
                 if not isinstance(attribute, str) or not isinstance(module, str):
-                    raise TypeError("a name that is no text")
+                    raise TypeError("the name of a function or class is not a string")
                 stack.append(Global(module, attribute))
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
@@ -308,20 +342,20 @@ class _Machine:
             case "INST":
                 stack.append(self.call(Global(*argument.split(" ", 1)), self.pop_to_mark()))
             case "NEWOBJ":
-                _, of = stack.pop(), stack.pop()
-                stack.append(self.new(of))
+                _, cls = stack.pop(), stack.pop()
+                stack.append(self.new(cls))
             case "NEWOBJ_EX":
-                _, _, of = stack.pop(), stack.pop(), stack.pop()
-                stack.append(self.new(of))
+                _, _, cls = stack.pop(), stack.pop(), stack.pop()
+                stack.append(self.new(cls))
             case "BUILD":
                 state = stack.pop()
                 self.build(stack[-1], state)
             case "BINPERSID":
                 if self.persistent_load is None:
-                    raise ValueError("something kept outside of it")
+                    raise ValueError("it refers to an object outside the pickle")
                 stack.append(self.persistent_load(stack.pop()))
             case _:
-                raise ValueError(f"the opcode {name}")
+                raise ValueError(f"the opcode {name} is not supported")
 
 
 def read_pickle(
@@ -330,46 +364,55 @@ def read_pickle(
     calls: Mapping[str, Callable[..., Any]] | None = None,
     persistent_load: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """What a pickle describes, as far as it is containers, numbers, strings and arrays.
+    """Reads the containers, numbers, strings and arrays of a pickle.
 
     Args:
-      file: at the pickle's beginning; it is left at its end.
-      calls: name -> function, what it may call besides the usual.
-      persistent_load: what stands for an object kept outside the pickle.
+      file: a file whose position is the start of the pickle; reading leaves it at the end.
+      calls: name -> function, the functions that the pickle may call besides the default ones.
+      persistent_load: function from a persistent id to the object outside the pickle that it means.
 
     Returns:
-      dicts, lists (of sets, too), tuples, numbers, strings, bytes and NumPy arrays; `Inert` for an
-      object of an unknown class, and `Global` for a class or function that is only named.
+      dicts, lists (also for sets), tuples, numbers, strings, bytes and NumPy arrays; an `Inert` for
+      an object of an unknown class, and a `Global` for a reference to a class or function.
 
     Raises:
-      UserError: it asks to call something else, or it is damaged.
+      UserError: the pickle calls another function, or it is damaged.
     """
     machine = _Machine(calls or {}, persistent_load)
     try:
-        opcodes = pickletools.genops(cast("IO[bytes]", file))  # a mapped file reads as one
+        opcodes = pickletools.genops(cast("IO[bytes]", file))  # An mmap works, too.
         for steps, (opcode, argument, _) in enumerate(opcodes):
             if opcode.name == "STOP":
                 return _finished(machine.stack.pop())
-            if steps > _STEPS:
-                raise UserError(f"it takes more than {_STEPS:,} steps to read, which no weights do")
+            if steps > _MAX_STEPS:
+                raise UserError(
+                    f"its pickle has more than {_MAX_STEPS:,} steps, which weights do not need"
+                )
             machine.step(opcode.name, argument)
     except UserError:
         raise
-    except Exception as e:  # whatever a damaged pickle leads to
-        what = "something that is not there" if isinstance(e, LookupError) else str(e)
-        raise UserError(f"it is damaged, or no file of weights: {ascii(what)[1:-1][:120]}") from e
-    raise UserError("it is damaged: it has no end")
+    except Exception as e:  # A damaged pickle can raise anything.
+        reason = "it refers to a missing object" if isinstance(e, LookupError) else str(e)
+        raise UserError(f"it is damaged or not a weight file: {ascii(reason)[1:-1][:120]}") from e
+    raise UserError("it is damaged: its pickle has no end")
 
 
 def _finished(tree: Any) -> Any:
-    """The tree with arrays in place of `_Array`, in the dicts, lists and tuples nearest to its root."""
+    """Replaces each `_Array` in nested dicts, lists and tuples by its array or dtype.
+
+    Raises:
+      UserError: the tree has more than `_MAX_STEPS` nodes or 32 levels.
+    """
     seen = 0
 
     def walk(node: Any, depth: int) -> Any:
         nonlocal seen
         seen += 1
-        if seen > _STEPS or depth > 32:
-            raise UserError("it is nested deeper, or wider, than any weights are")
+        if seen > _MAX_STEPS or depth > 32:
+            raise UserError(
+                f"its content has more than {_MAX_STEPS:,} nodes or 32 levels, which weights do "
+                "not need"
+            )
         if isinstance(node, _Array):
             return node.dtype if node.value is None else node.value
         if isinstance(node, dict):

@@ -1,4 +1,4 @@
-"""Priors of other codebases: taming's minGPT and MaskGIT's transformer."""
+"""Reads the priors of other codebases: taming's minGPT and MaskGIT's transformer."""
 
 import dataclasses
 import re
@@ -10,21 +10,22 @@ import numpy as np
 from vq_jax.errors import UserError, first_line
 from vq_jax.interop.weights import Weights, listing
 
+# Names that identify a prior. The group is the prefix of all its arrays.
 _MINGPT = r"(.*\.|)tok_emb\.weight$"
 _MASKGIT = r"(.*/|)Embed_0/word_embeddings/embedding$"
 
 
 @dataclasses.dataclass(frozen=True)
 class FoundPrior:
-    """A prior in a file of weights.
+    """A prior in a weight file.
 
     Attributes:
       format: "taming_transformer" or "maskgit_transformer".
-      name: in `PRIORS`.
-      fields: of `config.prior`.
-      sampling: of `config.sampling`, what its authors draw with.
-      classes: how many labels it has.
-      params: its arrays, by our paths.
+      name: the kind of prior, a key of `PRIORS`.
+      fields: fields of `config.prior`.
+      sampling: fields of `config.sampling`, with the authors' settings.
+      classes: number of classes, 0 for an unconditional prior.
+      params: path in the params -> float32 array.
     """
 
     format: str
@@ -35,8 +36,8 @@ class FoundPrior:
     params: dict[str, np.ndarray]
 
 
-def holds_prior(weights: Weights) -> str | None:
-    """Which kind of prior a file holds, by the names of its arrays; None for none."""
+def detect_prior(weights: Weights) -> str | None:
+    """Returns the format of the prior in a file by the names of its arrays, None for no prior."""
     for key in weights.arrays:
         if re.match(_MINGPT, key):
             return "taming_transformer"
@@ -46,9 +47,9 @@ def holds_prior(weights: Weights) -> str | None:
 
 
 def without_prior(weights: Weights) -> dict[str, np.ndarray]:
-    """The arrays of a file that are not of its prior."""
+    """Returns the arrays of a file without those of its prior."""
     pattern = {"taming_transformer": _MINGPT, "maskgit_transformer": _MASKGIT}
-    if (kind := holds_prior(weights)) is None:
+    if (kind := detect_prior(weights)) is None:
         return weights.arrays
     prefix = _prefix(weights, pattern[kind])
     return {
@@ -59,40 +60,52 @@ def without_prior(weights: Weights) -> dict[str, np.ndarray]:
 
 
 def _prefix(weights: Weights, pattern: str) -> str:
+    """Returns the prefix of the names of a prior's arrays."""
     return next(m[1] for m in (re.match(pattern, key) for key in weights.arrays) if m)
 
 
 class _Reader:
-    """Arrays by their names, all of which are known to be there, and no others."""
+    """The arrays of a prior, by their names without the prefix.
 
-    def __init__(self, weights: Weights, pattern: str, idle: str = r"$^"):
+    Args:
+      weights: the file.
+      pattern: `_MINGPT` or `_MASKGIT`.
+      ignored: regular expression of the names of arrays that are not needed.
+    """
+
+    def __init__(self, weights: Weights, pattern: str, ignored: str = r"$^"):
         prefix = _prefix(weights, pattern)
         self.path = weights.path
         self.arrays = {
             key.removeprefix(prefix): array
             for key, array in weights.arrays.items()
-            if key.startswith(prefix) and not re.search(idle, key)
+            if key.startswith(prefix) and not re.search(ignored, key)
         }
 
     def count(self, pattern: str) -> int:
-        """How many layers there are."""
+        """Counts the layers: consecutive numbers from 0 in a pattern's group."""
         found = {int(m[1]) for m in (re.match(pattern, name) for name in self.arrays) if m}
         return next(n for n in range(len(found) + 1) if n not in found)
 
     def check(self, ranks: Mapping[str, int]) -> None:
-        """Raises UserError unless there are arrays of these names and ranks, and no others."""
+        """Checks that the arrays have exactly these names and ranks.
+
+        Raises:
+          UserError: arrays are missing, unexpected or of another rank; the text lists all of them.
+        """
         lines = [f"missing: {name}" for name in sorted(ranks.keys() - self.arrays.keys())]
-        left = sorted(self.arrays.keys() - ranks.keys())
-        lines += [f"left over: {name}, {self.arrays[name].shape}" for name in left]
+        unexpected = sorted(self.arrays.keys() - ranks.keys())
+        lines += [f"unexpected: {name}, {self.arrays[name].shape}" for name in unexpected]
         lines += [
-            f"of another shape: {name} is {self.arrays[name].shape}"
+            f"wrong shape: {name} is {self.arrays[name].shape}, expected {ranks[name]} dimensions"
             for name in sorted(ranks.keys() & self.arrays.keys())
             if self.arrays[name].ndim != ranks[name]
         ]
         if lines:
-            raise UserError(f"{self.path} does not hold what it should:" + listing(lines))
+            raise UserError(f"{self.path} does not contain the expected arrays:" + listing(lines))
 
     def __call__(self, name: str) -> np.ndarray:
+        """Returns an array as float32."""
         return np.asarray(self.arrays[name], np.float32)
 
 
@@ -104,25 +117,29 @@ def read_prior(
     heads: int | None,
     sos_token: int = 0,
 ) -> FoundPrior:
-    """The prior in a file.
+    """Reads the prior in a weight file.
 
     Args:
-      weights: the file.
-      grid: positions of an image's codes.
-      num_codes: of the tokenizer.
-      classes: of taming's, how many of its codes stand for classes; 0 for none.
-      heads: of taming's, which its arrays do not tell (`n_head` in its yaml).
-      sos_token: of taming's, the token that stands before the codes where there is no class.
+      weights: the file; it must contain a prior (see `detect_prior`).
+      grid: shape of an image's grid of codes.
+      num_codes: number of the tokenizer's codebook entries.
+      classes: number of classes of taming's transformer, 0 for an unconditional one.
+      heads: number of attention heads of taming's transformer (`n_head` in its yaml), which its
+        arrays do not give.
+      sos_token: start token of taming's transformer, used without a class.
 
     Raises:
-      UserError: arrays are missing or left over, or it is conditioned on more than a class.
+      UserError: arrays are missing or unexpected, do not match the tokenizer, or the prior is
+        conditioned on something other than a class.
     """
     try:
-        if holds_prior(weights) == "maskgit_transformer":
+        if detect_prior(weights) == "maskgit_transformer":
             return _read_maskgit(weights, grid, num_codes)
         return _read_mingpt(weights, grid, num_codes, classes, heads, sos_token)
-    except ValueError as e:  # arrays that do not fit together
-        raise UserError(f"{weights.path}: its arrays do not fit together: {first_line(e)}") from e
+    except ValueError as e:  # From NumPy, for incompatible shapes.
+        raise UserError(
+            f"{weights.path}: its arrays have inconsistent shapes: {first_line(e)}"
+        ) from e
 
 
 def _read_mingpt(
@@ -133,15 +150,19 @@ def _read_mingpt(
     heads: int | None,
     sos_token: int,
 ) -> FoundPrior:
-    """Esser et al. 2021's second stage: [class or start token, codes], each from those before it."""
+    """Reads the autoregressive transformer of Esser et al. 2021.
+
+    Its sequence is [class or start token, codes]. It is one function because it is one table of names.
+    """
     if any("cond_stage_model." in name for name in weights.arrays):
         raise UserError(
-            f"{weights.path} is conditioned on an image of its own kind (cond_stage_model): only "
-            "unconditional and class-conditional transformers have a form here"
+            f"{weights.path} is conditioned on an image (cond_stage_model): only unconditional and "
+            "class-conditional transformers are supported"
         )
     if heads is None:
         raise UserError(
-            f"{weights.path} does not say how many heads it has: --heads=N, n_head in its yaml"
+            f"{weights.path} does not contain the number of attention heads: give heads (n_head in "
+            "its yaml)"
         )
     read = _Reader(weights, _MINGPT, r"attn\.mask$")
     layers = read.count(r"blocks\.(\d{1,4})\.")
@@ -152,28 +173,29 @@ def _read_mingpt(
     for name in (f"blocks.{i}.{name}" for i in range(layers) for name in dense):
         ranks |= {f"{name}.weight": 2, f"{name}.bias": 1}
     read.check(ranks)
-    tokens, places = read("tok_emb.weight"), read("pos_emb")[0]
+    tokens, position_embedding = read("tok_emb.weight"), read("pos_emb")[0]
     vocabulary, width = tokens.shape
     positions = int(np.prod(grid))
-    if len(places) < positions:  # of more, the first are those that it has learned
+    if len(position_embedding) < positions:  # Positions beyond the image's are unused.
         raise UserError(
-            f"{weights.path} reads {len(places)} tokens, and the tokenizer's images have {positions}: "
-            "it belongs to another tokenizer, or --resolution is another"
+            f"{weights.path} has {len(position_embedding)} positions, but the tokenizer's images "
+            f"have {positions} codes: give the right tokenizer, or another resolution"
         )
     if not 0 <= sos_token < vocabulary:
-        raise UserError(f"--sos_token={sos_token}: it knows {vocabulary} tokens, from 0")
+        raise UserError(f"sos_token is {sos_token}: use 0 to {vocabulary - 1}")
     if vocabulary < max(num_codes, classes):
         raise UserError(
-            f"{weights.path} knows {vocabulary} tokens, and the tokenizer has {num_codes} codes"
-            + (f", --classes is {classes}" if classes > vocabulary else "")
+            f"{weights.path} has {vocabulary} tokens, but the tokenizer has {num_codes} codes"
+            + (f" and classes is {classes}" if classes > vocabulary else "")
+            + ": give the right tokenizer and classes"
         )
     zero = np.zeros((1, width), np.float32)
     params = {
         "codes/embedding": np.concatenate([tokens[:num_codes], zero]),
-        # The start token, or the label, is the code of that number.
+        # taming uses the embedding of code i for class i, and that of `sos_token` for no class.
         "labels/embedding": np.concatenate([tokens[:classes], tokens[sos_token][None]]),
         "books": zero,
-        "places": np.concatenate([places, zero])[: positions + 1],
+        "places": np.concatenate([position_embedding, zero])[: positions + 1],
         "norm_out/scale": read("ln_f.weight"),
         "norm_out/bias": read("ln_f.bias"),
         "head/kernel": read("head.weight").T[None, ..., :num_codes],
@@ -183,11 +205,9 @@ def _read_mingpt(
         for name, path in (("ln1", "norm_attention"), ("ln2", "norm_feed_forward")):
             params[f"{ours}/{path}/scale"] = read(f"{theirs}.{name}.weight")
             params[f"{ours}/{path}/bias"] = read(f"{theirs}.{name}.bias")
-        three = [f"{theirs}.attn.{name}" for name in ("query", "key", "value")]
-        params[f"{ours}/qkv/kernel"] = np.concatenate(
-            [read(f"{n}.weight").T for n in three], axis=1
-        )
-        params[f"{ours}/qkv/bias"] = np.concatenate([read(f"{n}.bias") for n in three])
+        qkv = [f"{theirs}.attn.{name}" for name in ("query", "key", "value")]
+        params[f"{ours}/qkv/kernel"] = np.concatenate([read(f"{n}.weight").T for n in qkv], axis=1)
+        params[f"{ours}/qkv/bias"] = np.concatenate([read(f"{n}.bias") for n in qkv])
         for name, path in (("attn.proj", "out"), ("mlp.0", "up"), ("mlp.2", "down")):
             params[f"{ours}/{path}/kernel"] = read(f"{theirs}.{name}.weight").T
             params[f"{ours}/{path}/bias"] = read(f"{theirs}.{name}.bias")
@@ -205,7 +225,11 @@ def _read_mingpt(
 
 
 def _read_maskgit(weights: Weights, grid: tuple[int, ...], num_codes: int) -> FoundPrior:
-    """Chang et al. 2022's: [num_codes + class, codes], masked ones the vocabulary's last."""
+    """Reads the masked transformer of Chang et al. 2022.
+
+    Its sequence is [num_codes + class, codes]. The mask token is the last of the vocabulary. It is one
+    function because it is one table of names.
+    """
     read = _Reader(weights, _MASKGIT)
     layers = read.count(r"TransformerLayer_(\d{1,4})/")
     ranks = {f"Embed_0/{name}_embeddings/embedding": 2 for name in ("word", "position")}
@@ -214,8 +238,8 @@ def _read_maskgit(weights: Weights, grid: tuple[int, ...], num_codes: int) -> Fo
     for i in range(layers):
         theirs, ours = f"TransformerLayer_{i}", f"block_{i}"
         for name in ("query", "key", "value", "out"):
-            place = f"{theirs}/Attention_0/self_attention/{name}"
-            ranks |= {f"{place}/kernel": 3, f"{place}/bias": 1 if name == "out" else 2}
+            layer = f"{theirs}/Attention_0/self_attention/{name}"
+            ranks |= {f"{layer}/kernel": 3, f"{layer}/bias": 1 if name == "out" else 2}
         for name in ("intermediate_output", "layer_output"):
             ranks |= {f"{theirs}/Mlp_0/{name}/kernel": 2, f"{theirs}/Mlp_0/{name}/bias": 1}
         norms += [
@@ -226,20 +250,21 @@ def _read_maskgit(weights: Weights, grid: tuple[int, ...], num_codes: int) -> Fo
     ranks["MlmLayer_0/mlm_bias/bias"] = 1
     read.check(ranks)
     words = read("Embed_0/word_embeddings/embedding")
-    places = read("Embed_0/position_embeddings/embedding")
+    position_embedding = read("Embed_0/position_embeddings/embedding")
     vocabulary, width = words.shape
     positions = int(np.prod(grid))
     classes = vocabulary - num_codes - 1
-    if len(places) != positions + 1 or classes < 1:
+    if len(position_embedding) != positions + 1 or classes < 1:
         raise UserError(
-            f"{weights.path} reads {len(places)} of {vocabulary} tokens, and the tokenizer's images "
-            f"have {positions} of {num_codes} codes: it belongs to another tokenizer"
+            f"{weights.path} has {len(position_embedding)} positions and {vocabulary} tokens, which "
+            f"do not match the tokenizer's {positions} positions and {num_codes} codes: give the "
+            "right tokenizer"
         )
     params = {
         "codes/embedding": np.concatenate([words[:num_codes], words[-1:]]),
         "labels/embedding": np.concatenate([words[num_codes:-1], np.zeros((1, width), np.float32)]),
         "books": np.zeros((1, width), np.float32),
-        "places": places,
+        "places": position_embedding,
         "bias_out": read("MlmLayer_0/mlm_bias/bias")[..., :num_codes].reshape(1, -1),
         "dense_out/kernel": read("MlmLayer_0/mlm_dense/kernel"),
         "dense_out/bias": read("MlmLayer_0/mlm_dense/bias"),
@@ -248,11 +273,11 @@ def _read_maskgit(weights: Weights, grid: tuple[int, ...], num_codes: int) -> Fo
     for i in range(layers):
         theirs, ours = f"TransformerLayer_{i}", f"block_{i}"
         attention = f"{theirs}/Attention_0/self_attention"
-        three = [f"{attention}/{name}" for name in ("query", "key", "value")]
-        heads = read(f"{three[0]}/kernel").shape[1]
-        kernels = [read(f"{n}/kernel").reshape(width, -1) for n in three]
+        qkv = [f"{attention}/{name}" for name in ("query", "key", "value")]
+        heads = read(f"{qkv[0]}/kernel").shape[1]
+        kernels = [read(f"{n}/kernel").reshape(width, -1) for n in qkv]
         params[f"{ours}/qkv/kernel"] = np.concatenate(kernels, axis=1)
-        params[f"{ours}/qkv/bias"] = np.concatenate([read(f"{n}/bias").reshape(-1) for n in three])
+        params[f"{ours}/qkv/bias"] = np.concatenate([read(f"{n}/bias").reshape(-1) for n in qkv])
         params[f"{ours}/out/kernel"] = read(f"{attention}/out/kernel").reshape(-1, width)
         params[f"{ours}/out/bias"] = read(f"{attention}/out/bias")
         for name, path in (("intermediate_output", "up"), ("layer_output", "down")):

@@ -1,7 +1,7 @@
-"""What `torch.save` wrote, read without PyTorch and without running what is in the file.
+"""Reads files of `torch.save` without PyTorch, and without running any code in them.
 
-Both forms are read: the zip archive of today, and the older row of pickles before raw storages. The
-tensors come as views of the file, which is mapped rather than read: nothing is allocated for them.
+Both formats are supported: the current zip archive, and the legacy sequence of pickles followed by
+raw storages. The file is memory-mapped and tensors are views of it, so that they take no memory.
 """
 
 import mmap
@@ -17,7 +17,8 @@ import numpy as np
 from vq_jax.errors import UserError, first_line
 from vq_jax.interop.pickles import File, Global, read_pickle
 
-_MAGIC = 0x1950A86A20F9469CFC6C
+_MAGIC = 0x1950A86A20F9469CFC6C  # First value in a legacy file.
+# Storage class of PyTorch -> dtype.
 _STORAGES: dict[str, Any] = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
@@ -33,26 +34,35 @@ _STORAGES: dict[str, Any] = {
 
 
 class _Storage(NamedTuple):
+    """A reference to a storage: its key in the file, and the dtype of its elements."""
+
     key: str
     dtype: Any
 
 
 class _Tensor:
-    """A tensor's place in its storage. A class of its own, so that it is no tuple of the file's."""
+    """A reference to a tensor in a storage.
+
+    It is not a NamedTuple, so that it cannot be confused with a tuple in the file.
+    """
 
     def __init__(self, storage: Any, offset: Any, shape: Any, strides: Any):
         if not isinstance(storage, _Storage):
-            raise TypeError("a tensor without a storage")
+            raise TypeError("a tensor has no storage")
         numbers = [offset, *shape, *strides]
         if len(shape) != len(strides) or len(shape) > 16:
-            raise ValueError("a tensor of no shape")
+            raise ValueError("a tensor has an invalid shape")
         if not all(type(n) is int and 0 <= n < 2**48 for n in numbers):
-            raise ValueError("a tensor of no shape")
+            raise ValueError("a tensor has an invalid shape")
         self.storage, self.offset = storage, offset
         self.shape, self.strides = tuple(shape), tuple(strides)
 
-    def within(self, flat: np.ndarray) -> np.ndarray:
-        """The tensor, as a view of its storage, which may not be smaller than it."""
+    def view(self, flat: np.ndarray) -> np.ndarray:
+        """Returns the tensor as a read-only view of its storage.
+
+        Raises:
+          ValueError: the tensor has elements outside the storage, or more elements than it.
+        """
         if 0 in self.shape:
             return np.zeros(self.shape, flat.dtype)
         last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
@@ -60,20 +70,21 @@ class _Tensor:
         for n in self.shape:
             count *= n
         if last >= len(flat) or count > len(flat):
-            raise ValueError("a tensor does not lie within its storage")
-        steps = [stride * flat.itemsize for stride in self.strides]
+            raise ValueError("a tensor extends beyond its storage")
+        byte_strides = [stride * flat.itemsize for stride in self.strides]
         return np.lib.stride_tricks.as_strided(
-            flat[self.offset :], self.shape, steps, writeable=False
+            flat[self.offset :], self.shape, byte_strides, writeable=False
         )
 
 
 def _storage_of(pid: Any) -> _Storage:
-    kind, of, key, _, _, *view = pid
-    if any(part is not None for part in view):  # files of 2017, where a storage could be a part
-        raise ValueError("a storage that is a view of another")
-    name = of.name if isinstance(of, Global) and of.module in ("torch", "torch.storage") else ""
+    """Returns the storage that a persistent id refers to."""
+    kind, cls, key, _, _, *view = pid
+    if any(part is not None for part in view):  # Files of 2017 may have such storages.
+        raise ValueError("a storage is a view of another storage, which is not supported")
+    name = cls.name if isinstance(cls, Global) and cls.module in ("torch", "torch.storage") else ""
     if kind != "storage" or name not in _STORAGES:
-        raise ValueError(f"a storage of {of}")
+        raise ValueError(f"a storage has the type {cls}, which is not supported")
     return _Storage(str(key), np.dtype(_STORAGES[name]))
 
 
@@ -89,117 +100,140 @@ _CALLS = {
 }
 
 
-def _read(file: File, met: dict[str, _Storage] | None = None) -> Any:
-    """A pickle's tree; the storages it names are added to `met`."""
+def _read(file: File, storages: dict[str, _Storage] | None = None) -> Any:
+    """Reads one pickle.
 
-    def storage(pid: Any) -> _Storage:
-        found = _storage_of(pid)
-        if met is not None:
-            met[found.key] = found
-        return found
+    Args:
+      file: a file whose position is the start of the pickle.
+      storages: key -> storage; the storages that the pickle refers to are added to it.
+    """
 
-    return read_pickle(file, calls=_CALLS, persistent_load=storage)
+    def load(pid: Any) -> _Storage:
+        storage = _storage_of(pid)
+        if storages is not None:
+            storages[storage.key] = storage
+        return storage
+
+    return read_pickle(file, calls=_CALLS, persistent_load=load)
 
 
 def read_torch_file(path: Path) -> Any:
-    """What a file of `torch.save` holds, with its tensors as arrays.
+    """Reads a file of `torch.save`.
 
     Args:
-      path: a file of either form.
+      path: a file of either format.
 
     Returns:
-      dicts, lists and numbers, as `read_pickle` gives them; tensors are read-only arrays that look
-      into the file, bfloat16 ones of `ml_dtypes`.
+      what `read_pickle` returns, with tensors as read-only views of the memory-mapped file.
+      bfloat16 tensors have the dtype of `ml_dtypes`.
 
     Raises:
-      UserError: it cannot be read, asks for more than tensors, or holds a tensor that is not in it.
+      UserError: the file cannot be read, calls a function that tensors do not need, or has a tensor
+        whose elements are not in the file.
     """
     try:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if data[:2] == b"PK":
             return _read_zip(path, data)
-        return _read_row(data)
+        return _read_legacy(data)
     except UserError as e:
         raise UserError(f"{path}: {e}") from e
     except zipfile.BadZipFile as e:
-        raise UserError(f"cannot read {path}: it is damaged, or only a part: fetch it again") from e
-    except Exception as e:  # whatever a damaged file makes a parser raise
+        raise UserError(
+            f"cannot read {path}: it is damaged or incomplete: download it again"
+        ) from e
+    except Exception as e:  # A damaged file can raise anything.
         raise UserError(f"cannot read {path}: {first_line(e)}") from e
 
 
 def _read_zip(path: Path, data: mmap.mmap) -> Any:
+    """Reads the zip format."""
     with zipfile.ZipFile(path) as archive:
         members = {info.filename: info for info in archive.infolist()}
     pickles = [name for name in members if name.rpartition("/")[2] == "data.pkl"]
     if any(name.endswith("constants.pkl") for name in members):
-        raise UserError("a TorchScript program, not a state dict: save model.state_dict() instead")
+        raise UserError(
+            "it is a TorchScript program, not a state dict: save model.state_dict() instead"
+        )
     if len(pickles) != 1:
-        raise UserError("a zip file, but not one that torch.save wrote")
+        raise UserError("it is a zip file, but torch.save did not write it")
     root = pickles[0].removesuffix("data.pkl")
 
-    def place(name: str) -> tuple[int, int]:
-        """Where a member's bytes lie in the file: (start, length)."""
+    def locate(name: str) -> tuple[int, int]:
+        """Returns the (start, length) of a member's bytes in the file."""
         info = members[name]
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
             raise UserError(f"{name[:80]!a} is compressed, which torch.save never does: refused")
         header = data[info.header_offset : info.header_offset + 30]
         if header[:4] != b"PK\x03\x04":
-            raise ValueError(f"{name[:80]!a} is not where the archive says")
+            raise ValueError(f"the archive's directory has a wrong offset for {name[:80]!a}")
         name_length, extra_length = struct.unpack("<HH", header[26:30])
         start = info.header_offset + 30 + name_length + extra_length
         if info.file_size != info.compress_size or start + info.file_size > len(data):
-            raise ValueError(f"{name[:80]!a} does not lie within the file: is it whole?")
+            raise ValueError(
+                f"{name[:80]!a} extends beyond the file, which may be incomplete: download it again"
+            )
         return start, info.file_size
 
     order = "<"
     if f"{root}byteorder" in members:
-        start, length = place(f"{root}byteorder")
+        start, length = locate(f"{root}byteorder")
         order = ">" if data[start : start + length] == b"big" else "<"
-    start, length = place(pickles[0])
+    start, length = locate(pickles[0])
     data.seek(start)
     tree = _read(data)
     if data.tell() > start + length:
-        raise ValueError("its pickle does not end where it should")
+        raise ValueError("its pickle extends beyond its member of the archive")
 
-    def storage(of: _Storage) -> np.ndarray:
-        start, length = place(f"{root}data/{of.key}")
-        dtype = of.dtype.newbyteorder(order)
+    def elements(storage: _Storage) -> np.ndarray:
+        start, length = locate(f"{root}data/{storage.key}")
+        dtype = storage.dtype.newbyteorder(order)
         return np.frombuffer(data, dtype, length // dtype.itemsize, start)
 
-    return _with_arrays(tree, storage)
+    return _with_arrays(tree, elements)
 
 
-def _read_row(data: mmap.mmap) -> Any:
-    """A row of pickles (magic number, protocol, the writer's machine, the tree, the storages' keys),
-    then the storages, each an int64 count and its elements."""
+def _read_legacy(data: mmap.mmap) -> Any:
+    """Reads the legacy format.
+
+    It has five pickles: magic number, protocol, description of the machine, the object, and the
+    keys of the storages. After them come the storages, each an int64 count and its elements.
+    """
     magic = _read(data)
     if magic != _MAGIC:
-        raise UserError("a pickle, but not a file that torch.save wrote")
+        raise UserError("it is a pickle, but torch.save did not write it")
     _read(data)
     machine = _read(data)
     little = not isinstance(machine, dict) or machine.get("little_endian", True)
     order = "<" if little else ">"
-    met: dict[str, _Storage] = {}
-    tree = _read(data, met)
-    storages = {}
+    storages: dict[str, _Storage] = {}
+    tree = _read(data, storages)
+    elements = {}
     for key in _read(data):
-        dtype = met[str(key)].dtype.newbyteorder(order)
+        dtype = storages[str(key)].dtype.newbyteorder(order)
         (count,) = struct.unpack(f"{order}q", data.read(8))
         start = data.tell()
         if not 0 <= count <= (len(data) - start) // dtype.itemsize:
-            raise ValueError("a storage does not lie within the file: is it whole?")
-        storages[str(key)] = np.frombuffer(data, dtype, count, start)
+            raise ValueError(
+                "a storage extends beyond the file, which may be incomplete: download it again"
+            )
+        elements[str(key)] = np.frombuffer(data, dtype, count, start)
         data.seek(start + count * dtype.itemsize)
-    return _with_arrays(tree, lambda of: storages[of.key])
+    return _with_arrays(tree, lambda storage: elements[storage.key])
 
 
-def _with_arrays(tree: Any, storage: Callable[[_Storage], np.ndarray]) -> Any:
-    """The tree with arrays for tensors; `storage` gives the elements of a storage."""
+def _with_arrays(tree: Any, elements: Callable[[_Storage], np.ndarray]) -> Any:
+    """Replaces the tensors in nested dicts, lists and tuples by arrays.
+
+    Args:
+      tree: what `_read` returned.
+      elements: function from a storage to its elements, one-dimensional.
+    """
 
     def walk(node: Any) -> Any:
         if isinstance(node, _Tensor):
-            return node.within(storage(node.storage))
+            return node.view(elements(node.storage))
         if isinstance(node, dict):
             return {key: walk(value) for key, value in node.items()}
         if isinstance(node, list | tuple) and type(node) in (list, tuple):

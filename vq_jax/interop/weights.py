@@ -1,4 +1,4 @@
-"""Files of weights, whatever wrote them, as named arrays; and our own form, a folder of two files."""
+"""Weight files as dicts of named arrays, and vq_jax's own format: a folder of two files."""
 
 import dataclasses
 import json
@@ -9,53 +9,59 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import traverse_util
 
 from vq_jax.errors import UserError, first_line
 from vq_jax.files import writing
 from vq_jax.interop.pickles import Inert
 from vq_jax.interop.torch_file import read_torch_file
 
-# In a folder: what its weights may be called, the best form first.
+# Suffixes of weight files that are looked for in a folder, in order of preference.
 _SUFFIXES = (".safetensors", ".msgpack", ".ckpt", ".pt", ".pth", ".bin")
-# Of our own form: a config, and arrays by their paths in the variables, such as params/encoder/...
+# The files of vq_jax's own format: the config, and the arrays. Arrays are named by their paths in
+# the variables, such as params/encoder/conv_in/kernel.
 CONFIG, ARRAYS = "config.json", "model.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Named arrays from a file.
+    """Named arrays from a weight file.
 
     Attributes:
-      path: the file they are from.
-      arrays: name -> array, names of nested trees joined by "." (by "/" in Flax's and our own).
-      about: what the config.json beside it says, or {}.
+      path: the file.
+      arrays: name -> array. Names of nested dicts are joined by "." (by "/" in Flax's files and in
+        vq_jax's own format).
+      config_json: content of the config.json in the same folder, {} if there is none.
     """
 
     path: Path
     arrays: dict[str, np.ndarray]
-    about: dict[str, Any] = dataclasses.field(default_factory=dict)
+    config_json: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read_weights(path: Path) -> Weights:
-    """Reads a file of weights, or a folder with one in it, and runs nothing that is in it.
+    """Reads a weight file without running any code that it contains.
 
-    The form is told from the file's first bytes: safetensors, a zip or older file of `torch.save`,
-    or Flax's msgpack.
+    The format is detected from the first bytes: safetensors, `torch.save` (zip or legacy), or
+    Flax's msgpack.
+
+    Args:
+      path: a weight file, the JSON index of a sharded one, or a folder with exactly one of these.
 
     Raises:
-      UserError: there is none, there are several, or it cannot be read.
+      UserError: there is no weight file, there are several, or it cannot be read.
     """
     if path.is_dir():
-        path = _model_in(path)
-        about = _read_config(path / CONFIG)
+        path = _model_folder(path)
+        config_json = _read_config(path / CONFIG)
         path = _weights_in(path)
     else:
-        about = _read_config(path.parent / CONFIG, only="VQModel")
+        config_json = _read_config(path.parent / CONFIG, only="VQModel")
     arrays = _read_shards(path) if path.suffix == ".json" else _read_file(path)
     if not arrays:
-        raise UserError(f"{path} holds no arrays")
-    # Names are shown on a terminal: nothing in them may steer it.
-    return Weights(path, {ascii(name)[1:-1]: array for name, array in arrays.items()}, about)
+        raise UserError(f"{path} contains no arrays")
+    # Names are printed, so escape any terminal control characters in them.
+    return Weights(path, {ascii(name)[1:-1]: array for name, array in arrays.items()}, config_json)
 
 
 def _read_file(path: Path) -> dict[str, np.ndarray]:
@@ -71,52 +77,56 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
     if start[:1] and (0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):
         return _flatten(_read_msgpack(path), "/")
     for beginning, what in (
-        (b"version https://git-lfs", "a git-lfs pointer, not the file itself: run git lfs pull"),
-        (b"<!doctype", "a web page, not the file that it is about: fetch that again"),
-        (b"<html", "a web page, not the file that it is about: fetch that again"),
+        (b"version https://git-lfs", "a git-lfs pointer, not the weights: run git lfs pull"),
+        (b"<!doctype", "a web page, not the weights: download the file again"),
+        (b"<html", "a web page, not the weights: download the file again"),
     ):
         if start.lstrip().lower().startswith(beginning):
             raise UserError(f"{path} is {what}")
     raise UserError(
-        f"{path} is no file of weights: known are safetensors, torch.save's and Flax's msgpack"
+        f"{path} is not a weight file: use safetensors, a torch.save file or Flax's msgpack"
     )
 
 
 def _one_model(tree: Any, path: Path) -> Any:
-    """What `torch.save` wrote, if it is a dictionary.
+    """Returns the content of a `torch.save` file unless it has no single state dict.
 
     Raises:
-      UserError: it is a module pickled whole, or a list.
+      UserError: it is a pickled module, or a list of state dicts.
     """
     if isinstance(tree, Inert):
         raise UserError(
-            f"{path} holds a module pickled whole ({tree.of}), which only its own code can open: save "
-            "its state_dict() instead"
+            f"{path} contains a pickled module ({tree.reference}), which only its own code can "
+            "open: save its state_dict() instead"
         )
     if isinstance(tree, list | tuple) and any(isinstance(item, dict) for item in tree):
-        raise UserError(f"{path} holds a list of {len(tree)} state dicts: save the one you want")
+        raise UserError(
+            f"{path} contains a list of {len(tree)} state dicts: save one of them to its own file"
+        )
     return tree
 
 
 def _read_shards(index: Path) -> dict[str, np.ndarray]:
-    """The arrays of several files, by the index beside them (`weight_map`: name -> file)."""
+    """Reads a sharded model through its index file (`weight_map`: name -> file)."""
     try:
         names = json.loads(index.read_text())["weight_map"]
         shards = sorted({str(name) for name in names.values()})
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"{index} is no index of files of weights: {first_line(e)}") from e
+        raise UserError(f"{index} is not an index of weight files: {first_line(e)}") from e
     arrays: dict[str, np.ndarray] = {}
     for shard in shards:
         if Path(shard).name != shard or shard.startswith("."):
             raise UserError(f"{index} names a file outside its folder: {ascii(shard)[:80]}")
         arrays |= _read_file(index.parent / shard)
     if missing := sorted(names.keys() - arrays.keys()):
-        raise UserError(f"{index} names {len(missing)} arrays that its files lack: {missing[0]}")
+        raise UserError(
+            f"{index} lists {len(missing)} arrays that its files do not contain: {missing[0]}"
+        )
     return arrays
 
 
-def _model_in(folder: Path) -> Path:
-    """The folder itself, or that of the tokenizer in a diffusers pipeline."""
+def _model_folder(folder: Path) -> Path:
+    """Returns the tokenizer's subfolder for a diffusers pipeline, else the folder itself."""
     if not (folder / "model_index.json").is_file():
         return folder
     parts = (folder / name for name in ("vqvae", "vqgan", "movq", "vae"))
@@ -124,6 +134,7 @@ def _model_in(folder: Path) -> Path:
 
 
 def _weights_in(folder: Path) -> Path:
+    """Returns the one weight file, or index of shards, in a folder."""
     indices = sorted(folder.glob("*.index.json"))
     for suffix in _SUFFIXES:
         found = sorted(p for p in folder.iterdir() if p.suffix == suffix and p.is_file())
@@ -134,25 +145,30 @@ def _weights_in(folder: Path) -> Path:
         found = whole or found
         if len(found) > 1:
             names = ", ".join(p.name for p in found)
-            raise UserError(f"{folder} has several files of weights ({names}): name one")
+            raise UserError(f"{folder} has several weight files ({names}): give one of them")
         if found:
             return found[0]
-    raise UserError(f"no file of weights in {folder} (*{', *'.join(_SUFFIXES)})")
+    raise UserError(f"no weight file in {folder} (*{', *'.join(_SUFFIXES)})")
 
 
 def _read_config(path: Path, only: str = "") -> dict[str, Any]:
-    """A config.json; {} where there is none. With `only`, {} unless it is of that diffusers class."""
+    """Reads a config.json, {} if there is none.
+
+    Args:
+      path: the file.
+      only: a diffusers class; any other config.json gives {}. Empty for no restriction.
+    """
     if not path.exists():
         return {}
     try:
-        about = json.loads(path.read_text())
+        config_json = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as e:
         if only:
             return {}
         raise UserError(f"{path} cannot be read as JSON: {first_line(e)}") from e
-    if not isinstance(about, dict):
-        about = {}
-    return about if not only or about.get("_class_name") == only else {}
+    if not isinstance(config_json, dict):
+        config_json = {}
+    return config_json if not only or config_json.get("_class_name") == only else {}
 
 
 def _read_safetensors(path: Path, prefix: str = "") -> dict[str, np.ndarray]:
@@ -171,15 +187,16 @@ def _read_msgpack(path: Path) -> Any:
 
     try:
         return serialization.msgpack_restore(path.read_bytes())
-    except Exception as e:  # whatever a damaged file makes the parser raise
+    except Exception as e:  # A damaged file can make the parser raise anything.
         raise UserError(
-            f"{path} is no file of weights that can be read (by its first byte it could be Flax's "
-            f"msgpack: {first_line(e)})"
+            f"{path} is not a readable weight file (its first byte suggests Flax's msgpack: "
+            f"{first_line(e)})"
         ) from e
 
 
 def _flatten(tree: Any, separator: str) -> dict[str, np.ndarray]:
-    """The arrays of nested dicts by their joined names; what is no array is left out."""
+    """Returns the arrays of nested dicts by their joined names, leaving out all other leaves."""
+    # Not flax.traverse_util: an untrusted tree may have keys that are no strings, and any depth.
     arrays: dict[str, np.ndarray] = {}
 
     def walk(node: Any, prefix: str, depth: int) -> None:
@@ -194,87 +211,101 @@ def _flatten(tree: Any, separator: str) -> dict[str, np.ndarray]:
     return arrays
 
 
-def save_arrays(arrays: dict[str, np.ndarray], path: Path, **about: str) -> None:
-    """Writes a safetensors file; nothing half-written is left under its name."""
+def save_arrays(arrays: dict[str, np.ndarray], path: Path, **metadata: str) -> None:
+    """Writes a safetensors file atomically.
+
+    Args:
+      arrays: name -> array.
+      path: the file to write.
+      **metadata: entries for the file's metadata.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     with writing(path) as temporary:
-        # Strided views would be written as they lie in memory.
+        # save_file would write the memory of a strided view in the wrong order.
         whole = {name: np.ascontiguousarray(a).reshape(np.shape(a)) for name, a in arrays.items()}
         try:
-            save_file(whole, temporary, metadata={"format": "pt", **about})
+            save_file(whole, temporary, metadata={"format": "pt", **metadata})
         except SafetensorError as e:
             raise UserError(f"cannot write {path}: {e}") from e
         mask = os.umask(0)
         os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # it is made for the owner alone
+        temporary.chmod(0o666 & ~mask)  # save_file makes it readable for the owner only.
 
 
-# --- our own form ---------------------------------------------------------------------------------
+def save_json(content: dict[str, Any], path: Path) -> None:
+    """Writes a dict as indented JSON."""
+    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts of arrays (or of shapes) as {"a/b/c": array}."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    found: dict[str, Any] = {}
-    for name, branch in tree.items():
-        found |= flat(branch, f"{prefix}/{name}" if prefix else str(name))
-    return found
+# --- vq_jax's own format --------------------------------------------------------------------------
+
+
+def flat(tree: dict[str, Any]) -> dict[str, Any]:
+    """Flattens nested dicts of arrays or shapes to {"a/b/c": array}."""
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+def flat_numpy(tree: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Flattens nested dicts of arrays to {"a/b/c": array}, with the arrays as NumPy's."""
+    return {name: np.asarray(array) for name, array in flat(tree).items()}
 
 
 def nested(arrays: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `flat`."""
-    tree: dict[str, Any] = {}
-    for path, array in arrays.items():
-        *parents, leaf = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = array
-    return tree
+    """Turns {"a/b/c": array} into nested dicts, the inverse of `flat`."""
+    return traverse_util.unflatten_dict(arrays, sep="/")
 
 
 def differences(
-    arrays: dict[str, Any], shapes: dict[str, Any], called: Callable[[str], str] = str
+    arrays: dict[str, Any], shapes: dict[str, Any], label: Callable[[str], str] = str
 ) -> list[str]:
-    """What is missing, left over or of another shape than wanted, a line each.
+    """Lists the arrays that are missing, unexpected or of the wrong shape, one line each.
 
     Args:
-      arrays: by path.
-      shapes: arrays or shapes, by path: those that are wanted.
-      called: what a path is called in the lines.
+      arrays: the arrays found, by path.
+      shapes: the arrays or shapes expected, by path.
+      label: function from a path to the name shown in the lines.
     """
 
-    def shape(of: Any) -> tuple[int, ...]:
-        return tuple(of.shape)
+    def shape(x: Any) -> tuple[int, ...]:
+        return tuple(x.shape)
 
     lines = []
     for name in sorted(shapes.keys() | arrays.keys()):
         if name not in arrays:
-            lines.append(f"missing: {called(name)}, {shape(shapes[name])}")
+            lines.append(f"missing: {label(name)}, {shape(shapes[name])}")
         elif name not in shapes:
-            lines.append(f"left over: {called(name)}, {shape(arrays[name])}")
+            lines.append(f"unexpected: {label(name)}, {shape(arrays[name])}")
         elif shape(arrays[name]) != shape(shapes[name]):
-            here, there = shape(arrays[name]), shape(shapes[name])
-            lines.append(f"of another shape: {called(name)} is {here}, not {there}")
+            found, expected = shape(arrays[name]), shape(shapes[name])
+            lines.append(f"wrong shape: {label(name)} is {found}, expected {expected}")
     return lines
 
 
 def listing(lines: list[str]) -> str:
-    """Lines under a sentence, all of them."""
+    """Formats lines as an indented list that follows a sentence."""
     return "".join(f"\n  {line}" for line in lines)
 
 
 def holds_arrays(folder: Path) -> bool:
-    """Whether a folder is of our own form."""
+    """Returns whether a folder contains arrays in vq_jax's own format."""
     return (folder / ARRAYS).is_file()
 
 
 def read_group(folder: Path, group: str) -> dict[str, Any]:
-    """The arrays of one group (the first part of their names) of a folder of our own form, nested;
-    {} where there is none."""
+    """Reads one group of arrays from a folder in vq_jax's own format.
+
+    Args:
+      folder: the folder.
+      group: the first part of the arrays' names, such as "discriminator".
+
+    Returns:
+      nested dicts of arrays, {} if the folder or the group does not exist.
+    """
     if not holds_arrays(folder):
         return {}
     path = folder / ARRAYS
@@ -282,18 +313,18 @@ def read_group(folder: Path, group: str) -> dict[str, Any]:
 
 
 def read_folder(folder: Path, shapes: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """The arrays of a folder of our own form.
+    """Reads the arrays of a folder in vq_jax's own format.
 
     Args:
-      folder: that `export` or `import` wrote.
-      shapes: nested dicts of arrays or shapes: the groups wanted. Other groups (a discriminator's,
-        say) are left where they are.
+      folder: a folder written by `export` or `import_weights`.
+      shapes: nested dicts of arrays or shapes, for the groups to read. Other groups, such as the
+        discriminator's, are not read.
 
     Returns:
-      the training steps its params have seen; nested dicts of arrays.
+      the number of training steps; nested dicts of arrays.
 
     Raises:
-      UserError: arrays are missing, left over or of another shape; the text lists all.
+      UserError: arrays are missing, unexpected or of the wrong shape; the text lists all of them.
     """
     path = folder / ARRAYS
     found: dict[str, np.ndarray] = {}
@@ -301,12 +332,13 @@ def read_folder(folder: Path, shapes: dict[str, Any]) -> tuple[int, dict[str, An
         prefix = f"{group}/" if isinstance(tree, dict) else group
         found |= _read_safetensors(path, prefix)
     if lines := differences(found, flat(shapes)):
-        raise UserError(f"{path} does not fit the {CONFIG} beside it:" + listing(lines))
+        raise UserError(f"{path} does not match {CONFIG} in the same folder:" + listing(lines))
     tree = nested(found)
     return _step(path), {name: tree.get(name, {}) for name in shapes}
 
 
 def _step(path: Path) -> int:
+    """Returns the training step in a file's metadata, 0 if it has none."""
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as file:
