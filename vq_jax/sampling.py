@@ -1,9 +1,9 @@
-"""Drawing codes from a prior, given as a function that returns logits.
+"""Samples codes from a prior, which is given as a function that returns logits.
 
-Such a function returns float32 [G, B, ..., K]: G is 1, or 2 where a label guides: logits with the
-label, then without. N tokens an image, in the order of the codes; `free` says which of them are
-drawn, the others are given and stay. Every row draws from a key of its own, so that an image depends
-on the seed and its number and not on the batch it is drawn in.
+Logits are float32 [G, B, ..., K]. G is 1, or 2 with guidance: logits with the label, then without. An
+example has N tokens, in the order of its codes. `free` is True for the codes to sample; the others are
+given and stay. Every row has its own key, so a sample depends on the seed and its index and not on the
+batch.
 """
 
 import dataclasses
@@ -16,21 +16,22 @@ import jax.numpy as jnp
 import numpy as np
 
 GUIDANCE_SCHEDULES = ("constant", "linear", "cosine")
+_HALTON_BASES = (2, 3, 5)  # of each axis
 
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """How a code is drawn from its logits.
+    """How a code is sampled from its logits.
 
     Attributes:
-      temperature: the logits are divided by it; 0 takes the likeliest code.
-      top_k: only so many of the likeliest codes; 0 for all.
-      top_p: only the smallest set of likeliest codes that holds this much of the probability.
-      min_p: only codes at least this likely, relative to the likeliest.
-      guidance: weight of the label (Ho & Salimans 2022, eq. 6, with 1 + w written as one number):
-        1 is without, 0 ignores the label.
-      guidance_schedule: "constant"; or "linear" or "cosine", which rise to `guidance` from 1 as
-        the image fills.
+      temperature: divisor of the logits; 0 takes the likeliest code.
+      top_k: number of likeliest codes to sample from; 0 is all.
+      top_p: sample from the smallest set of likeliest codes with this probability.
+      min_p: sample from codes whose probability relative to the likeliest is at least this.
+      guidance: weight of the label (Ho & Salimans 2022, eq. 6, with 1 + w as one number): 1 is no
+        guidance, 0 ignores the label.
+      guidance_schedule: "constant", or "linear" or "cosine", which rise from 1 to `guidance` with the
+        share of known codes.
     """
 
     temperature: float = 1.0
@@ -58,7 +59,7 @@ class Draw:
 
     @property
     def guided(self) -> bool:
-        """Whether logits without the label are needed, too."""
+        """Whether logits without the label are needed."""
         return self.guidance != 1.0
 
 
@@ -69,10 +70,10 @@ def filter_logits(
     top_p: float = 1.0,
     min_p: float = 0.0,
 ) -> jax.Array:
-    """Logits of the codes that may be drawn, -inf at the others; at least one stays.
+    """Sets the logits of codes that must not be sampled to -inf; at least one code stays.
 
-    The temperature comes first, then top-k (Fan et al. 2018), top-p (Holtzman et al. 2020) and
-    min-p (Nguyen et al. 2024), each on what the one before has left.
+    Applies the temperature, then top-k (Fan et al. 2018), top-p (Holtzman et al. 2020) and min-p
+    (Nguyen et al. 2024), each to the result of the one before.
 
     Args:
       logits: float [..., K].
@@ -103,12 +104,12 @@ def filter_logits(
 
 
 def guide(logits_G: jax.Array, draw: Draw, progress: jax.Array | float) -> jax.Array:
-    """Logits moved away from those without the label (Ho & Salimans 2022, eq. 6).
+    """Applies classifier-free guidance (Ho & Salimans 2022, eq. 6).
 
     Args:
       logits_G: float32 [G, ..., K], G 1 or 2.
       draw: has the scale and its schedule.
-      progress: how much of the image is there, in [0, 1]; of each row, [B], or of all.
+      progress: share of known codes, in [0, 1]; a scalar, or [B] for each row.
 
     Returns:
       float32 [..., K].
@@ -126,7 +127,7 @@ def guide(logits_G: jax.Array, draw: Draw, progress: jax.Array | float) -> jax.A
 
 
 def row_keys(key: jax.Array, first: jax.Array | int, rows: int) -> jax.Array:
-    """A key for each row, by its number: keys [rows] for rows first, first + 1, ..."""
+    """Returns a key for each row: keys [rows] of rows first, first + 1, ..."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(rows))
 
 
@@ -135,19 +136,19 @@ def _fold(keys_B: jax.Array, n: jax.Array | int) -> jax.Array:
 
 
 def draw_codes(keys_B: jax.Array, logits: jax.Array, draw: Draw) -> jax.Array:
-    """int32 [B, ...] drawn from logits [B, ..., K], filtered as `draw` says; each row by its key."""
+    """Samples int32 [B, ...] from logits [B, ..., K], filtered by `draw`; each row has its key."""
     logits = filter_logits(logits, draw.temperature, draw.top_k, draw.top_p, draw.min_p)
     return jax.vmap(jax.random.categorical)(keys_B, logits).astype(jnp.int32)
 
 
 def log_probability(logits: jax.Array, codes: jax.Array) -> jax.Array:
-    """Log-probability, in nats, of codes int [...] under logits float32 [..., K]."""
+    """Returns the log-probability in nats of codes int [...] under logits float32 [..., K]."""
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, codes[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
-def one_by_one(
+def sample_autoregressive(
     begin: Callable[[], tuple[jax.Array, Any]],
     step: Callable[..., tuple[jax.Array, Any]],
     keys_B: jax.Array,
@@ -156,20 +157,20 @@ def one_by_one(
     order_BP: jax.Array,
     draw: Draw,
 ) -> tuple[jax.Array, jax.Array]:
-    """Codes one after another, in one compiled loop.
+    """Samples codes one after another, in one compiled loop.
 
     Args:
       begin: () -> logits [G, B, K] of the first code visited, and the cache.
-      step: (code_B, n, position_B, next_position_B, cache) -> logits of the next, and the cache.
-      keys_B: a key a row.
-      given_BN: int32, codes that are given.
-      free_BN: bool, True where a code is drawn instead.
+      step: (code_B, n, position_B, next_position_B, cache) -> logits of the next code, and the cache.
+      keys_B: one key for each row.
+      given_BN: int32, given codes.
+      free_BN: bool, True for codes to sample.
       order_BP: int32, each row a permutation of the positions, of N / P tokens each.
-      draw: how.
+      draw: how to sample a code.
 
     Returns:
-      codes int32 [B, N]; float32 [B], log-probability in nats of those drawn, given all before
-      them, without filter or guidance.
+      codes int32 [B, N]; float32 [B], the log-probability in nats of the sampled codes, each given
+      all codes before it, without filter and guidance.
     """
     rows, length = given_BN.shape
     books = length // order_BP.shape[1]
@@ -200,7 +201,7 @@ def one_by_one(
     return codes_BN, likelihood_B
 
 
-def in_parallel(
+def sample_masked(
     logits: Callable[[jax.Array], jax.Array],
     keys_B: jax.Array,
     given_BN: jax.Array,
@@ -211,23 +212,23 @@ def in_parallel(
     choice_temperature: float = 4.5,
     rank_N: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Many codes at once, the surest first (Chang et al. 2022, MaskGIT, sec. 3.2).
+    """Samples many codes a step, the most confident first (Chang et al. 2022, MaskGIT, sec. 3.2).
 
-    After step t of T, floor(cos(pi t / 2T) * n) of n codes are still masked; at least one is
-    settled in every step. Once settled, a code stays.
+    After step t of T, floor(cos(pi t / 2T) * n) of n codes are still masked. Every step fixes at least
+    one code. A fixed code does not change.
 
     Args:
       logits: int32 codes [B, N], -1 where masked -> float32 [G, B, N, K].
-      keys_B, given_BN, free_BN, draw: as for `one_by_one`.
+      keys_B, given_BN, free_BN, draw: as for `sample_autoregressive`.
       steps: T.
-      choice_temperature: how much chance there is in which codes are the surest, in the first
-        step; it falls linearly to 0.
-      rank_N: int32, settle codes by this order instead (`halton_order`), in which those of one step
-        lie far apart (Besnier et al. 2025).
+      choice_temperature: scale of the Gumbel noise on the confidence in the first step; it decreases
+        linearly to 0.
+      rank_N: int32, fix codes in this order instead, such as `halton_order`, in which the codes of a
+        step are far apart (Besnier et al. 2025).
 
     Returns:
-      codes int32 [B, N]; float32 [B], the sum of the log-probabilities, in nats, that the drawn
-      codes had when they were settled, without filter or guidance.
+      codes int32 [B, N]; float32 [B], the sum of the log-probabilities in nats that the sampled codes
+      had when they were fixed, without filter and guidance.
     """
     rows, length = given_BN.shape
     total_B = free_BN.sum(axis=1)
@@ -242,36 +243,42 @@ def in_parallel(
         guided = guide(logits_G, draw, progress_B)
         drawn_BN = draw_codes(keys, guided, draw)
         if rank_N is None:
-            heat = choice_temperature * (1.0 - (t + 1) / steps)
+            scale = choice_temperature * (1.0 - (t + 1) / steps)
             noise_BN = jax.vmap(lambda key: jax.random.gumbel(key, (length,)))(
                 _fold(keys_B, 2 * t + 1)
             )
-            sure_BN = log_probability(guided, drawn_BN) + heat * noise_BN
+            confidence_BN = log_probability(guided, drawn_BN) + scale * noise_BN
         else:
-            sure_BN = jnp.broadcast_to(-rank_N.astype(jnp.float32), (rows, length))
-        # A little is added for rounding: the cosine of a right angle is not quite 0.
+            confidence_BN = jnp.broadcast_to(-rank_N.astype(jnp.float32), (rows, length))
+        # In floating point, cos(pi / 2) is not exactly 0.
         left_B = jnp.floor(total_B * jnp.cos(jnp.pi / 2 * (t + 1) / steps) + 1e-4)
         left_B = jnp.minimum(left_B.astype(jnp.int32), masked_B - 1)
         left_B = jnp.where(t + 1 == steps, 0, left_B)
-        rank_BN = jnp.argsort(jnp.argsort(jnp.where(masked_BN, -sure_BN, jnp.inf), axis=1), axis=1)
-        settled_BN = masked_BN & (rank_BN < (masked_B - left_B)[:, None])
-        gained_BN = jnp.where(settled_BN, log_probability(logits_G[0], drawn_BN), 0.0)
-        return jnp.where(settled_BN, drawn_BN, codes_BN), likelihood_B + gained_BN.sum(axis=1)
+        rank_BN = jnp.argsort(
+            jnp.argsort(jnp.where(masked_BN, -confidence_BN, jnp.inf), axis=1), axis=1
+        )
+        fixed_BN = masked_BN & (rank_BN < (masked_B - left_B)[:, None])
+        gained_BN = jnp.where(fixed_BN, log_probability(logits_G[0], drawn_BN), 0.0)
+        return jnp.where(fixed_BN, drawn_BN, codes_BN), likelihood_B + gained_BN.sum(axis=1)
 
     start = jnp.where(free_BN, -1, given_BN), jnp.zeros((rows,), jnp.float32)
     return jax.lax.fori_loop(0, steps, body, start)
 
 
 def halton_order(grid: tuple[int, ...], books: int = 1) -> np.ndarray:
-    """When each token's turn comes if positions are visited along a Halton sequence.
+    """Returns the rank of each token if positions are visited along a Halton sequence.
 
     Args:
-      grid: shape of the positions, of one or two dimensions.
-      books: tokens a position.
+      grid: shape of the positions, of up to three axes.
+      books: number of tokens a position.
 
     Returns:
-      int32 [positions * books], a permutation: 0 for the token visited first.
+      int32 [positions * books], a permutation, 0 for the token visited first.
     """
+    if len(grid) > len(_HALTON_BASES):
+        raise ValueError(f"a Halton order has at most {len(_HALTON_BASES)} axes, not {len(grid)}")
+    grid = grid or (1,)
+    bases = _HALTON_BASES[: len(grid)]
 
     def radical_inverse(i: int, base: int) -> float:
         result, digit = 0.0, 1.0
@@ -287,7 +294,7 @@ def halton_order(grid: tuple[int, ...], books: int = 1) -> np.ndarray:
     while found < count:
         i += 1
         cell = [
-            int(radical_inverse(i, base) * side) for base, side in zip((2, 3), grid, strict=False)
+            int(radical_inverse(i, base) * side) for base, side in zip(bases, grid, strict=True)
         ]
         place = int(np.ravel_multi_index(cell, grid))
         if rank[place] < 0:

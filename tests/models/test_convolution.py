@@ -1,3 +1,5 @@
+"""Convolutions against XLA's, in value and gradients."""
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -31,53 +33,48 @@ def values_and_gradients(conv, x, kernel, padding, stride=1):
     [
         ((2, 8, 16, 32), 48, 3, "SAME"),
         ((3, 4, 4, 64), 32, 3, ((1, 1), (1, 1))),
-        ((4, 64, 64, 32), 32, 3, "SAME"),  # in blocks
-        ((2, 8, 16, 64), 80, 3, "SAME"),  # the value by Winograd, too
+        ((4, 64, 64, 32), 32, 3, "SAME"),  # in several blocks
+        ((2, 8, 16, 64), 80, 3, "SAME"),  # with Winograd's algorithm for the output, too
         ((4, 48, 64, 64), 64, 3, "SAME"),
-        ((2, 6, 9, 3), 32, 3, "SAME"),  # of four channels
+        ((2, 6, 9, 3), 32, 3, "SAME"),  # padded to four channels
         ((2, 7, 9, 40), 24, 1, "SAME"),
     ],
 )
-@pytest.mark.parametrize("devices", [1, 4])  # only one device takes a batch in blocks
-def test_equals_xlas_in_value_and_gradients(
-    rng, monkeypatch, shape, features, size, padding, devices
-):
+@pytest.mark.parametrize("devices", [1, 4])  # Blocks need one device.
+def test_values_and_gradients_match_xla(rng, monkeypatch, shape, features, size, padding, devices):
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     x, kernel = inputs(rng, shape, features, size)
-    ours = values_and_gradients(conv_general_dilated, x, kernel, padding)
-    theirs = values_and_gradients(lax.conv_general_dilated, x, kernel, padding)
-    for a, b in zip(ours, theirs, strict=True):
+    actual = values_and_gradients(conv_general_dilated, x, kernel, padding)
+    expected = values_and_gradients(lax.conv_general_dilated, x, kernel, padding)
+    for a, b in zip(actual, expected, strict=True):
         assert float(jnp.abs(a - b).max()) < 2e-5 * float(jnp.abs(b).max())
 
 
-def test_without_the_fast_ones_every_convolution_is_xlas(rng):
+def test_empty_batch_gives_an_empty_result(rng):
     x, kernel = inputs(rng, (1, 8, 8, 32), 32)
-    with convolution.plain():
-        y = conv_general_dilated(x, kernel, (1, 1), "SAME", **DIMENSIONS)
-    chex.assert_trees_all_equal(y, convolution._xla(x, kernel))
     assert conv_general_dilated(x[:0], kernel, (1, 1), "SAME", **DIMENSIONS).shape == (0, 8, 8, 32)
 
 
 @pytest.mark.parametrize("features", [32, 64])
 def test_bfloat16_is_computed_in_float32(rng, features):
     x, kernel = inputs(rng, (2, 8, 8, features), features, dtype=jnp.bfloat16)
-    ours = values_and_gradients(conv_general_dilated, x, kernel, "SAME")
-    wide = (v.astype(jnp.float32) for v in (x, kernel))
-    exact = values_and_gradients(lax.conv_general_dilated, *wide, "SAME")
-    for a, b in zip(ours, exact, strict=True):
+    actual = values_and_gradients(conv_general_dilated, x, kernel, "SAME")
+    in_float32 = (v.astype(jnp.float32) for v in (x, kernel))
+    expected = values_and_gradients(lax.conv_general_dilated, *in_float32, "SAME")
+    for a, b in zip(actual, expected, strict=True):
         chex.assert_type(a, jnp.bfloat16)
         assert float(jnp.abs(a - b).max()) < 0.01 * float(jnp.abs(b).max())
 
 
-def test_a_gradient_of_a_gradient(rng):
+def test_second_derivative_matches_xla(rng):
     x, kernel = inputs(rng, (1, 4, 8, 32), 32)
 
     def penalty(conv):
-        def of(kernel):
-            y = jax.grad(lambda x: jnp.square(conv(x, kernel)).sum())
-            return jnp.square(y(x)).sum()
+        def squared_gradient(kernel):
+            gradient = jax.grad(lambda x: jnp.square(conv(x, kernel)).sum())
+            return jnp.square(gradient(x)).sum()
 
-        return jax.grad(of)(kernel)
+        return jax.grad(squared_gradient)(kernel)
 
     a, b = penalty(convolution.conv3x3), penalty(convolution._xla)
     assert float(jnp.abs(a - b).max()) < 1e-4 * float(jnp.abs(b).max())
@@ -95,7 +92,7 @@ def test_a_gradient_of_a_gradient(rng):
         ((1, 8, 8, 32), 32, 1, ((0, 1), (0, 1)), False),
     ],
 )
-def test_other_convolutions_are_xlas_own(rng, shape, features, stride, padding, fast):
+def test_other_convolutions_use_xla(rng, shape, features, stride, padding, fast):
     x, kernel = inputs(rng, shape, features)
 
     def conv(x, kernel):

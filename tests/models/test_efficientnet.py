@@ -1,4 +1,4 @@
-"""EfficientNet-lite0 by what it recognises, and its convolutions by XLA's own."""
+"""EfficientNet-lite0: its classification of two photographs, and its depthwise convolutions."""
 
 import chex
 import jax
@@ -12,18 +12,18 @@ from vq_jax.interop.efficientnet import load_efficientnet
 from vq_jax.models.efficientnet import FEATURES, _depthwise, class_logits, features
 
 
-def test_it_tells_a_cat_from_a_cup_of_coffee():
+def test_a_cat_and_a_cup_of_coffee_are_classified():
     params = load_efficientnet()
     images = [to_float(fit(image, 224, 224)) for image in (data.chelsea(), data.coffee())]
-    found = jax.jit(features)(params, jnp.asarray(np.stack(images)))
-    chex.assert_shape(found, (2, FEATURES))
-    best = np.argsort(-np.asarray(class_logits(params, found)), axis=1)
-    assert set(best[0, :3]) == {281, 282, 285}  # tabby, tiger cat, Egyptian cat
-    assert best[1, 0] == 967  # espresso
+    features_BF = jax.jit(features)(params, jnp.asarray(np.stack(images)))
+    chex.assert_shape(features_BF, (2, FEATURES))
+    ranked = np.argsort(-np.asarray(class_logits(params, features_BF)), axis=1)
+    assert set(ranked[0, :3]) == {281, 282, 285}  # tabby, tiger cat, Egyptian cat
+    assert ranked[1, 0] == 967  # espresso
 
 
 @pytest.mark.parametrize("side,taps,stride", [(9, 3, 1), (8, 3, 2), (9, 5, 2), (7, 5, 1)])
-def test_depthwise_convolutions_are_xlas_own(rng, side, taps, stride):
+def test_depthwise_convolutions_match_xla(rng, side, taps, stride):
     x = jnp.asarray(rng.normal(size=(2, side, side, 6)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(taps, taps, 6)), jnp.float32)
     expected = jax.lax.conv_general_dilated(

@@ -1,3 +1,5 @@
+"""Encoders, decoders and discriminators: shapes, dtypes, widths, PyTorch and rematerialisation."""
+
 from functools import partial
 
 import chex
@@ -21,15 +23,26 @@ SMALL = {
     "maskgit": {"ch": 8, "ch_mult": (1, 2), "num_res_blocks": 1},
     "magvit2": {"ch": 8, "ch_mult": (1, 2), "num_res_blocks": 1},
     "mlp": {"hidden": (32, 16), "tokens": 2},
+    "vector_mlp": {"hidden": (32, 16)},
 }
-GRID = {"vqgan": (8, 8), "vqvae": (4, 4), "maskgit": (8, 8), "magvit2": (8, 8), "mlp": (2,)}
-CONVOLUTIONAL = [name for name in SMALL if name != "mlp"]
+GRID = {
+    "vqgan": (8, 8),
+    "vqvae": (4, 4),
+    "maskgit": (8, 8),
+    "magvit2": (8, 8),
+    "mlp": (2,),
+    "vector_mlp": (),
+}
+CONVOLUTIONAL = [name for name in SMALL if not name.endswith("mlp")]
 
 
-def tokenizer(name, resolution=16, channels=3, dtype=jnp.float32, **kwargs):
-    encoder, decoder = MODELS[name](
-        resolution=resolution, channels=channels, dim=6, dtype=dtype, **SMALL[name] | kwargs
-    )
+def shape_of(name):
+    return (40,) if name == "vector_mlp" else (16, 16, 3)
+
+
+def tokenizer(name, dtype=jnp.float32, **kwargs):
+    spec = jax.ShapeDtypeStruct(shape_of(name), jnp.float32)
+    encoder, decoder = MODELS[name].make(spec=spec, dim=6, dtype=dtype, **SMALL[name] | kwargs)
     return Tokenizer(
         encoder=encoder, quantizer=VectorQuantizer(num_codes=32, dim=6), decoder=decoder
     )
@@ -37,46 +50,48 @@ def tokenizer(name, resolution=16, channels=3, dtype=jnp.float32, **kwargs):
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_every_model_goes_to_codes_and_back(name, dtype, rng):
+def test_every_model_encodes_and_decodes(name, dtype, rng):
     module = tokenizer(name, dtype=dtype)
-    x = jnp.asarray(rng.uniform(-1, 1, size=(2, 16, 16, 3)), jnp.float32)
-    start = (
+    x = jnp.asarray(rng.uniform(-1, 1, size=(2, *shape_of(name))), jnp.float32)
+    init = (
         jax.jit(module.init)
         if jnp.dtype(dtype) == jnp.float32
         else partial(jax.eval_shape, module.init)
     )
-    variables = start(jax.random.key(0), x)
+    variables = init(jax.random.key(0), x)
     chex.assert_type(jax.tree.leaves(variables["params"]), jnp.float32)
     assert variables["params"].keys() == {"encoder", "quantizer", "decoder"}
 
-    def through(variables, x):
+    def run(variables, x):
         z = module.apply(variables, x, method="encode")
         z_q, codes, _ = module.apply(variables, z, method="quantize")
         y = module.apply(variables, z_q, method="decode_latents")
         h = module.apply(variables, z_q, method="features")
-        again = module.apply(variables, codes, method="lookup")
-        return z, codes, y, (z_q, again), module.apply(variables, h, method="to_pixels")
+        looked_up = module.apply(variables, codes, method="lookup")
+        return z, codes, y, (z_q, looked_up), module.apply(variables, h, method="head")
 
-    z, codes, y, _, _ = jax.eval_shape(through, variables, x)
+    z, codes, y, _, _ = jax.eval_shape(run, variables, x)
     chex.assert_shape(z, (2, *GRID[name], 6))
     chex.assert_shape(codes, (2, *GRID[name]))
     chex.assert_shape(y, x.shape)
     chex.assert_type([z, y], jnp.float32)
-    if jnp.dtype(dtype) == jnp.float32:  # the numbers; of another type only their types are its own
-        _, _, y, (z_q, again), pixels = jax.jit(through)(variables, x)
-        chex.assert_trees_all_equal(again, z_q)
-        chex.assert_trees_all_close(pixels, y, atol=1e-6)
+    if jnp.dtype(dtype) == jnp.float32:  # For bfloat16, shapes and dtypes are enough.
+        _, _, y, (z_q, looked_up), output = jax.jit(run)(variables, x)
+        chex.assert_trees_all_equal(looked_up, z_q)
+        chex.assert_trees_all_close(output, y, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
-def test_convolutional_models_take_other_sizes(name):
+def test_convolutional_models_accept_other_sizes(name):
     module = tokenizer(name)
     variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
     chex.assert_shape(module.apply(variables, jnp.zeros((1, 8, 24, 3))), (1, 8, 24, 3))
 
 
-def test_the_seeds_mlp_has_the_seeds_widths():
-    encoder, decoder = MODELS["mlp"](resolution=28, channels=1, dim=64, dtype=jnp.float32)
+def test_mlp_has_the_configured_widths():
+    encoder, decoder = MODELS["mlp"].make(
+        spec=jax.ShapeDtypeStruct((28, 28, 1), jnp.float32), dim=64, dtype=jnp.float32
+    )
     module = Tokenizer(encoder=encoder, quantizer=VectorQuantizer(512, 64), decoder=decoder)
     params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))["params"]
 
@@ -92,7 +107,7 @@ def test_the_seeds_mlp_has_the_seeds_widths():
     assert kernels == {(784, 128), (128, 64), (64, 1)}
 
 
-def test_vqgan_puts_attention_where_it_is_told():
+def test_vqgan_has_attention_at_the_configured_resolutions():
     module = tokenizer("vqgan", attn_resolutions=(16,), mid_attention=False)
     params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
     assert {k for k in params["encoder"] if "attn" in k} == {"down_0_attn_0"}
@@ -101,7 +116,7 @@ def test_vqgan_puts_attention_where_it_is_told():
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
-def test_patchgan_equals_torch(norm, rng):
+def test_patchgan_matches_torch(norm, rng):
     torch = pytest.importorskip("torch")
     x = rng.normal(size=(3, 32, 32, 3)).astype(np.float32)
     disc = PatchGAN(ndf=8, n_layers=2, norm=norm)
@@ -145,42 +160,46 @@ def test_patchgan_equals_torch(norm, rng):
     chex.assert_trees_all_close(disc.apply({"params": params}, x), expected, atol=1e-4)
 
 
-def test_patchgan_weights_start_at_standard_deviation_002():
+def test_patchgan_weights_have_an_initial_standard_deviation_of_002():
     params = jax.jit(PatchGAN(ndf=64).init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
     for name in ("conv_1", "conv_2", "conv_3"):
         assert float(params[name]["kernel"].std()) == pytest.approx(0.02, rel=0.02)
     assert float(params["norm_1"]["scale"].mean()) == pytest.approx(1.0, abs=0.02)
 
 
-def test_wrong_choices_are_named():
+def test_invalid_fields_are_reported():
     with pytest.raises(ValueError, match="disc.*'batch', 'group' or 'none'"):
         PatchGAN(norm="layer").init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     with pytest.raises(ValueError, match="does not halve"):
-        MODELS["vqvae"](resolution=30, channels=3, dim=4, dtype=jnp.float32)
+        spec = jax.ShapeDtypeStruct((30, 30, 3), jnp.float32)
+        MODELS["vqvae"].make(spec=spec, dim=4, dtype=jnp.float32)
 
 
 def gradients(module, variables, x):
+    """Returns a function of params that computes a loss and its gradients, and the params."""
+
     def loss(params):
         return jnp.square(module.apply({**variables, "params": params}, x)).mean()
 
     return jax.jit(jax.value_and_grad(loss)), variables["params"]
 
 
-def recomputed(function, *args):
+def remat_count(function, *args):
+    """Counts the rematerialised calls in a function's jaxpr."""
     return str(jax.make_jaxpr(function)(*args)).count("remat")
 
 
 @pytest.mark.parametrize("name", [*CONVOLUTIONAL, "patchgan"])
-def test_remat_computes_again_and_changes_no_number(name, rng):
+def test_remat_recomputes_and_does_not_change_gradients(name, rng):
     x = jnp.asarray(rng.uniform(-1, 1, size=(2, 16, 16, 3)), jnp.float32)
     if name == "patchgan":
-        plain, saving = (PatchGAN(ndf=8, n_layers=2, remat=on) for on in (False, True))
+        plain, remat = (PatchGAN(ndf=8, n_layers=2, remat=on) for on in (False, True))
     else:
-        less = {"ch_mult": (1,), "attn_resolutions": ()} if name == "vqgan" else {}
-        plain = tokenizer(name, **less)
-        saving = tokenizer(name, remat_encoder=True, remat_decoder=True, **less)
+        smaller = {"ch_mult": (1,), "attn_resolutions": ()} if name == "vqgan" else {}
+        plain = tokenizer(name, **smaller)
+        remat = tokenizer(name, remat_encoder=True, remat_decoder=True, **smaller)
     variables = jax.jit(plain.init)(jax.random.key(0), x)
-    chex.assert_trees_all_equal(jax.jit(saving.init)(jax.random.key(0), x), variables)
-    (kept, params), (again, _) = (gradients(m, variables, x) for m in (plain, saving))
-    assert recomputed(kept, params) == 0 and recomputed(again, params) > 0
-    chex.assert_trees_all_close(kept(params), again(params), rtol=1e-3, atol=1e-5)
+    chex.assert_trees_all_equal(jax.jit(remat.init)(jax.random.key(0), x), variables)
+    (loss, params), (remat_loss, _) = (gradients(m, variables, x) for m in (plain, remat))
+    assert remat_count(loss, params) == 0 and remat_count(remat_loss, params) > 0
+    chex.assert_trees_all_close(loss(params), remat_loss(params), rtol=1e-3, atol=1e-5)

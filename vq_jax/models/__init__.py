@@ -1,6 +1,7 @@
 """Models: Flax modules, and the tables of their names."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 
@@ -8,18 +9,35 @@ from vq_jax.models.discriminator import MLPDiscriminator, PatchGAN
 from vq_jax.models.magvit2 import magvit2
 from vq_jax.models.maskgit import maskgit
 from vq_jax.models.mlp import mlp
+from vq_jax.models.priors import PRIORS
 from vq_jax.models.tokenizer import Tokenizer
-from vq_jax.models.transformer import PRIORS, Transformer
+from vq_jax.models.transformer import Transformer
+from vq_jax.models.vector_mlp import vector_mlp
 from vq_jax.models.vqgan import vqgan
 from vq_jax.models.vqvae import vqvae
 
-# name -> function of (resolution, channels, dim, dtype, **config.model) to (encoder, decoder)
-MODELS: dict[str, Callable[..., tuple[nn.Module, nn.Module]]] = {
-    "vqgan": vqgan,
-    "vqvae": vqvae,
-    "maskgit": maskgit,
-    "magvit2": magvit2,
-    "mlp": mlp,
+
+class Model(NamedTuple):
+    """An encoder and a decoder that a config can name.
+
+    Attributes:
+      make: function of (spec, dim, dtype, **config.model) to (encoder, decoder). The encoder declares
+        `strides`: how many elements of the example a latent spans along each axis, or None if the
+        model takes examples of one size only.
+      modality: the kind of data it serves, a name in `modalities.MODALITIES`.
+    """
+
+    make: Callable[..., tuple[nn.Module, nn.Module]]
+    modality: str
+
+
+MODELS: dict[str, Model] = {
+    "vqgan": Model(vqgan, "image"),
+    "vqvae": Model(vqvae, "image"),
+    "maskgit": Model(maskgit, "image"),
+    "magvit2": Model(magvit2, "image"),
+    "mlp": Model(mlp, "image"),
+    "vector_mlp": Model(vector_mlp, "vector"),
 }
 DISCRIMINATORS: dict[str, type[nn.Module]] = {"patchgan": PatchGAN, "mlp": MLPDiscriminator}
 
@@ -28,6 +46,7 @@ __all__ = [
     "MODELS",
     "PRIORS",
     "MLPDiscriminator",
+    "Model",
     "PatchGAN",
     "Tokenizer",
     "Transformer",

@@ -1,6 +1,6 @@
-"""Attention over tokens, and the rotary embedding of their places.
+"""Attention over tokens, and rotary embeddings of their coordinates.
 
-Shape suffixes: B images, h heads, S tokens that ask, T tokens that are asked, d width of a head.
+Shape suffixes: B examples, h heads, S queries, T keys, d width of a head, A axes.
 """
 
 import jax
@@ -14,13 +14,13 @@ def attend(
 ) -> jax.Array:
     """softmax(q k^T / sqrt(d)) v, the softmax in float32 (Vaswani et al. 2017, eq. 1).
 
-    `jax.nn.dot_product_attention`, except for many queries on the CPU, where XLA makes more passes
-    over [B, h, S, T] of it than it takes: there the scale is put on the queries, the mask is a term,
-    and what is divided by the sum is the result.
+    Uses `jax.nn.dot_product_attention`, except for many queries on the CPU, where XLA makes more
+    passes over the [B, h, S, T] array than needed. There the queries are scaled, the mask is added to
+    the logits, and the output is divided by the sum.
 
     Args:
       q_BhSd, k_BhTd, v_BhTd: queries, keys and values.
-      seen_ST: bool, which tokens each looks at; None is all.
+      seen_ST: bool, True where a query sees a key; None is everywhere.
 
     Returns:
       [B, h, S, d], of the dtype of `v_BhTd`.
@@ -40,25 +40,49 @@ def attend(
     return (mixed_BhSd / exp_BhST.sum(-1, keepdims=True)).astype(v_BhTd.dtype)
 
 
-def rotary_angles(places_S2: np.ndarray, head_dim: int) -> np.ndarray:
-    """Angles by which rotary embeddings turn each pair of a head's dimensions (Su et al. 2021).
+def axis_sizes(grid: tuple[int, ...]) -> tuple[int, ...]:
+    """Sizes of a grid's axes, with ones in front of a grid of fewer than two axes."""
+    return (1,) * (2 - len(grid)) + tuple(grid)
 
-    In two dimensions the first half of the pairs turns with the row, the second with the column.
+
+def grid_coordinates(grid: tuple[int, ...], over: tuple[int, ...]) -> np.ndarray:
+    """Coordinates of a grid's cells, where the grid covers the same area as another one.
 
     Args:
-      places_S2: float [S, 2], row and column of each token.
-      head_dim: dimensions of a head, a multiple of 4.
+      grid: its shape, of any number of axes.
+      over: shape of the grid whose cells are 1 apart, of as many axes.
+
+    Returns:
+      float [cells, A], with A the number of `axis_sizes`.
+    """
+    sizes = zip(axis_sizes(grid), axis_sizes(over), strict=True)
+    axes = [(np.arange(cells) + 0.5) * whole / cells - 0.5 for cells, whole in sizes]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
+
+
+def rotary_angles(coordinates_SA: np.ndarray, head_dim: int) -> np.ndarray:
+    """Rotation angles of each pair of a head's dimensions (Su et al. 2021).
+
+    The pairs are divided evenly among the axes, the first axis first.
+
+    Args:
+      coordinates_SA: float [S, A], coordinates of each token.
+      head_dim: dimensions of a head, even.
 
     Returns:
       float32 [S, head_dim / 2], in radians.
     """
-    pairs = head_dim // 4
-    rates = 10000.0 ** (-np.arange(pairs) / pairs)
-    return (places_S2[:, :, None] * rates).reshape(len(places_S2), -1).astype(np.float32)
+    pairs, axes = head_dim // 2, coordinates_SA.shape[1]
+    parts = []
+    for axis in range(axes):
+        count = pairs * (axis + 1) // axes - pairs * axis // axes
+        rates = 10000.0 ** (-np.arange(count) / count)
+        parts.append(coordinates_SA[:, axis, None] * rates)
+    return np.concatenate(parts, axis=1).astype(np.float32)
 
 
 def rotate(x_BhSd: jax.Array, angles: jax.Array) -> jax.Array:
-    """Turns the pairs (i, i + d / 2) of each head's dimensions by angles [S, d / 2] or [B, S, d / 2]."""
+    """Rotates the pairs (i, i + d / 2) of each head's dimensions by angles [S, d / 2] or [B, S, d / 2]."""
     angles = angles[..., None, :, :]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     a, b = jnp.split(x_BhSd.astype(jnp.float32), 2, axis=-1)

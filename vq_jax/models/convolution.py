@@ -1,14 +1,16 @@
-"""Convolutions by faster algorithms where XLA is slow at them: on the CPU.
+"""Convolutions with faster algorithms for the CPU.
 
 XLA's CPU backend takes several times as long for the weight gradient of a 3x3 or 1x1 convolution as
-for its value. Here the 3x3 ones go by Winograd's minimal filtering F(4x4, 3x3) (Lavin & Gray 2016,
-"Fast algorithms for convolutional neural networks", sec. 4.3), 36 multiplications for 16 outputs
-instead of 144, in both gradients and, where channels are many, in value; the 1x1 ones are plain
-matrix products, on every backend. The rest, and 3x3 ones on other backends, are `jax.lax.conv_general_dilated`'s.
+for its output. On a CPU, 3x3 convolutions use Winograd's minimal filtering F(4x4, 3x3) (Lavin &
+Gray 2016, "Fast algorithms for convolutional neural networks", sec. 4.3): 36 multiplications for 16
+outputs instead of 144. It is used in both gradients and, with many channels, in the output. 1x1
+convolutions are matrix products on every backend. All others are `jax.lax.conv_general_dilated`.
+
+`conv_general_dilated` is the only function that models use. The choice is made when a program is
+compiled for a platform (`jax.lax.platform_dependent`), not when it is traced.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# Y = At [(G g Gt) * (Bt d B)] A: d are 6x6 inputs, g the 3x3 kernel, Y 4x4 outputs.
+# Y = At [(G g Gt) * (Bt d B)] A, for 6x6 inputs d, the 3x3 kernel g and 4x4 outputs Y.
 _BT = np.array(
     [
         [4, 0, -5, 0, 1, 0],
@@ -38,36 +40,22 @@ _G = np.array(
     ]
 )
 _AT = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
-# Narrower layers gain nothing: in their gradients, in their value.
+# Smallest number of channels for which Winograd's algorithm is faster: in gradients, in the output.
 _LEAST_CHANNELS, _LEAST_FOR_VALUE = 32, 64
-# Tiles transformed at a time: their 36 coefficients should stay in the cache.
+# Number of tiles transformed at a time, small enough that their 36 coefficients stay in the cache.
 _TILES = 512
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-
-
-_fast = True
-
-
-@contextlib.contextmanager
-def plain() -> Iterator[None]:
-    """Within it, what is traced has XLA's own convolutions, as on other backends."""
-    global _fast
-    before, _fast = _fast, False
-    try:
-        yield
-    finally:
-        _fast = before
 
 
 def conv_general_dilated(
     x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **kwargs: Any
 ) -> jax.Array:
-    """As `jax.lax.conv_general_dilated`; for `flax.linen.Conv`, channels last.
+    """Computes `jax.lax.conv_general_dilated` with channels last; for use in `flax.linen.Conv`.
 
     Args:
       x: [B, H, W, C].
-      kernel: [k, k, C, F], of x's dtype.
-      strides, padding, kwargs: see there.
+      kernel: [k, k, C, F], in the dtype of x.
+      strides, padding, **kwargs: see `jax.lax.conv_general_dilated`.
 
     Returns:
       [B, H', W', F].
@@ -84,7 +72,7 @@ def conv_general_dilated(
     same = padding == "SAME" or [tuple(p) for p in padding] == [(1, 1), (1, 1)]
     wide = min(channels, kernel.shape[-1]) >= _LEAST_CHANNELS
     fits = height % 4 == width % 4 == 0 and x.size > 0
-    if _fast and ordinary and size == (3, 3) and same:
+    if ordinary and size == (3, 3) and same:
         if wide and fits:
             return conv3x3(x, kernel)
         if channels == 3 and kernel.shape[-1] < _LEAST_FOR_VALUE:
@@ -98,10 +86,10 @@ def _ones(dilation: Any) -> bool:
 
 @jax.custom_vjp
 def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """3x3 convolution of stride 1, padded with zeros to the same size.
+    """Computes a 3x3 convolution of stride 1, padded with zeros to the same size.
 
     Args:
-      x: [B, H, W, C], H and W multiples of 4.
+      x: [B, H, W, C], where H and W are multiples of 4.
       kernel: [3, 3, C, F].
 
     Returns:
@@ -127,7 +115,7 @@ def _xla(x, kernel):
 
 
 def _of_four_channels(x, kernel):
-    """Of three channels and few features, XLA on the CPU takes three times as long as of four."""
+    """Pads three channels to four, with which XLA on the CPU is three times as fast."""
     x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, 1)))
     kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, 1), (0, 0)))
     return _xla(x, kernel)
@@ -140,30 +128,30 @@ def _xla_backward(x, kernel, dy):
 def _winograd(x, kernel):
     u = _kernel_coefficients(kernel)
 
-    def some(x):
+    def convolve(x):
         return _output(jnp.matmul(_input_tiles(x), u), x.shape)
 
     blocks = _blocks(x)
-    y = some(x) if blocks == 1 else _join(lax.map(some, _split(x, blocks)))
+    y = convolve(x) if blocks == 1 else _join(lax.map(convolve, _split(x, blocks)))
     return y.astype(x.dtype)
 
 
 def _winograd_backward(x, kernel, dy):
-    """The transpose of `_winograd`, step by step, for both of its arguments."""
+    """Computes the gradients of `_winograd` for both arguments, as the transpose of each step."""
     ut = _kernel_coefficients(kernel).swapaxes(1, 2)
 
-    def some(x, dy):
+    def gradients(x, dy):
         m = _gradient_tiles(dy)
         du = lax.dot_general(_input_tiles(x), m, (((1,), (1,)), ((0,), (0,))))
         return du, _input_gradient(jnp.matmul(m, ut), x.shape)
 
     blocks = _blocks(x)
     if blocks == 1:
-        du, dx = some(x, dy)
+        du, dx = gradients(x, dy)
     else:
 
         def add(total, block):
-            du, dx = some(*block)
+            du, dx = gradients(*block)
             return total + du, dx
 
         zeros = jnp.zeros((36, *kernel.shape[2:]), jnp.float32)
@@ -173,9 +161,9 @@ def _winograd_backward(x, kernel, dy):
 
 
 def _blocks(x) -> int:
-    """Into how many parts a batch is cut so that each has about `_TILES` tiles."""
+    """Returns the number of parts to split a batch into, with about `_TILES` tiles each."""
     batch, height, width, _ = x.shape
-    if jax.device_count() > 1:  # a loop over a batch that lies on many devices would gather it
+    if jax.device_count() > 1:  # A loop over a sharded batch would gather it.
         return 1
     images = max(1, _TILES * 16 // (height * width))
     return next(n for n in range(1, batch + 1) if batch % n == 0 and batch // n <= images)
@@ -190,7 +178,7 @@ def _join(x):
 
 
 def _combine(matrix, terms):
-    """The rows of `matrix` times a list of arrays, zeros and ones left out."""
+    """Multiplies `matrix` with a list of arrays; skips zeros, and multiplications by 1 and -1."""
 
     def times(factor, term):
         return term if factor == 1 else -term if factor == -1 else float(factor) * term
@@ -200,7 +188,7 @@ def _combine(matrix, terms):
 
 
 def _transform(matrix, first, second_of):
-    """`matrix` applied along one axis, given as a list, and then along another.
+    """Applies `matrix` along one axis, given as a list, and then along another.
 
     Returns:
       [second axis, first axis, ...].
@@ -210,7 +198,7 @@ def _transform(matrix, first, second_of):
 
 
 def _input_tiles(x):
-    """Bt d B of all 6x6 tiles, each 4 beyond the last: [B, H, W, C] to [36, tiles, C]."""
+    """Computes Bt d B of all 6x6 tiles, at a stride of 4: [B, H, W, C] to [36, tiles, C]."""
     b, h, w, c = x.shape
     x = jnp.pad(x.astype(jnp.float32), ((0, 0), (1, 3), (1, 3), (0, 0)))
     x = x.reshape(b, h // 4 + 1, 4, w // 4 + 1, 4, c)
@@ -220,7 +208,7 @@ def _input_tiles(x):
 
 
 def _gradient_tiles(dy):
-    """A dY At of all 4x4 tiles: [B, H, W, F] to [36, tiles, F]."""
+    """Computes A dY At of all 4x4 tiles: [B, H, W, F] to [36, tiles, F]."""
     b, h, w, f = dy.shape
     dy = dy.astype(jnp.float32).reshape(b, h // 4, 4, w // 4, 4, f)
     tiles = _transform(_AT.T, [dy[:, :, k] for k in range(4)], lambda r, k: r[:, :, :, :, k])
@@ -228,7 +216,7 @@ def _gradient_tiles(dy):
 
 
 def _output(products, shape):
-    """At m A of all tiles, put together: [36, tiles, F] to [B, H, W, F]."""
+    """Computes At m A of all tiles, and joins them: [36, tiles, F] to [B, H, W, F]."""
     b, h, w, _ = shape
     m = products.reshape(6, 6, b, h // 4, w // 4, -1)
     columns = jnp.stack(_combine(_AT, [m[j] for j in range(6)]), axis=-2)
@@ -237,7 +225,7 @@ def _output(products, shape):
 
 
 def _input_gradient(products, shape):
-    """The transpose of `_input_tiles`: tiles overlap by 2, and what meets is added up."""
+    """Computes the transpose of `_input_tiles`: sums values where tiles overlap, which is by 2."""
     b, h, w, _ = shape
     m = products.reshape(6, 6, b, h // 4, w // 4, -1)
 
@@ -256,14 +244,14 @@ def _input_gradient(products, shape):
 
 
 def _kernel_coefficients(kernel):
-    """G g Gt: [3, 3, C, F] to [36, C, F], columns before rows, as the tiles'."""
+    """Computes G g Gt: [3, 3, C, F] to [36, C, F], with columns before rows, as in the tiles."""
     both = jnp.asarray(np.einsum("ik,jl->jikl", _G, _G).reshape(36, 9), jnp.float32)
     u = jnp.matmul(both, kernel.astype(jnp.float32).reshape(9, -1), precision="highest")
     return u.reshape(36, *kernel.shape[2:])
 
 
 def _kernel_gradient(du):
-    """The transpose of `_kernel_coefficients`."""
+    """Computes the transpose of `_kernel_coefficients`."""
     both = jnp.asarray(np.einsum("ik,jl->klji", _G, _G).reshape(9, 36), jnp.float32)
     dk = jnp.matmul(both, du.reshape(36, -1), precision="highest")
     return dk.reshape(3, 3, *du.shape[1:])

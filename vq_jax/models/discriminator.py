@@ -1,4 +1,4 @@
-"""Discriminators: images float [B, H, W, C] in [-1, 1] to logits float32, one or many an image."""
+"""Discriminators: images float [B, H, W, C] in [-1, 1] to float32 logits, one or more an image."""
 
 from typing import Any
 
@@ -10,15 +10,17 @@ from vq_jax.models.layers import BatchNorm, GroupNorm, conv, remat_if
 
 
 class PatchGAN(nn.Module):
-    """Judges overlapping patches (Isola et al. 2017, sec. 3.2.2), weights drawn from N(0, 0.02).
+    """Classifies overlapping patches as real or fake (Isola et al. 2017, sec. 3.2.2).
+
+    Kernels are initialised from a normal distribution with standard deviation 0.02.
 
     Attributes:
-      ndf: width of the first convolution; it doubles a layer, up to eight times.
-      n_layers: convolutions of stride 2.
+      ndf: width of the first convolution; it doubles with each layer, up to 8 * ndf.
+      n_layers: number of convolutions of stride 2.
       norm: "batch" (statistics over all devices), "group" or "none".
-      remat: keep the convolutions' outputs only, and compute norms and activations again for the
-        gradient.
-      dtype: of the computation; params are float32.
+      remat: whether to store only the outputs of the convolutions, and to compute norms and
+        activations again for the gradient.
+      dtype: dtype of the computation; params are float32.
     """
 
     ndf: int = 64
@@ -52,11 +54,11 @@ class PatchGAN(nn.Module):
 
 
 class MLPDiscriminator(nn.Module):
-    """The seeds' dense discriminator: 784-128-64-1 on 28x28 grey images.
+    """A discriminator of dense layers: 784-128-64-1 for grey images of 28x28 pixels.
 
     Attributes:
       hidden: widths of the hidden layers.
-      dtype: of the computation; params are float32.
+      dtype: dtype of the computation; params are float32.
     """
 
     hidden: tuple[int, ...] = (128, 64)
@@ -65,7 +67,7 @@ class MLPDiscriminator(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, axis_name: str | None = None) -> jax.Array:
         """Returns logits float32 [B, 1]."""
-        del axis_name  # nothing here looks at more than one image
+        del axis_name  # No layer combines images.
         h = x.reshape(x.shape[0], -1)
         for width in self.hidden:
             h = nn.leaky_relu(nn.Dense(width, dtype=self.dtype)(h), 0.2)

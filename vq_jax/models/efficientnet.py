@@ -1,14 +1,14 @@
-"""EfficientNet-lite0 (Tan & Le 2019, and its lite variant), for features to judge images by."""
+"""EfficientNet-lite0 (Tan & Le 2019, and its lite variant), for features of images."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-# layer -> (kernel [h, w, in, out], bias [out]), as `interop.load_efficientnet` makes them
+# layer -> (kernel [h, w, in, out], bias [out]), from `interop.efficientnet.load_efficientnet`
 Params = dict[str, tuple[jax.Array, jax.Array]]
 
-EPSILON = 1e-3  # of its batch norms
+EPSILON = 1e-3  # of the batch norms
 SIDE = 224
 FEATURES = 1280
 # Strides of the 16 blocks.
@@ -28,12 +28,18 @@ def _conv(params: Params, name: str, x: jax.Array, stride: int = 1, *, act: bool
 
 
 def _depthwise(x: jax.Array, kernel_hwC: jax.Array, stride: int) -> jax.Array:
-    """A convolution of each channel by itself, tap by tap: XLA's own is many times slower on a CPU."""
+    """Computes a depthwise convolution as a sum over taps; on CPU, XLA's is many times slower.
+
+    Args:
+      x: float [B, H, W, C].
+      kernel_hwC: float [h, w, C].
+      stride: the stride of both axes. The padding is 'SAME'.
+    """
     taps, height, width = kernel_hwC.shape[0], *x.shape[1:3]
     out = -(-height // stride), -(-width // stride)
     pads = [(n - 1) * stride + taps - side for n, side in zip(out, (height, width), strict=True)]
-    around = [(max(0, pad) // 2, max(0, pad) - max(0, pad) // 2) for pad in pads]
-    x = jnp.pad(x, ((0, 0), *around, (0, 0)))
+    widths = [(max(0, pad) // 2, max(0, pad) - max(0, pad) // 2) for pad in pads]
+    x = jnp.pad(x, ((0, 0), *widths, (0, 0)))
     summed: Any = sum(
         x[:, i : i + stride * (out[0] - 1) + 1 : stride, j : j + stride * (out[1] - 1) + 1 : stride]
         * kernel_hwC[i, j]
@@ -44,18 +50,18 @@ def _depthwise(x: jax.Array, kernel_hwC: jax.Array, stride: int) -> jax.Array:
 
 
 def features(params: Params, images: jax.Array) -> jax.Array:
-    """The pooled last map of EfficientNet-lite0.
+    """Computes the last feature map of EfficientNet-lite0, averaged over positions.
 
     Args:
-      params: its weights.
-      images: float32 [B, H, W, 3] in [-1, 1], of any size; resized to 224x224 by cubic
-        interpolation, antialiased.
+      params: weights of the network.
+      images: float32 [B, H, W, 3] in [-1, 1], of any size; they are resized to 224x224 pixels by
+        antialiased cubic interpolation.
 
     Returns:
       float32 [B, 1280].
     """
     x = jax.image.resize(images, (images.shape[0], SIDE, SIDE, 3), "cubic")
-    x = (x * 127.5 + 0.5) / 128.0  # (byte - 127) / 128
+    x = (x * 127.5 + 0.5) / 128.0  # (uint8 value - 127) / 128
     x = _conv(params, "_conv_stem", x, 2)
     for i, stride in enumerate(_STRIDES):
         name, before = f"_blocks.{i}.", x
@@ -69,6 +75,6 @@ def features(params: Params, images: jax.Array) -> jax.Array:
 
 
 def class_logits(params: Params, features_BF: jax.Array) -> jax.Array:
-    """Logits of ImageNet's classes, float32 [B, 1000], of features."""
+    """Computes logits of the ImageNet classes, float32 [B, 1000], from features."""
     kernel, bias = params["_fc"]
     return features_BF @ kernel + bias

@@ -1,14 +1,14 @@
-"""Inception-v3 as the Frechet Inception distance has it (Szegedy et al. 2015; Heusel et al. 2017).
+"""Inception-v3 of the Frechet Inception distance (Szegedy et al. 2015; Heusel et al. 2017).
 
-The network of 2015-12-05 that everybody's FID is measured with: average pools leave the border out of
-the mean, and the last block pools by the maximum. Batch norms are folded into the convolutions.
+This is the network of 2015-12-05, the standard one for FID. Its average pools exclude the padding,
+and its last block has a max pool. Batch norms are folded into the convolutions.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# layer -> (kernel [h, w, in, out], bias [out]), as `interop.inception.load_inception` makes them
+# layer -> (kernel [h, w, in, out], bias [out]), from `interop.inception.load_inception`
 Params = dict[str, tuple[jax.Array, jax.Array]]
 
 SIDE = 299
@@ -29,7 +29,7 @@ def _conv(
         (stride, stride),
         [(p, p) for p in padding],
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision="highest",  # a published figure must not depend on the device
+        precision="highest",  # Published figures must not depend on the device.
     )
     return jax.nn.relu(x + bias)
 
@@ -42,7 +42,7 @@ def _max_pool(x: jax.Array, stride: int, padding: int) -> jax.Array:
 
 
 def _average_pool(x: jax.Array) -> jax.Array:
-    """3x3 means of what lies within the map."""
+    """Computes 3x3 means without the padding."""
     window, strides, pads = (1, 3, 3, 1), (1, 1, 1, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
     sums = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, strides, pads)
     ones = np.ones((1, *x.shape[1:3], 1), np.float32)
@@ -102,11 +102,11 @@ def _e(params: Params, name: str, x: jax.Array, pool: jax.Array) -> jax.Array:
 
 
 def features(params: Params, images: jax.Array) -> jax.Array:
-    """The pooled last map.
+    """Computes the last feature map of Inception-v3, averaged over positions.
 
     Args:
-      params: its weights.
-      images: float32 [B, 299, 299, 3] in [0, 255]: see `resize_bilinear`.
+      params: weights of the network.
+      images: float32 [B, 299, 299, 3] in [0, 255]; see `resize_bilinear`.
 
     Returns:
       float32 [B, 2048].
@@ -129,19 +129,21 @@ def features(params: Params, images: jax.Array) -> jax.Array:
 
 
 def class_probabilities(params: Params, features_BF: jax.Array) -> jax.Array:
-    """Probabilities of the 1,008 classes, float32 [B, 1008], for the Inception score.
+    """Computes the probabilities of the 1,008 classes, float32 [B, 1008], for the Inception score.
 
-    The graph that the score is measured with leaves the last layer's bias out.
+    The last layer has no bias, as in the graph that the score is defined with.
     """
     kernel, _ = params["fc"]
     return jax.nn.softmax(jnp.matmul(features_BF, kernel, precision="highest"), axis=-1)
 
 
 def resize_bilinear(images: jax.Array) -> jax.Array:
-    """To 299x299 as TensorFlow 1 does: bilinear, pixel i of the result from i * scale, no smoothing.
+    """Resizes images to 299x299 pixels by bilinear interpolation, as TensorFlow 1 does.
+
+    Pixel i of the result is at position i * scale of the input. There is no antialiasing.
 
     Args:
-      images: float [B, H, W, C], of any range.
+      images: float [B, H, W, C], in any range.
 
     Returns:
       float32 [B, 299, 299, C].
@@ -149,12 +151,12 @@ def resize_bilinear(images: jax.Array) -> jax.Array:
     x = images.astype(jnp.float32)
     for axis in (1, 2):
         side = x.shape[axis]
-        place = np.arange(SIDE) * (np.float32(side) / np.float32(SIDE))
-        low = np.floor(place).astype(int)
+        position = np.arange(SIDE) * (np.float32(side) / np.float32(SIDE))
+        low = np.floor(position).astype(int)
         high = np.minimum(low + 1, side - 1)
         shape = [1, 1, 1, 1]
         shape[axis] = SIDE
-        weight = (place - low).astype(np.float32).reshape(shape)
+        weight = (position - low).astype(np.float32).reshape(shape)
         first = jnp.take(x, low, axis=axis)
         x = first + (jnp.take(x, high, axis=axis) - first) * weight
     return x

@@ -1,4 +1,4 @@
-"""Layers the convolutional models share. Feature maps are [B, H, W, C]; params are float32."""
+"""Layers of the convolutional models. Feature maps are [B, H, W, C], and params are float32."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,21 +15,22 @@ Dtype = Any
 
 
 def _normalize(x, mean, variance, scale, bias, epsilon):
-    """One multiply-add per element: (x - mean) / std * scale + bias, statistics in float32."""
+    """Computes (x - mean) / std * scale + bias in float32, as one multiply-add per element."""
     slope = scale * jax.lax.rsqrt(jnp.maximum(variance, 0.0) + epsilon)
     return x.astype(jnp.float32) * slope + (bias - mean * slope)
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018) by per-channel sums, in float32.
+    """Group normalisation (Wu & He 2018), computed in float32.
 
-    Means and mean squares are taken per channel over space first and only then joined per group:
-    several times faster under XLA on the CPU than reducing the reshaped map, for the same numbers.
+    Means and mean squares are first computed for each channel, and then averaged over the channels
+    of each group. With XLA on the CPU, this is several times faster than reducing the reshaped map.
 
     Attributes:
-      groups: wanted number of groups; the largest divisor of the channels up to it is used.
-      affine: with a trained scale and bias a channel.
-      dtype: of the result.
+      groups: largest number of groups; the largest divisor of the channels up to it is used.
+      epsilon: added to the variance.
+      dtype: dtype of the result.
+      affine: whether each channel has a trained scale and bias.
     """
 
     groups: int = 32
@@ -47,7 +48,7 @@ class GroupNorm(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, (channels,))
         x32 = x_BHWC.astype(jnp.float32)
 
-        def join(stat_BC):  # per channel -> per group, repeated for each of its channels
+        def join(stat_BC):  # Averages over each group, and repeats the result for its channels.
             stat_BG = stat_BC.reshape(-1, groups, channels // groups).mean(-1)
             return jnp.repeat(stat_BG, channels // groups, axis=-1)[:, None, None, :]
 
@@ -58,9 +59,13 @@ class GroupNorm(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation (Ioffe & Szegedy 2015) with the statistics of the batch on all devices.
+    """Batch normalisation (Ioffe & Szegedy 2015), with statistics of the batch on all devices.
 
-    It always uses the batch at hand: the PatchGAN it serves is only ever run in training.
+    It has no moving averages, because the PatchGAN is used only in training.
+
+    Attributes:
+      epsilon: added to the variance.
+      dtype: dtype of the result.
     """
 
     epsilon: float = 1e-5
@@ -83,7 +88,7 @@ def _near_one(key, shape):
 
 
 def conv(features: int, kernel: int, *, dtype: Dtype, stride: int = 1, **kwargs: Any) -> nn.Conv:
-    """A square convolution, 'SAME' unless `padding` says otherwise."""
+    """Makes a square convolution; the default padding is 'SAME'."""
     return nn.Conv(
         features,
         (kernel, kernel),
@@ -95,24 +100,32 @@ def conv(features: int, kernel: int, *, dtype: Dtype, stride: int = 1, **kwargs:
 
 
 def remat_if(on: bool, module: Callable[..., Any]) -> Callable[..., Any]:
-    """A module whose activations are computed again for its gradient instead of kept, if asked for.
+    """Rematerialises a module if `on`: its gradient recomputes the activations.
 
-    For Flax modules and for functions of (module, x). Params, values and gradients stay the same
-    (Chen et al. 2016, "Training deep nets with sublinear memory cost").
+    Params, values and gradients do not change (Chen et al. 2016, "Training deep nets with sublinear
+    memory cost").
+
+    Args:
+      on: whether to rematerialise.
+      module: a Flax module class, or a function of (module, x).
     """
     return nn.remat(module) if on else module
 
 
 def check_halves(resolution: int, times: int) -> None:
-    """Raises ValueError unless the training images' side halves so often."""
+    """Raises ValueError if the side of the training images does not halve `times` times."""
     if resolution % 2**times:
         raise ValueError(
-            f"data.resolution {resolution} does not halve {times} times, as model.ch_mult asks"
+            f"data.resolution {resolution} does not halve {times} times: model.ch_mult needs a "
+            f"multiple of {2**times}"
         )
 
 
 class ResidualBlock(nn.Module):
-    """GroupNorm-swish-conv twice, plus the input (Esser et al. 2021; 1x1 where channels change)."""
+    """Residual block of two times GroupNorm, swish and 3x3 convolution (Esser et al. 2021).
+
+    If the number of channels changes, the input goes through a 1x1 convolution.
+    """
 
     features: int
     dtype: Dtype = jnp.float32
@@ -131,7 +144,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Single-head self-attention over all positions of a map, plus the input (Esser et al. 2021)."""
+    """Residual single-head self-attention over all positions of a map (Esser et al. 2021)."""
 
     dtype: Dtype = jnp.float32
 
@@ -148,7 +161,7 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """3x3 convolution of stride 2, padded at the bottom and the right only (Esser et al. 2021)."""
+    """3x3 convolution of stride 2, padded only at the bottom and the right (Esser et al. 2021)."""
 
     features: int
     dtype: Dtype = jnp.float32
@@ -160,7 +173,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour doubling, then a 3x3 convolution (Esser et al. 2021)."""
+    """Nearest-neighbour upsampling by 2, then a 3x3 convolution (Esser et al. 2021)."""
 
     features: int
     dtype: Dtype = jnp.float32
@@ -172,10 +185,11 @@ class Upsample(nn.Module):
 
 
 class TransposedConv(nn.Module):
-    """4x4 transposed convolution of stride 2, the same numbers as `flax.linen.ConvTranspose`.
+    """4x4 transposed convolution of stride 2, equal to `flax.linen.ConvTranspose`.
 
-    Each of the four output phases sees 2x2 inputs, so one 2x2 convolution makes all four and they
-    are woven together: XLA's own gradient of the transposed form is ten times slower on the CPU.
+    An output pixel depends on 2x2 inputs. One 2x2 convolution therefore computes the four phases of
+    the output, which are then interleaved. XLA's gradient of a transposed convolution is ten times
+    slower on the CPU.
     """
 
     features: int
@@ -183,14 +197,14 @@ class TransposedConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] to [B, 2H, 2W, features]."""
+        """Maps [B, H, W, C] to [B, 2H, 2W, features]."""
         b, h, w, c = x.shape
         f = self.features
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (4, 4, c, f))
         bias = self.param("bias", nn.initializers.zeros, (f,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         taps = kernel.reshape(2, 2, 2, 2, c, f).transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, c, 4 * f)
-        # Padded by hand: told to pad, XLA takes the slow way for this kernel's gradient.
+        # With padding inside the convolution, XLA's gradient of the kernel is slow.
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         y = jax.lax.conv_general_dilated(
             x, taps, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")

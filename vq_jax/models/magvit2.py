@@ -1,16 +1,21 @@
-"""Open-MAGVIT2's encoder and decoder for images (Luo et al. 2024, after Yu et al. 2023, MAGVIT-v2)."""
+"""The image encoder and decoder of Open-MAGVIT2 (Luo et al. 2024, after Yu et al. 2023, MAGVIT-v2)."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vq_jax.models import tower
 from vq_jax.models.layers import GroupNorm, ResidualBlock, check_halves, conv, remat_if
 
 
 class AdaptiveGroupNorm(nn.Module):
-    """GroupNorm whose scale and bias are linear in each latent channel's spread and mean over space."""
+    """GroupNorm whose scale and bias are linear functions of the latents.
+
+    The scale depends on the standard deviation of each latent channel over space, the bias on its mean.
+    """
 
     dtype: Any
 
@@ -25,7 +30,7 @@ class AdaptiveGroupNorm(nn.Module):
 
 
 class DepthToSpace(nn.Module):
-    """A 3x3 convolution to four times the channels, which become twice the height and width."""
+    """A 3x3 convolution to four times the channels, rearranged to twice the height and width."""
 
     features: int
     dtype: Any
@@ -48,20 +53,19 @@ class Encoder(nn.Module):
     dtype: Any
     remat: bool = False
 
+    @property
+    def strides(self) -> tuple[int, int]:
+        return tower.halving_strides(len(self.ch_mult))
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        block = remat_if(self.remat, ResidualBlock)
+        block = partial(remat_if(self.remat, ResidualBlock), dtype=self.dtype, use_bias=False)
+        downsample = partial(conv, kernel=3, stride=2, padding=1, dtype=self.dtype)
         h = conv(self.ch, 3, dtype=self.dtype, use_bias=False, name="conv_in")(x)
-        for level, mult in enumerate(self.ch_mult):
-            width = self.ch * mult
-            for i in range(self.num_res_blocks):
-                h = block(width, self.dtype, False, name=f"down_{level}_block_{i}")(h)
-            if level < len(self.ch_mult) - 1:
-                name = f"down_{level}_downsample"
-                h = conv(width, 3, stride=2, padding=1, dtype=self.dtype, name=name)(h)
-        for i in range(self.num_res_blocks):
-            h = block(h.shape[-1], self.dtype, False, name=f"mid_block_{i}")(h)
-        h = nn.swish(GroupNorm(dtype=self.dtype, name="norm_out")(h))
+        widths = [self.ch * mult for mult in self.ch_mult]
+        h = tower.down(h, widths, self.num_res_blocks, block=block, downsample=downsample)
+        h = tower.middle(h, self.num_res_blocks, block)
+        h = tower.normalize_output(h, self.dtype)
         return conv(self.dim, 1, dtype=self.dtype, name="conv_out")(h).astype(jnp.float32)
 
 
@@ -81,28 +85,26 @@ class Decoder(nn.Module):
     @nn.compact
     def features(self, z: jax.Array) -> jax.Array:
         """Everything before the last convolution: [B, h f, w f, ch * ch_mult[0]]."""
-        block, upsample = (remat_if(self.remat, m) for m in (ResidualBlock, DepthToSpace))
-        h = conv(self.ch * self.ch_mult[-1], 3, dtype=self.dtype, name="conv_in")(z)
-        for i in range(self.num_res_blocks):
-            h = block(h.shape[-1], self.dtype, False, name=f"mid_block_{i}")(h)
-        for level in reversed(range(len(self.ch_mult))):
-            width = self.ch * self.ch_mult[level]
-            h = AdaptiveGroupNorm(self.dtype, name=f"adaptive_{level}")(h, z)
-            for i in range(self.num_res_blocks):
-                h = block(width, self.dtype, False, name=f"up_{level}_block_{i}")(h)
-            if level > 0:
-                h = upsample(width, self.dtype, name=f"up_{level}_upsample")(h)
-        return nn.swish(GroupNorm(dtype=self.dtype, name="norm_out")(h))
+        block = partial(remat_if(self.remat, ResidualBlock), dtype=self.dtype, use_bias=False)
+        upsample = partial(remat_if(self.remat, DepthToSpace), dtype=self.dtype)
 
-    def to_pixels(self, h: jax.Array) -> jax.Array:
+        def adapt(h, level):
+            return AdaptiveGroupNorm(self.dtype, name=f"adaptive_{level}")(h, z)
+
+        h = conv(self.ch * self.ch_mult[-1], 3, dtype=self.dtype, name="conv_in")(z)
+        h = tower.middle(h, self.num_res_blocks, block)
+        widths = [self.ch * mult for mult in self.ch_mult]
+        h = tower.up(h, widths, self.num_res_blocks, block=block, upsample=upsample, before=adapt)
+        return tower.normalize_output(h, self.dtype)
+
+    def head(self, h: jax.Array) -> jax.Array:
         """The last convolution."""
         return self.conv_out(h).astype(jnp.float32)
 
 
 def magvit2(
     *,
-    resolution: int,
-    channels: int,
+    spec: jax.ShapeDtypeStruct,
     dim: int,
     dtype: Any,
     ch: int = 128,
@@ -114,16 +116,18 @@ def magvit2(
     """Encoder and decoder after Luo et al. 2024 (Open-MAGVIT2's image tokenizer).
 
     Args:
-      resolution: side of the training images; must halve once a level but one.
-      channels: of the images.
-      dim: of the latents handed to the quantizer; in the paper the bits of an `lfq`.
+      spec: shape (H, W, C) of an image.
+      dim: size of the latents handed to the quantizer; in the paper the bits of an `lfq`.
       dtype: of the computation; params are float32.
       ch: base width; level l has ch * ch_mult[l] channels.
       ch_mult: one entry a level, each level at half the resolution of the one before.
-      num_res_blocks: residual blocks a level, and in the middle.
-      remat_encoder, remat_decoder: compute blocks again for the gradient instead of keeping their
-        activations.
+      num_res_blocks: number of residual blocks a level, and in the middle.
+      remat_encoder, remat_decoder: recompute activations of blocks in the backward pass.
+
+    Raises:
+      ValueError: the image does not halve as often as there are levels.
     """
+    resolution, _, channels = spec.shape
     check_halves(resolution, len(ch_mult) - 1)
     shared = {
         "ch": ch,

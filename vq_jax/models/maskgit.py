@@ -1,19 +1,21 @@
-"""MaskGIT's encoder and decoder: VQGAN's without attention (Chang et al. 2022, sec. 4.1)."""
+"""The encoder and decoder of MaskGIT: VQGAN's without attention (Chang et al. 2022, sec. 4.1)."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vq_jax.models import tower
 from vq_jax.models.layers import GroupNorm, Upsample, check_halves, conv, remat_if
 
 
 class Block(nn.Module):
-    """GroupNorm-swish-conv twice, plus the input; where channels change, plus a 1x1 of the result.
+    """GroupNorm-swish-conv twice, plus the input, without biases.
 
-    The released weights are of this form: their shortcut looks at what the block has made, not at
-    what came in, and nothing here has a bias.
+    Where the number of channels changes, the released weights apply the 1x1 shortcut to the output of
+    the second convolution, not to the input.
     """
 
     features: int
@@ -31,6 +33,12 @@ class Block(nn.Module):
         return x + h
 
 
+def _average_pool(features: int, name: str):
+    """Halves the size by 2x2 means; it has no params."""
+    del features, name
+    return lambda h: nn.avg_pool(h, (2, 2), (2, 2))
+
+
 class Encoder(nn.Module):
     """Images float [B, H, W, C] in [-1, 1] to latents float32 [B, H/f, W/f, dim], f = 2^(levels - 1)."""
 
@@ -41,19 +49,19 @@ class Encoder(nn.Module):
     dtype: Any
     remat: bool = False
 
+    @property
+    def strides(self) -> tuple[int, int]:
+        return tower.halving_strides(len(self.ch_mult))
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        block = remat_if(self.remat, Block)
-        x = (x + 1) / 2  # its images lie in [0, 1]
+        block = partial(remat_if(self.remat, Block), dtype=self.dtype)
+        x = (x + 1) / 2  # MaskGIT's images are in [0, 1]
         h = conv(self.ch, 3, dtype=self.dtype, use_bias=False, name="conv_in")(x)
-        for level, mult in enumerate(self.ch_mult):
-            for i in range(self.num_res_blocks):
-                h = block(self.ch * mult, self.dtype, name=f"down_{level}_block_{i}")(h)
-            if level < len(self.ch_mult) - 1:
-                h = nn.avg_pool(h, (2, 2), (2, 2))
-        for i in range(self.num_res_blocks):
-            h = block(h.shape[-1], self.dtype, name=f"mid_block_{i}")(h)
-        h = nn.swish(GroupNorm(dtype=self.dtype, name="norm_out")(h))
+        widths = [self.ch * mult for mult in self.ch_mult]
+        h = tower.down(h, widths, self.num_res_blocks, block=block, downsample=_average_pool)
+        h = tower.middle(h, self.num_res_blocks, block)
+        h = tower.normalize_output(h, self.dtype)
         return conv(self.dim, 1, dtype=self.dtype, name="conv_out")(h).astype(jnp.float32)
 
 
@@ -73,27 +81,22 @@ class Decoder(nn.Module):
     @nn.compact
     def features(self, z: jax.Array) -> jax.Array:
         """Everything before the last convolution: [B, h f, w f, ch * ch_mult[0]]."""
-        block, upsample = (remat_if(self.remat, m) for m in (Block, Upsample))
+        block = partial(remat_if(self.remat, Block), dtype=self.dtype)
+        upsample = partial(remat_if(self.remat, Upsample), dtype=self.dtype)
         h = conv(self.ch * self.ch_mult[-1], 3, dtype=self.dtype, name="conv_in")(z)
-        for i in range(self.num_res_blocks):
-            h = block(h.shape[-1], self.dtype, name=f"mid_block_{i}")(h)
-        for level in reversed(range(len(self.ch_mult))):
-            width = self.ch * self.ch_mult[level]
-            for i in range(self.num_res_blocks):
-                h = block(width, self.dtype, name=f"up_{level}_block_{i}")(h)
-            if level > 0:
-                h = upsample(width, self.dtype, name=f"up_{level}_upsample")(h)
-        return nn.swish(GroupNorm(dtype=self.dtype, name="norm_out")(h))
+        h = tower.middle(h, self.num_res_blocks, block)
+        widths = [self.ch * mult for mult in self.ch_mult]
+        h = tower.up(h, widths, self.num_res_blocks, block=block, upsample=upsample)
+        return tower.normalize_output(h, self.dtype)
 
-    def to_pixels(self, h: jax.Array) -> jax.Array:
-        """The last convolution, and from [0, 1] to [-1, 1]."""
+    def head(self, h: jax.Array) -> jax.Array:
+        """The last convolution, then from [0, 1] to [-1, 1]."""
         return 2.0 * self.conv_out(h).astype(jnp.float32) - 1.0
 
 
 def maskgit(
     *,
-    resolution: int,
-    channels: int,
+    spec: jax.ShapeDtypeStruct,
     dim: int,
     dtype: Any,
     ch: int = 128,
@@ -105,16 +108,18 @@ def maskgit(
     """Encoder and decoder after Chang et al. 2022 (google-research/maskgit's `vqgan_tokenizer`).
 
     Args:
-      resolution: side of the training images; must halve once a level but one.
-      channels: of the images.
-      dim: of the latents handed to the quantizer.
+      spec: shape (H, W, C) of an image.
+      dim: size of the latents handed to the quantizer.
       dtype: of the computation; params are float32.
       ch: base width; level l has ch * ch_mult[l] channels.
       ch_mult: one entry a level, each level at half the resolution of the one before.
-      num_res_blocks: residual blocks a level, and in the middle.
-      remat_encoder, remat_decoder: compute blocks again for the gradient instead of keeping their
-        activations.
+      num_res_blocks: number of residual blocks a level, and in the middle.
+      remat_encoder, remat_decoder: recompute activations of blocks in the backward pass.
+
+    Raises:
+      ValueError: the image does not halve as often as there are levels.
     """
+    resolution, _, channels = spec.shape
     check_halves(resolution, len(ch_mult) - 1)
     shared = {
         "ch": ch,

@@ -1,5 +1,6 @@
-"""The seeds' small tokenizer of dense layers, and its discriminator."""
+"""A small tokenizer of dense layers, for images of one size."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -15,6 +16,11 @@ class Encoder(nn.Module):
     tokens: int
     dtype: Any
 
+    @property
+    def strides(self) -> None:
+        """The model takes images of one size only."""
+        return None
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         h = x.reshape(x.shape[0], -1)
@@ -25,15 +31,14 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents float [B, tokens, dim] to images float32 [B, resolution, resolution, channels]."""
+    """Latents float [B, tokens, dim] to images float32 [B, *shape]."""
 
-    resolution: int
-    channels: int
+    shape: tuple[int, ...]
     hidden: tuple[int, ...]
     dtype: Any
 
     def setup(self):
-        self.dense_out = nn.Dense(self.resolution**2 * self.channels, dtype=self.dtype)
+        self.dense_out = nn.Dense(math.prod(self.shape), dtype=self.dtype)
 
     @nn.compact
     def features(self, z: jax.Array) -> jax.Array:
@@ -43,16 +48,15 @@ class Decoder(nn.Module):
             h = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"dense_{i}")(h))
         return h
 
-    def to_pixels(self, h: jax.Array) -> jax.Array:
+    def head(self, h: jax.Array) -> jax.Array:
         """The last dense layer, into [-1, 1] by tanh."""
         x = jnp.tanh(self.dense_out(h).astype(jnp.float32))
-        return x.reshape(-1, self.resolution, self.resolution, self.channels)
+        return x.reshape(-1, *self.shape)
 
 
 def mlp(
     *,
-    resolution: int,
-    channels: int,
+    spec: jax.ShapeDtypeStruct,
     dim: int,
     dtype: Any,
     hidden: tuple[int, ...] = (256, 128),
@@ -61,14 +65,13 @@ def mlp(
     """Dense encoder and decoder: at 28x28x1, dim 64 and one token 784-256-128-64 and back.
 
     Args:
-      resolution: side of the images, fixed for this model.
-      channels: of the images.
-      dim: of one latent.
+      spec: shape (H, W, C) of an image, fixed for this model.
+      dim: size of one latent.
       dtype: of the computation; params are float32.
       hidden: widths from the image inwards; the decoder mirrors them.
-      tokens: how many latents, and so codes, an image has.
+      tokens: number of latents, and so of codes, an image has.
     """
     hidden = tuple(hidden)
     encoder = Encoder(dim=dim, hidden=hidden, tokens=tokens, dtype=dtype)
-    decoder = Decoder(resolution=resolution, channels=channels, hidden=hidden, dtype=dtype)
+    decoder = Decoder(shape=tuple(spec.shape), hidden=hidden, dtype=dtype)
     return encoder, decoder

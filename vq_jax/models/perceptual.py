@@ -1,4 +1,4 @@
-"""LPIPS: a distance between images that agrees with people (Zhang et al. 2018)."""
+"""LPIPS: a perceptual distance between images (Zhang et al. 2018)."""
 
 from collections.abc import Callable
 
@@ -6,15 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# conv_j [h, w, in, out] and bias_j [out] of each convolution, linear_i [channels] of each tap
+# conv_j [h, w, in, out] and bias_j [out] for each convolution, linear_i [channels] for each
+# activation that is compared
 Params = dict[str, jax.Array]
 
-# The convolutions of VGG16 up to relu5_3, by block; a 2x2 max-pool stands between blocks, and the
-# last activation of each block is compared (Zhang et al. 2018, sec. 3.2).
+# Convolutions of VGG16 up to relu5_3, by block, with a 2x2 max-pool between blocks. The last
+# activation of each block is compared (Zhang et al. 2018, sec. 3.2).
 _BLOCKS = ((0, 1), (2, 3), (4, 5, 6), (7, 8, 9), (10, 11, 12))
-# AlexNet's: (stride, padding, whether a 3x3 max-pool of stride 2 stands before); all are compared.
+# Convolutions of AlexNet: stride, padding, and whether a 3x3 max-pool of stride 2 precedes. The
+# activations of all are compared.
 _ALEX = ((4, 2, False), (1, 2, True), (1, 1, True), (1, 1, False), (1, 1, False))
-CONVOLUTIONS = {"vgg": 13, "alex": 5}
+CONVOLUTIONS = {"vgg": 13, "alex": 5}  # number of convolutions
 _SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
 _SCALE = np.array([0.458, 0.448, 0.450], np.float32)
 
@@ -54,7 +56,7 @@ def _alex(params: Params, x: jax.Array) -> list[jax.Array]:
 
 
 _NETS: dict[str, Callable[[Params, jax.Array], list[jax.Array]]] = {"vgg": _vgg, "alex": _alex}
-# The least side of an image that leaves something at every tap.
+# Smallest side of an image for which no compared activation is empty.
 LEAST_SIDE = {"vgg": 16, "alex": 31}
 
 
@@ -65,19 +67,20 @@ def _activations(params: Params, x: jax.Array, net: str) -> list[jax.Array]:
 
 
 def _unit(x: jax.Array) -> jax.Array:
-    # The published form adds 1e-10 outside the root; the 1e-20 inside only keeps the gradient of
-    # an all-zero activation finite.
+    # The published form adds 1e-10 outside the root. The 1e-20 inside makes the gradient finite for
+    # an activation of zeros.
     norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-20)
     return x / (norm + 1e-10)
 
 
 def lpips(params: Params, a: jax.Array, b: jax.Array, net: str = "vgg") -> jax.Array:
-    """Learned perceptual distance of each pair of images (Zhang et al. 2018, eq. 1, version 0.1).
+    """Computes the LPIPS distance of each pair of images (Zhang et al. 2018, eq. 1, version 0.1).
 
     Args:
-      params: from `interop.lpips.load_lpips`.
-      a, b: float [B, H, W, C] in [-1, 1], C 1 or 3, sides of at least `LEAST_SIDE[net]` pixels.
-      net: whose activations are compared: "vgg" (VGG16) or "alex" (AlexNet).
+      params: weights from `interop.lpips.load_lpips`.
+      a, b: float [B, H, W, C] in [-1, 1], with 1 or 3 channels, and sides of at least
+        `LEAST_SIDE[net]` pixels.
+      net: network whose activations are compared: "vgg" (VGG16) or "alex" (AlexNet).
 
     Returns:
       float32 [B], 0 for equal images.

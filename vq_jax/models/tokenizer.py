@@ -8,11 +8,11 @@ import jax
 
 
 class Tokenizer(nn.Module):
-    """Images to codes and back; its params fall in groups `encoder`, `quantizer` and `decoder`.
+    """Turns examples into codes and back; its param groups are `encoder`, `quantizer` and `decoder`.
 
-    The quantizer works on the last axis of the latents and knows nothing of images. The decoder is
-    cut before its last layer (`features`, `to_pixels`) so that the adversarial weight can take that
-    layer's gradients without a second pass.
+    The quantizer works on the last axis of the latents, whatever the example is. The decoder is split
+    before its last layer (`features`, `head`), so that the adaptive adversarial weight can take the
+    gradients of that layer without a second pass.
     """
 
     encoder: nn.Module
@@ -20,11 +20,11 @@ class Tokenizer(nn.Module):
     decoder: nn.Module
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Reconstructs: float [B, H, W, C] to float32 of the same shape."""
+        """Reconstructs examples: [B, ...] to float32 [B, ...]."""
         return self.decode_latents(self.quantizer(self.encoder(x))[0])
 
     def encode(self, x: jax.Array) -> jax.Array:
-        """Latents, float32 [B, *grid, D]."""
+        """Encodes examples [B, ...] to latents, float32 [B, *grid, D]."""
         return self.encoder(x)
 
     def quantize(
@@ -32,30 +32,30 @@ class Tokenizer(nn.Module):
         z: jax.Array,
         axis_name: str | None = None,
         key: jax.Array | None = None,
-        now: Mapping[str, Any] | None = None,
+        scheduled: Mapping[str, Any] | None = None,
     ):
-        """Quantized latents, codes and the quantizer's losses: see the quantizer's `__call__`."""
-        return self.quantizer(z, key=key, now=now, axis_name=axis_name)
+        """Quantizes latents; see `Quantizer.__call__`."""
+        return self.quantizer(z, key=key, scheduled=scheduled, axis_name=axis_name)
 
     def pass_through(self, z: jax.Array) -> jax.Array:
-        """What the decoder gets of the latents while nothing is quantized: the quantizer's range."""
+        """The decoder's input while nothing is quantized: latents in the quantizer's range."""
         return self.quantizer.pass_through(z)
 
     def lookup(self, codes: jax.Array) -> jax.Array:
-        """Quantized latents float32 [B, *grid, D] of codes int32 [B, *grid, *code_shape]."""
+        """Looks up codes int32 [B, *grid, *code_shape]: quantized latents float32 [B, *grid, D]."""
         return self.quantizer.lookup(codes)
 
     def features(self, z_q: jax.Array) -> jax.Array:
         """The decoder's activations before its last layer."""
         return self.decoder.features(z_q)
 
-    def to_pixels(self, h: jax.Array) -> jax.Array:
-        """The decoder's last layer: float32 [B, H, W, C]."""
-        return self.decoder.to_pixels(h)
+    def head(self, h: jax.Array) -> jax.Array:
+        """The decoder's last layer: float32 [B, ...]."""
+        return self.decoder.head(h)
 
     def decode_latents(self, z_q: jax.Array) -> jax.Array:
-        """Images float32 [B, H, W, C], about in [-1, 1], of latents float32 [B, *grid, D]."""
-        return self.decoder.to_pixels(self.decoder.features(z_q))
+        """Decodes latents float32 [B, *grid, D] to examples float32 [B, ...]."""
+        return self.decoder.head(self.decoder.features(z_q))
 
     def initialise_codebook(
         self, z: jax.Array, key: jax.Array, batches: int, axis_name: str | None = None
@@ -66,5 +66,5 @@ class Tokenizer(nn.Module):
     def update_codebook(
         self, z: jax.Array, codes: jax.Array, key: jax.Array, axis_name: str | None = None
     ):
-        """Lets the codebook follow a batch (apply with mutable params and statistics)."""
+        """Updates the codebook with a batch (apply with mutable params and statistics)."""
         return self.quantizer.update(z, codes, key, axis_name=axis_name)

@@ -1,24 +1,18 @@
 """The convolutional encoder and decoder of VQGAN (Esser et al. 2021, taming-transformers)."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vq_jax.models.layers import (
-    Attention,
-    Downsample,
-    GroupNorm,
-    ResidualBlock,
-    Upsample,
-    conv,
-    remat_if,
-)
+from vq_jax.models import tower
+from vq_jax.models.layers import Attention, Downsample, ResidualBlock, Upsample, conv, remat_if
 
 
 class Middle(nn.Module):
-    """Block, attention (where asked for), block, at the coarsest resolution."""
+    """A block, optional attention and a block, at the coarsest resolution."""
 
     features: int
     attention: bool
@@ -47,20 +41,24 @@ class Encoder(nn.Module):
     dtype: Any
     remat: bool = False
 
+    @property
+    def strides(self) -> tuple[int, int]:
+        return tower.halving_strides(len(self.ch_mult))
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        block, attention = (remat_if(self.remat, m) for m in (ResidualBlock, Attention))
         h = conv(self.ch, 3, dtype=self.dtype, name="conv_in")(x)
-        for level, mult in enumerate(self.ch_mult):
-            width = round(self.ch * mult)
-            for i in range(self.num_res_blocks):
-                h = block(width, self.dtype, name=f"down_{level}_block_{i}")(h)
-                if level in self.attn_levels:
-                    h = attention(self.dtype, name=f"down_{level}_attn_{i}")(h)
-            if level < len(self.ch_mult) - 1:
-                h = Downsample(width, self.dtype, name=f"down_{level}_downsample")(h)
+        h = tower.down(
+            h,
+            [round(self.ch * mult) for mult in self.ch_mult],
+            self.num_res_blocks,
+            block=partial(remat_if(self.remat, ResidualBlock), dtype=self.dtype),
+            downsample=partial(Downsample, dtype=self.dtype),
+            attention=partial(remat_if(self.remat, Attention), dtype=self.dtype),
+            attn_levels=self.attn_levels,
+        )
         h = Middle(h.shape[-1], self.mid_attention, self.dtype, self.remat, name="mid")(h)
-        h = nn.swish(GroupNorm(dtype=self.dtype, name="norm_out")(h))
+        h = tower.normalize_output(h, self.dtype)
         h = conv(self.z_channels, 3, dtype=self.dtype, name="conv_out")(h)
         return conv(self.dim, 1, dtype=self.dtype, name="quant_conv")(h).astype(jnp.float32)
 
@@ -84,24 +82,22 @@ class Decoder(nn.Module):
     @nn.compact
     def features(self, z: jax.Array) -> jax.Array:
         """Everything before the last convolution: [B, h f, w f, ch * ch_mult[0]]."""
-        block, attention, upsample = (
-            remat_if(self.remat, m) for m in (ResidualBlock, Attention, Upsample)
-        )
+        widths = [round(self.ch * mult) for mult in self.ch_mult]
         h = conv(self.z_channels, 1, dtype=self.dtype, name="post_quant_conv")(z)
-        width = round(self.ch * self.ch_mult[-1])
-        h = conv(width, 3, dtype=self.dtype, name="conv_in")(h)
-        h = Middle(width, self.mid_attention, self.dtype, self.remat, name="mid")(h)
-        for level in reversed(range(len(self.ch_mult))):
-            width = round(self.ch * self.ch_mult[level])
-            for i in range(self.num_res_blocks + 1):
-                h = block(width, self.dtype, name=f"up_{level}_block_{i}")(h)
-                if level in self.attn_levels:
-                    h = attention(self.dtype, name=f"up_{level}_attn_{i}")(h)
-            if level > 0:
-                h = upsample(width, self.dtype, name=f"up_{level}_upsample")(h)
-        return nn.swish(GroupNorm(dtype=self.dtype, name="norm_out")(h))
+        h = conv(widths[-1], 3, dtype=self.dtype, name="conv_in")(h)
+        h = Middle(widths[-1], self.mid_attention, self.dtype, self.remat, name="mid")(h)
+        h = tower.up(
+            h,
+            widths,
+            self.num_res_blocks + 1,
+            block=partial(remat_if(self.remat, ResidualBlock), dtype=self.dtype),
+            upsample=partial(remat_if(self.remat, Upsample), dtype=self.dtype),
+            attention=partial(remat_if(self.remat, Attention), dtype=self.dtype),
+            attn_levels=self.attn_levels,
+        )
+        return tower.normalize_output(h, self.dtype)
 
-    def to_pixels(self, h: jax.Array) -> jax.Array:
+    def head(self, h: jax.Array) -> jax.Array:
         """The last convolution."""
         return self.conv_out(h).astype(jnp.float32)
 
@@ -109,15 +105,14 @@ class Decoder(nn.Module):
 def attention_levels(
     resolution: int, levels: int, attn_resolutions: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """The levels whose blocks are followed by attention, where images have a side of `resolution`."""
+    """Returns the levels whose blocks are followed by attention, for images of side `resolution`."""
     sides = [resolution // 2**level for level in range(levels)]
     return tuple(i for i, side in enumerate(sides) if side in attn_resolutions)
 
 
 def vqgan(
     *,
-    resolution: int,
-    channels: int,
+    spec: jax.ShapeDtypeStruct,
     dim: int,
     dtype: Any,
     ch: int = 128,
@@ -132,19 +127,19 @@ def vqgan(
     """Encoder and decoder after Esser et al. 2021 (appendix B; taming's `Encoder` and `Decoder`).
 
     Args:
-      resolution: side of the training images, which tells at which levels attention sits.
-      channels: of the images.
-      dim: of the latents handed to the quantizer.
+      spec: shape (H, W, C) of a training image; its height decides which levels have attention.
+      dim: size of the latents handed to the quantizer.
       dtype: of the computation; params are float32.
       ch: base width; level l has ch * ch_mult[l] channels.
       ch_mult: one entry a level, each level at half the resolution of the one before.
-      num_res_blocks: residual blocks a level (the decoder has one more).
-      attn_resolutions: sides at which every block is followed by attention.
+      num_res_blocks: number of residual blocks a level (the decoder has one more).
+      attn_resolutions: sides of feature maps at which every block is followed by attention.
       mid_attention: whether the middle has attention.
       z_channels: width of the encoder's last 3x3 convolution.
-      remat_encoder, remat_decoder: compute blocks again for the gradient instead of keeping their
-        activations: less memory, about a third more time.
+      remat_encoder, remat_decoder: recompute activations of blocks in the backward pass: less memory,
+        about a third more time.
     """
+    resolution, _, channels = spec.shape
     shared = {
         "ch": ch,
         "ch_mult": tuple(ch_mult),

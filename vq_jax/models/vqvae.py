@@ -36,6 +36,10 @@ class Encoder(nn.Module):
     dtype: Any
     remat: bool = False
 
+    @property
+    def strides(self) -> tuple[int, int]:
+        return (2**self.downsamples,) * 2
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for i in range(self.downsamples):
@@ -74,15 +78,14 @@ class Decoder(nn.Module):
             x = nn.relu(TransposedConv(width, self.dtype, name=f"up_{i}")(x))
         return x
 
-    def to_pixels(self, h: jax.Array) -> jax.Array:
+    def head(self, h: jax.Array) -> jax.Array:
         """The last transposed convolution."""
         return self.conv_out(h).astype(jnp.float32)
 
 
 def vqvae(
     *,
-    resolution: int,
-    channels: int,
+    spec: jax.ShapeDtypeStruct,
     dim: int,
     dtype: Any,
     hidden: int = 128,
@@ -95,17 +98,19 @@ def vqvae(
     """Encoder and decoder after van den Oord et al. 2017, sized by default as Sonnet's example.
 
     Args:
-      resolution: side of the training images; only checked against `downsamples`.
-      channels: of the images.
-      dim: of the latents handed to the quantizer.
+      spec: shape (H, W, C) of an image.
+      dim: size of the latents handed to the quantizer.
       dtype: of the computation; params are float32.
       hidden: width of the body; the outermost convolutions have half of it.
       res_hidden: width inside a residual block.
-      num_res_blocks: residual blocks on each side.
-      downsamples: how many convolutions of stride 2.
-      remat_encoder, remat_decoder: compute the residual blocks again for the gradient instead of
-        keeping their activations.
+      num_res_blocks: number of residual blocks in the encoder, and in the decoder.
+      downsamples: number of convolutions of stride 2.
+      remat_encoder, remat_decoder: recompute activations of residual blocks in the backward pass.
+
+    Raises:
+      ValueError: the image does not halve `downsamples` times.
     """
+    resolution, _, channels = spec.shape
     if resolution % 2**downsamples:
         raise ValueError(
             f"data.resolution {resolution} does not halve model.downsamples={downsamples} times"

@@ -1,0 +1,39 @@
+"""What the codes of an example look like: `CodeSpec`."""
+
+import dataclasses
+import math
+
+
+@dataclasses.dataclass(frozen=True)
+class CodeSpec:
+    """The shape and range of an example's codes.
+
+    Attributes:
+      grid: shape of the positions: (8, 8) for an image, () where an example is one position.
+      num_codes: number of entries of a codebook; codes are in [0, num_codes).
+      code_shape: shape of a position's codes: () for one code, (Q,) for Q of them.
+    """
+
+    grid: tuple[int, ...]
+    num_codes: int
+    code_shape: tuple[int, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of an example's codes, such as (8, 8) or (8, 8, Q)."""
+        return (*self.grid, *self.code_shape)
+
+    @property
+    def books(self) -> int:
+        """Q, the number of codes a position has."""
+        return math.prod(self.code_shape)
+
+    @property
+    def length(self) -> int:
+        """N, the number of codes an example has."""
+        return math.prod(self.shape)
+
+    @property
+    def bits(self) -> float:
+        """Bits of an example's codes at fixed width, log2(num_codes) each."""
+        return self.length * math.log2(self.num_codes)

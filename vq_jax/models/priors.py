@@ -1,0 +1,88 @@
+"""The table of priors, and the function that checks their fields."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated
+
+from vq_jax.bounds import Bounds
+from vq_jax.models.attention import axis_sizes
+from vq_jax.models.blocks import ACTIVATIONS, NORMS, Dtype
+from vq_jax.models.transformer import Transformer
+
+
+def transformer(
+    *,
+    num_codes: int,
+    grid: tuple[int, ...],
+    books: int,
+    classes: int,
+    condition: tuple[int, ...],
+    causal: bool,
+    target_aware: bool,
+    dtype: Dtype,
+    layers: Annotated[int, Bounds(1)] = 8,
+    width: Annotated[int, Bounds(4)] = 512,
+    heads: Annotated[int, Bounds(1)] = 8,
+    hidden: Annotated[int, Bounds(0)] = 0,
+    position: str = "rope",
+    norm: str = "rms",
+    activation: str = "swiglu",
+    dropout: Annotated[float, Bounds(0, 0.99)] = 0.1,
+    remat: bool = False,
+    scan: bool = False,
+) -> Transformer:
+    """Makes a `Transformer` from checked fields.
+
+    `hidden=0` is four times the width, or the width that gives "swiglu" as many params.
+
+    Raises:
+      ValueError: a field has a value that is not supported.
+    """
+    for name, value, known in (
+        ("position", position, ("rope", "learned")),
+        ("norm", norm, tuple(NORMS)),
+        ("activation", activation, ("swiglu", *ACTIVATIONS)),
+    ):
+        if value not in known:
+            raise ValueError(f"prior.{name} is {value!r}: use one of {', '.join(known)}")
+    if width % heads or width // heads % 4:
+        raise ValueError(f"prior.width {width} must be a multiple of 4 * prior.heads, {4 * heads}")
+    axes = len(axis_sizes(grid))
+    if position == "rope" and width // heads < 2 * axes:
+        raise ValueError(
+            f"prior.width {width} and prior.heads {heads} leave {width // heads} dimensions a head: "
+            f"rotary embeddings of {axes} axes need {2 * axes}"
+        )
+    if not hidden:
+        hidden = -(-8 * width // 3 // 32) * 32 if activation == "swiglu" else 4 * width
+    return Transformer(
+        num_codes=num_codes,
+        grid=grid,
+        books=books,
+        classes=classes,
+        condition=condition,
+        causal=causal,
+        target_aware=target_aware,
+        layers=layers,
+        width=width,
+        heads=heads,
+        hidden=hidden,
+        position=position,
+        norm=norm,
+        activation=activation,
+        dropout=dropout,
+        remat=remat,
+        scan=scan,
+        dtype=dtype,
+    )
+
+
+# name -> function of (num_codes, grid, books, classes, condition, dtype, **config.prior) to a Transformer
+PRIORS: dict[str, Callable[..., Transformer]] = {
+    # predicts each code from those before it, row by row (Esser et al. 2021, eq. 9; Sun et al. 2024)
+    "causal": partial(transformer, causal=True, target_aware=False),
+    # predicts masked codes from the visible ones (Chang et al. 2022, MaskGIT, eq. 2)
+    "masked": partial(transformer, causal=False, target_aware=False),
+    # predicts each code from those before it, in any order of positions (Yu et al. 2024, RAR)
+    "random_order": partial(transformer, causal=True, target_aware=True),
+}
