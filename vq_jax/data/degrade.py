@@ -1,4 +1,4 @@
-"""Images made worse, for priors that learn to make them better: small, noisy, blurred, pressed, dark."""
+"""Degrades images (size, noise, blur, JPEG, light), as conditions of priors that restore them."""
 
 import io
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageFilter
 
-# (uint8 [H, W, C], a generator, or None for one of seed 0) -> uint8 [h, w, C]
+# (image uint8 [H, W, C], generator or None for seed 0) -> degraded image uint8 [h, w, C]
 Degrade = Callable[[np.ndarray, np.random.Generator | None], np.ndarray]
 
 
@@ -20,22 +20,29 @@ def _array(image: Image.Image) -> np.ndarray:
 
 
 def resize(image: np.ndarray, height: int, width: int, *, enlarge: bool = False) -> np.ndarray:
-    """uint8 [H, W, C] to [height, width, C]: by area, or by bicubic interpolation to enlarge."""
-    how = Image.Resampling.BICUBIC if enlarge else Image.Resampling.BOX
-    return _array(_pillow(image).resize((width, height), how))
+    """Resizes uint8 [H, W, C] to [height, width, C].
+
+    Args:
+      image: the image.
+      height, width: the new sides.
+      enlarge: whether to use bicubic interpolation, instead of means over areas.
+    """
+    resampling = Image.Resampling.BICUBIC if enlarge else Image.Resampling.BOX
+    return _array(_pillow(image).resize((width, height), resampling))
 
 
 def none() -> None:
-    """No condition."""
+    """Returns None: no condition."""
 
 
 def upscale(factor: int = 2, enlarge: bool = True) -> Degrade:
-    """The image made `factor` times smaller.
+    """Returns a function that makes an image `factor` times smaller.
 
     Args:
       factor: 2 or 4.
-      enlarge: bring it back to its size by bicubic interpolation, so that the tokenizer sees it
-        at the scale it was trained at; otherwise the codes are those of the small image.
+      enlarge: whether to resize it to its original size by bicubic interpolation, so that the
+        tokenizer encodes it at the scale that it was trained on. Otherwise the small image is
+        encoded.
     """
     if factor not in (2, 4):
         raise ValueError(f"factor is {factor}: use 2 or 4")
@@ -57,14 +64,14 @@ def restore(
     low_light: float = 0.6,
     share: float = 0.5,
 ) -> Degrade:
-    """Blur, low light, noise and JPEG, in the order a camera has them, each in a share of images.
+    """Returns a function that applies blur, low light, noise and JPEG, in a camera's order.
 
     Args:
-      noise: largest standard deviation of the Gaussian noise, of a full range of 1.
+      noise: largest standard deviation of the Gaussian noise, relative to the range of the pixels.
       blur: largest standard deviation of the Gaussian blur, in pixels.
-      jpeg: lowest quality, 1 to 95.
-      low_light: the largest share of the light that is taken away.
-      share: how often each of the four occurs; at least one does.
+      jpeg: lowest JPEG quality, 1 to 95.
+      low_light: largest share of the light that is removed.
+      share: probability of each of the four; at least one is applied.
     """
     if not 1 <= jpeg <= 95:
         raise ValueError(f"jpeg is {jpeg}: use 1 to 95")
@@ -76,19 +83,19 @@ def restore(
 
     def degrade(image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         rng = np.random.default_rng(0) if rng is None else rng
-        does = rng.random(4) < share
-        does[rng.integers(4)] = True
+        applied = rng.random(4) < share
+        applied[rng.integers(4)] = True
         amount = rng.uniform(0.25, 1.0, 4)
-        if does[0]:
+        if applied[0]:
             blurred = _pillow(image).filter(ImageFilter.GaussianBlur(float(blur * amount[0])))
             image = _array(blurred)
         light = image.astype(np.float32) / 255.0
-        if does[1]:
+        if applied[1]:
             light = light * (1.0 - low_light * amount[1])
-        if does[2]:
+        if applied[2]:
             light = light + rng.normal(0.0, noise * amount[2], light.shape)
         image = np.round(np.clip(light, 0.0, 1.0) * 255.0).astype(np.uint8)
-        if does[3]:
+        if applied[3]:
             file = io.BytesIO()
             quality = round(95 - (95 - jpeg) * amount[3])
             _pillow(image).save(file, "JPEG", quality=quality)
@@ -98,7 +105,7 @@ def restore(
     return degrade
 
 
-# name -> function of **config.condition to Degrade, or None
+# name -> function that takes the fields of config.condition, and returns a Degrade or None
 CONDITIONS: dict[str, Callable[..., Degrade | None]] = {
     "none": none,
     "upscale": upscale,

@@ -1,4 +1,4 @@
-"""Image files and arrays: reading, fitting to a square, showing side by side, writing."""
+"""Images as files and arrays: reads, resizes, crops, arranges and writes them."""
 
 import functools
 import io
@@ -28,13 +28,13 @@ EXTENSIONS = frozenset(
         ".pgm",
     ]
 )
-# Of those that are written: what changes pixels a little, and what has no transparency.
+# Formats that change pixels slightly, and formats without transparency.
 LOSSY = frozenset([".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".gif"])
 _OPAQUE = frozenset([".jpg", ".jpeg", ".jfif", ".bmp", ".ppm", ".pgm"])
 
-_STRIP = 2**23  # pixels that are converted at a time
-_BYTES_A_PIXEL = 8  # that reading takes, at the most
-# What profiles of sRGB itself are called; others of its name may be linear.
+_STRIP = 2**23  # pixels converted at a time
+_BYTES_A_PIXEL = 8  # memory for reading an image, at most
+# Descriptions of ICC profiles that are sRGB; others with "sRGB" in their name may be linear.
 _SRGB = frozenset(
     [
         "srgb",
@@ -45,25 +45,25 @@ _SRGB = frozenset(
         "c2",
     ]
 )
-_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by channels
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by number of channels
 _limit = threading.Lock()
 
 
 def decode(file: str | Path | BinaryIO, min_side: int = 0, *, alpha: bool = False) -> np.ndarray:
-    """Decodes any image Pillow reads to uint8 [H, W, 3], upright, in sRGB.
+    """Decodes any image that Pillow reads to uint8 [H, W, 3] in sRGB.
 
-    Transparency is laid over white. Floats in [0, 1] and 16-bit integers are brought to [0, 255], and
-    colours of an embedded ICC profile to sRGB.
+    Applies the Exif orientation and an embedded ICC profile. Puts transparent images on white.
+    Scales floats and wide integers to [0, 255]; see `_eight_bits`.
 
     Args:
       file: a path or an open file.
-      min_side: a JPEG may be decoded at a fraction of its size, its sides no smaller than this;
-        0 always decodes it whole.
-      alpha: give an image with transparency as uint8 [H, W, 4], its colours as they are.
+      min_side: a JPEG may be decoded at a fraction of its size, with sides of at least this number
+        of pixels; 0 decodes it at its full size.
+      alpha: whether to keep transparency: an image that has it is returned as uint8 [H, W, 4].
 
     Raises:
-      OSError, SyntaxError, ValueError: it is not an image, or a damaged one, or larger than the memory
-        that is free.
+      OSError, SyntaxError, ValueError: the file is not an image, is damaged, or needs more memory
+        than is free.
     """
     with _open(file) as opened:
         if min_side:
@@ -73,7 +73,7 @@ def decode(file: str | Path | BinaryIO, min_side: int = 0, *, alpha: bool = Fals
         ImageOps.exif_transpose(opened, in_place=True)
         profile = opened.info.get("icc_profile")
         image: Image.Image = opened
-        if image.mode.startswith(("I", "F")):  # Pillow's own conversion would clip them at 255
+        if image.mode.startswith(("I", "F")):  # Pillow's own conversion clips at 255.
             image = Image.fromarray(_eight_bits(np.asarray(image)))
         if image.has_transparency_data:
             grey = image.mode == "LA"
@@ -91,7 +91,7 @@ def decode(file: str | Path | BinaryIO, min_side: int = 0, *, alpha: bool = Fals
         mode = "RGBA" if alpha and image.mode == "RGBA" else "RGB"
         if image.mode != mode:
             image = image.convert(mode)
-        # Strip by strip: at once, Pillow would hold an image of any size two times more.
+        # In strips, since Pillow holds two more copies of what it converts.
         array = np.empty((image.height, image.width, len(mode)), np.uint8)
         rows = max(1, _STRIP // image.width)
         for top in range(0, image.height, rows):
@@ -101,7 +101,7 @@ def decode(file: str | Path | BinaryIO, min_side: int = 0, *, alpha: bool = Fals
 
 
 def _open(file: str | Path | BinaryIO) -> Image.Image:
-    """`Image.open` without Pillow's own limit of pixels: `_check_memory` has another."""
+    """Calls `Image.open` without Pillow's limit on pixels, which `_check_memory` replaces."""
     with _limit:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -111,17 +111,17 @@ def _open(file: str | Path | BinaryIO) -> Image.Image:
 
 
 def _check_memory(width: int, height: int) -> None:
-    """Raises ValueError for an image that would not fit into the memory that is free."""
+    """Raises ValueError for an image that does not fit into the free memory."""
     needed = _BYTES_A_PIXEL * width * height
     if needed > 2**30 and needed > (free := _free_memory()):
         raise ValueError(
             f"an image of {width}x{height} pixels takes {needed / 2**30:.1f} GiB of memory, and "
-            f"{free / 2**30:.1f} are free"
+            f"{free / 2**30:.1f} GiB are free"
         )
 
 
 def _free_memory() -> int:
-    """Bytes, or a safe guess where the system does not tell."""
+    """Returns the bytes of free memory; 4 GiB if the system does not report them."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -132,22 +132,25 @@ def _free_memory() -> int:
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Floats in [0, 1], [0, 255] or [0, 65535], or integers in [0, 255] or [0, 65535], to uint8.
+    """Scales numbers to uint8 in [0, 255].
 
-    A resampled image overshoots: floats up to 2 count as those of [0, 1].
+    Args:
+      values: floats in [0, 1], [0, 255] or [0, 65535], or integers in [0, 255] or [0, 65535]. The
+        maximum selects the range. Floats up to 2 count as [0, 1], because a resampled image may
+        overshoot.
     """
     if values.dtype.kind != "f":
         wide = values.dtype.itemsize == 2 or values.max(initial=0) > 255
         return (values.clip(0, 65535) // 257 if wide else values.clip(0, 255)).astype(np.uint8)
-    most = values.max(initial=0.0, where=np.isfinite(values))
-    scale = 255.0 if most <= 2.0 else 1.0 if most <= 256.0 else 1 / 257.0
-    values = np.nan_to_num(values, posinf=most, neginf=0.0)
+    largest = values.max(initial=0.0, where=np.isfinite(values))
+    scale = 255.0 if largest <= 2.0 else 1.0 if largest <= 256.0 else 1 / 257.0
+    values = np.nan_to_num(values, posinf=largest, neginf=0.0)
     return np.round((values * scale).clip(0, 255)).astype(np.uint8)
 
 
 @functools.lru_cache(maxsize=64)
 def _profile(data: bytes) -> tuple[ImageCms.ImageCmsProfile | None, str]:
-    """An ICC profile, or None for sRGB itself and for one that cannot be read; its colour space."""
+    """Reads an ICC profile and its colour space; (None, "") if it is sRGB or cannot be read."""
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
         if ImageCms.getProfileDescription(profile).strip().lower() in _SRGB:
@@ -163,20 +166,25 @@ def _srgb() -> ImageCms.ImageCmsProfile:
 
 
 def _to_srgb(image: Image.Image, data: bytes) -> Image.Image:
-    """An image without transparency, its colours brought from a profile to sRGB."""
+    """Converts the colours of an image without transparency to sRGB.
+
+    Args:
+      image: the image; it is changed in place if its mode is RGB.
+      data: its ICC profile. The image is returned unchanged if the profile does not apply to it.
+    """
     profile, space = _profile(data)
     if profile is None:
         return image
     if space == "RGB" and image.mode != "RGB":
-        image = image.convert("RGB")  # of a palette
+        image = image.convert("RGB")  # a palette image
     if {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(space) != image.mode:
         return image
     try:
-        if image.mode == "RGB":  # in place: an image of any size may come here
+        if image.mode == "RGB":  # In place, since a copy of a large image takes much memory.
             ImageCms.profileToProfile(image, profile, _srgb(), inPlace=True)
             return image
-        made = ImageCms.profileToProfile(image, profile, _srgb(), outputMode="RGB")
-        return image if made is None else made
+        converted = ImageCms.profileToProfile(image, profile, _srgb(), outputMode="RGB")
+        return image if converted is None else converted
     except ImageCms.PyCMSError:
         return image
 
@@ -185,19 +193,21 @@ def read_image(path: Path, channels: int = 3, *, alpha: bool = False) -> np.ndar
     """Reads an image file to uint8 [H, W, channels].
 
     Args:
-      path: of the file; `STDIO` is standard input.
-      channels: 1 or 3.
-      alpha: give an image with transparency a channel more, for it.
+      path: the file; `STDIO` is standard input.
+      channels: number of colour channels, 1 or 3.
+      alpha: whether an image with transparency gets one more channel, its opacity.
 
     Raises:
       UserError: it cannot be read.
     """
     try:
-        # Pillow seeks, which a pipe cannot.
-        whole = path == STDIO or (path.exists() and not path.is_file() and not path.is_dir())
-        image = decode(io.BytesIO(read(path)) if whole else path, alpha=alpha)
+        # Pillow seeks, which is impossible in a pipe.
+        is_pipe = path == STDIO or (path.exists() and not path.is_file() and not path.is_dir())
+        image = decode(io.BytesIO(read(path)) if is_pipe else path, alpha=alpha)
     except UnidentifiedImageError as e:
-        raise UserError(f"cannot read {path} as an image: it is empty, or of no known kind") from e
+        raise UserError(
+            f"cannot read {path} as an image: it is empty, or has no known format"
+        ) from e
     except (OSError, SyntaxError, ValueError, MemoryError) as e:
         reason = e.strerror if isinstance(e, OSError) and e.strerror else e
         raise UserError(f"cannot read {path} as an image: {reason}") from e
@@ -207,7 +217,15 @@ def read_image(path: Path, channels: int = 3, *, alpha: bool = False) -> np.ndar
 
 
 def over_white(image: np.ndarray, channels: int) -> np.ndarray:
-    """uint8 [H, W, channels], or with a channel more that is its opacity, to uint8 [H, W, channels]."""
+    """Puts an image with transparency on white.
+
+    Args:
+      image: uint8 [H, W, channels], or [H, W, channels + 1] with opacity as the last channel.
+      channels: number of colour channels.
+
+    Returns:
+      uint8 [H, W, channels].
+    """
     if image.shape[-1] == channels:
         return image
     opacity = image[..., channels:].astype(np.float32) / 255.0
@@ -215,12 +233,14 @@ def over_white(image: np.ndarray, channels: int) -> np.ndarray:
 
 
 def read_mask(path: Path) -> tuple[np.ndarray, str]:
-    """Reads where to draw from an image file.
+    """Reads a mask from an image file.
 
-    White paint on something darker, or on nothing, marks it; of a picture with holes, the holes do.
+    White pixels are the mask. In an image with transparency, the white pixels are the mask if all
+    opaque pixels are white; otherwise, the transparent pixels are.
 
     Returns:
-      bool [H, W]; how the file was read, in words.
+      bool [H, W], True in the mask; the kind of pixels that are the mask: "white", "painted white"
+      or "transparent".
 
     Raises:
       UserError: it cannot be read.
@@ -235,7 +255,15 @@ def read_mask(path: Path) -> tuple[np.ndarray, str]:
 
 
 def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """uint8 [H, W] or [H, W, 1 or 3] to uint8 [H, W, channels], by luma or by repetition."""
+    """Converts between grey and colour.
+
+    Args:
+      image: uint8 [H, W], [H, W, 1] or [H, W, 3].
+      channels: 1 or 3.
+
+    Returns:
+      uint8 [H, W, channels]: the luma of a colour image, or a repeated grey channel.
+    """
     if image.ndim == 2:
         image = image[..., None]
     if image.shape[-1] == channels:
@@ -253,16 +281,16 @@ def fit(
     random_crop: bool = False,
     flip: bool = False,
 ) -> np.ndarray:
-    """Resizes, crops to a square and flips.
+    """Resizes an image, crops a square and flips it.
 
     Args:
       image: uint8 [H, W, C].
-      resolution: side of the result.
-      resize: side the shorter one is brought to first; 0 leaves the image as large as it is, but
-        for one too small to hold the square.
-      rng: draws crop and flip; None crops the centre and flips nothing.
-      random_crop: draw the crop's place.
-      flip: mirror every other image.
+      resolution: side of the square.
+      resize: length of the shorter side after resizing, at least `resolution`; 0 keeps the size,
+        unless the shorter side is below `resolution`.
+      rng: generator for crop and flip; None crops the centre and does not flip.
+      random_crop: whether to crop at a random position.
+      flip: whether to mirror the image with probability 0.5.
 
     Returns:
       uint8 [resolution, resolution, C].
@@ -271,13 +299,13 @@ def fit(
     shorter = min(height, width)
     target = max(resize or shorter, resolution)
     if target > shorter and max(height, width) > 4 * shorter:
-        image = _nearer_square(image, resolution, target, rng if random_crop else None)
+        image = _cut_longer_side(image, resolution, target, rng if random_crop else None)
         height, width = image.shape[:2]
     if target != shorter:
-        # ceil, so that rounding never leaves a side one pixel short of the square
+        # Rounded up, so that no side is one pixel shorter than the square.
         size = (-(-width * target // shorter), -(-height * target // shorter))
-        squeezed = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-        image = np.asarray(squeezed.resize(size, Image.Resampling.LANCZOS))
+        pillow = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        image = np.asarray(pillow.resize(size, Image.Resampling.LANCZOS))
         image = image.reshape(size[1], size[0], -1)
     free_y, free_x = image.shape[0] - resolution, image.shape[1] - resolution
     y, x = free_y // 2, free_x // 2
@@ -289,11 +317,14 @@ def fit(
     return image
 
 
-def _nearer_square(
+def _cut_longer_side(
     image: np.ndarray, resolution: int, target: int, rng: np.random.Generator | None
 ) -> np.ndarray:
-    """A thin image that is to be enlarged, cut along its longer side to little more than the part that
-    a crop would take: enlarged whole, it could take any amount of memory."""
+    """Cuts a thin image along its longer side, before it is enlarged and cropped.
+
+    Without this, the enlarged image could take any amount of memory. The part that is left is
+    slightly longer than the crop.
+    """
     shorter = min(image.shape[:2])
     axis = int(np.argmax(image.shape[:2]))
     length = min(image.shape[axis], shorter + 2 * -(-resolution * shorter // target) + 8)
@@ -303,37 +334,37 @@ def _nearer_square(
 
 
 def mirror_pad(array: np.ndarray, multiple: int, least: int = 0) -> np.ndarray:
-    """Mirrors an image or mask [H, W, ...] over its lower and right edges, as often as that takes.
+    """Pads an image or mask at the bottom and the right by mirroring it, repeatedly if necessary.
 
     Args:
-      array: the image or mask.
-      multiple: both sides are brought to the next multiple of it,
-      least: or to this, if that is more.
+      array: the image or mask, [H, W, ...].
+      multiple: both sides are padded to the next multiple of this.
+      least: smallest side of the result.
     """
     more = [max(least, -(-side // multiple) * multiple) - side for side in array.shape[:2]]
     return np.pad(array, [(0, n) for n in more] + [(0, 0)] * (array.ndim - 2), mode="symmetric")
 
 
 def to_float(image: np.ndarray) -> np.ndarray:
-    """uint8 in [0, 255] to float32 in [-1, 1]."""
+    """Converts uint8 in [0, 255] to float32 in [-1, 1]."""
     return image.astype(np.float32) / 127.5 - 1.0
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-    """float in [-1, 1], clipped, to uint8 in [0, 255]."""
+    """Converts float to uint8 in [0, 255]; clips it to [-1, 1] first."""
     return np.round((np.clip(image, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
 
 
 def save_image(image: np.ndarray, path: Path) -> None:
-    """Writes uint8 [H, W, C] in the format the suffix names; nothing half-written is left.
+    """Writes an image atomically, in the format of the suffix.
 
     Args:
-      image: of 1 or 3 channels, or with one more for opacity, which is laid over white where the format
-        has none.
-      path: of the file; `STDIO` is standard output, which gets a PNG.
+      image: uint8 [H, W, C] with 1 or 3 channels, or one more for opacity. An image with
+        transparency is put on white if the format has no transparency.
+      path: the file to write; `STDIO` is standard output, in the PNG format.
 
     Raises:
-      UserError: the format is not known or the file cannot be written.
+      UserError: the format is not known, or the file cannot be written.
     """
     if image.shape[-1] in (2, 4) and path.suffix.lower() in _OPAQUE:
         image = over_white(image, image.shape[-1] - 1)
@@ -346,11 +377,11 @@ def save_image(image: np.ndarray, path: Path) -> None:
 
 
 def rows_of(*rows: np.ndarray, gap: int = 2) -> np.ndarray:
-    """Lays rows of images out as one picture.
+    """Arranges images in one picture.
 
     Args:
-      *rows: uint8 [N, H, W, C] each; row i of the picture shows the images of rows[i].
-      gap: white pixels between images.
+      *rows: uint8 [N, H, W, C] each, the images of one row of the picture.
+      gap: number of white pixels between images.
 
     Returns:
       uint8 [rows * (H + gap) - gap, N * (W + gap) - gap, C].

@@ -1,7 +1,7 @@
-"""Where images come from: random access to uint8 images, by split.
+"""Data sources: random access to raw examples, by split.
 
-A source is anything with `__len__` and `__getitem__(i) -> {"image": uint8 [H, W, C], "label": int}`
-(or None, for an image that cannot be read, which the pipeline passes over).
+A source is anything with `__len__` and `__getitem__(i) -> {"x": raw example, "label": int}`, perhaps
+with an `id`. It returns None for an example that cannot be read, which the pipeline skips.
 """
 
 import contextlib
@@ -11,16 +11,16 @@ import hashlib
 import io
 import logging
 import os
-import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import ml_collections
 
+from vq_jax.console import is_live, stderr_console
 from vq_jax.data.codes import read_codes
-from vq_jax.data.images import EXTENSIONS, decode
 from vq_jax.errors import UserError, first_line
 from vq_jax.files import system_mistake
 
@@ -28,7 +28,10 @@ log = logging.getLogger("vq_jax")
 
 
 class Source(Protocol):
-    """Random access to the examples of one split."""
+    """Random access to the examples of one split.
+
+    A source of small examples, all of which can be read, may set `always_readable = True`.
+    """
 
     def __len__(self) -> int: ...
 
@@ -37,11 +40,15 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """A data set: what to train on, what to hold out, and the names of its classes."""
+    """A data set: the training split, the held-out split, and the names of the classes."""
 
     train: Source
     val: Source
     class_names: tuple[str, ...]
+
+
+# (config.data, seed) -> splits
+OpenSource = Callable[[ml_collections.ConfigDict, int], Splits]
 
 
 class Subset:
@@ -49,6 +56,7 @@ class Subset:
 
     def __init__(self, source: Source, indices: Sequence[int]):
         self.source, self.indices = source, indices
+        self.always_readable = getattr(source, "always_readable", False)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -58,20 +66,20 @@ class Subset:
 
 
 def hold_out(names: Sequence[str], fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Splits examples into (train, held out) by a hash of each one's name.
+    """Splits examples into (train, held out) by a hash of their names.
 
-    An example keeps its side when others come or go.
+    An example stays in its split when others are added or removed.
 
     Args:
-      names: one for each example, all different.
-      fraction: share to hold out, about; at least one is. 1 holds out all, to be measured on.
-      seed: another seed holds out others.
+      names: one for each example; examples of one name are in one split.
+      fraction: approximate share to hold out, at least one example; 1 holds out all.
+      seed: of the hash.
 
     Returns:
-      the positions in `names` of either side.
+      the indices into `names` of both splits.
     """
     if not 0 < fraction <= 1:
-        raise UserError(f"data.val_fraction is {fraction}: use a number above 0, and 1 at most")
+        raise UserError(f"data.val_fraction is {fraction}: use a number above 0 and at most 1")
     digests = [hashlib.sha256(os.fsencode(f"{seed}/{name}")).digest() for name in names]
     places = [int.from_bytes(digest[:8], "big") / 2**64 for digest in digests]
     limit = max(fraction, min(places))
@@ -81,21 +89,33 @@ def hold_out(names: Sequence[str], fraction: float, seed: int) -> tuple[list[int
 
 # --- folders --------------------------------------------------------------------------------------
 
-# Beside a folder "train", what the folder of held-out images is called.
+# Names of the folder of held-out files beside "train".
 _HELD_OUT = ("val", "valid", "validation", "test")
 
 
 class FolderSource:
-    """The images below a folder, in the order of their paths; the first subfolder is the class.
+    """Files below a folder, one example each, in the order of their paths.
 
-    An image that cannot be decoded is None, logged by name the first time and counted in `bad`.
+    A file that cannot be decoded gives None. It is logged the first time, and counted in `bad`.
     """
 
     def __init__(
-        self, files: Sequence[Path], labels: Sequence[int], min_side: int = 0, what: str = ""
+        self,
+        files: Sequence[Path],
+        labels: Sequence[int],
+        decode: Callable[[Path], Any],
+        description: str = "files",
     ):
-        """`min_side` is that of `decode`; `what` says which images these are, in messages."""
-        self.files, self.labels, self.min_side, self.what = files, labels, min_side, what
+        """Makes the source.
+
+        Args:
+          files: the paths.
+          labels: class number of each.
+          decode: path to a raw example.
+          description: of the files, in messages.
+        """
+        self.files, self.labels, self.description = files, labels, description
+        self.decode = decode
         self.bad: set[int] = set()
         self._lock = threading.Lock()
 
@@ -104,23 +124,22 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> dict[str, Any] | None:
         try:
-            image = decode(self.files[index], self.min_side)
-        except Exception as e:  # whatever a damaged file makes a decoder raise
+            x = self.decode(self.files[index])
+        except Exception as e:  # a damaged file can make a decoder raise anything
             with self._lock:
                 first = index not in self.bad
                 self.bad.add(index)
             if first:
                 log.warning("skipped %s: %s (%d so far)", self.files[index], e, len(self.bad))
             if len(self.bad) == len(self.files):
-                kind = f"{self.what} images".strip()
                 raise UserError(
-                    f"none of the {len(self.files)} {kind} could be read; the last was "
+                    f"none of the {len(self.files)} {self.description} could be read; the last was "
                     f"{self.files[index]}: {e}"
                 ) from e
             return None
-        return {"image": image, "label": self.labels[index]}
+        return {"x": x, "label": self.labels[index]}
 
-    def __getstate__(self) -> dict[str, Any]:  # worker processes get a copy; a lock can't go along
+    def __getstate__(self) -> dict[str, Any]:  # a lock cannot be sent to worker processes
         return {k: v for k, v in self.__dict__.items() if k != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -128,34 +147,38 @@ class FolderSource:
         self._lock = threading.Lock()
 
 
-def find_files(folder: Path, suffixes: Collection[str] = EXTENSIONS) -> list[Path]:
-    """All files below a folder with one of the suffixes, by default images; sorted.
+def find_files(folder: Path, suffixes: Collection[str], noun: str) -> list[Path]:
+    """Returns all files below a folder with one of the suffixes, sorted.
 
-    Links to folders are followed. Hidden files and folders (".thumbnails") are passed over. Other
-    files, and folders that cannot be read, are named in the log.
+    Links to folders are followed, hidden files and folders (".thumbnails") skipped. Other files, and
+    folders that cannot be read, are logged.
+
+    Args:
+      folder: to search.
+      suffixes: of the files, in lower case.
+      noun: name of such files, in messages.
 
     Raises:
       UserError: there is no such folder, or no such file in it.
     """
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: set --config.data.folder to your images")
-    files = sorted(_walk(folder))
+        raise UserError(f"there is no folder {folder}: name the folder of your {noun}")
+    files = sorted(_visible_files(folder))
     found = [p for p in files if p.suffix.lower() in suffixes]
     others = [p for p in files if p.suffix.lower() not in suffixes]
-    what = "images" if suffixes is EXTENSIONS else "/".join(sorted(suffixes))
     if others:
         named = ", ".join(str(p.relative_to(folder)) for p in others[:5])
         more = ", ..." if len(others) > 5 else ""
         log.warning(
-            "skipped %d files of %s that are no %s: %s%s", len(others), folder, what, named, more
+            "skipped %d files of %s that are no %s: %s%s", len(others), folder, noun, named, more
         )
     if not found:
-        raise UserError(f"no {what} in {folder} (known are {' '.join(sorted(suffixes))})")
+        raise UserError(f"no {noun} in {folder} (known are {' '.join(sorted(suffixes))})")
     return found
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Files below a folder, through links, each folder once."""
+def _visible_files(folder: Path) -> Iterator[Path]:
+    """Yields the files below a folder, through links, each folder once."""
 
     def unreadable(e: OSError) -> None:
         log.warning("skipped folder %s: %s", e.filename, e.strerror)
@@ -163,8 +186,8 @@ def _walk(folder: Path) -> Iterator[Path]:
     seen: set[str] = set()
     for place, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
         real = os.path.realpath(place)
-        if real in seen:  # a link back up, or a second way to the same files
-            log.warning("skipped folder %s: its files are in %s, too", place, real)
+        if real in seen:  # a link to a parent, or a second path to the same files
+            log.warning("skipped folder %s: a link to %s, which is read", place, real)
             folders.clear()
             continue
         seen.add(real)
@@ -174,24 +197,57 @@ def _walk(folder: Path) -> Iterator[Path]:
                 if path.is_file():
                     yield path
                 elif path.is_symlink():
-                    log.warning("skipped %s: a link to what is not there", path)
-            except OSError as e:  # of a folder that can be listed and not entered
+                    log.warning("skipped %s: a broken link", path)
+            except OSError as e:  # in a folder that can be listed but not entered
                 log.warning("skipped %s: %s", path, e.strerror)
 
 
-def _folder(config: ml_collections.ConfigDict, seed: int) -> Splits:
+def _decode(
+    decode: Callable[[Path, ml_collections.ConfigDict], Any],
+    config: ml_collections.ConfigDict,
+    path: Path,
+) -> Any:
+    """Calls `decode`; a function of the module, so that a source can be sent to worker processes."""
+    return decode(path, config)
+
+
+def open_folder(
+    config: ml_collections.ConfigDict,
+    seed: int,
+    *,
+    suffixes: Collection[str],
+    noun: str,
+    decode: Callable[[Path, ml_collections.ConfigDict], Any],
+) -> Splits:
+    """Opens a folder with one file an example.
+
+    The first level of subfolders is the class. Folders `train` and `val` (or `valid`, `validation`,
+    `test`) are the splits, if they are there.
+
+    Args:
+      config: the section `data`.
+      seed: of what is held out.
+      suffixes: of the files.
+      noun: name of an example, in messages.
+      decode: (path, config) to a raw example.
+
+    Raises:
+      UserError: there are no such files.
+    """
     if not config.folder:
-        raise UserError("data.source=folder needs --config.data.folder=PATH, a folder of images")
+        raise UserError(f"data.source='folder' needs data.folder, a folder of {noun}s")
     folder = Path(config.folder)
     held = [name for name in _HELD_OUT if (folder / name).is_dir()]
     if held and (folder / "train").is_dir():
         if len(held) > 1:
             unused = ", ".join(held[1:])
-            log.warning("held out is %s/%s; not used: %s", folder, held[0], unused)
+            log.warning("the held-out split is %s/%s; not used: %s", folder, held[0], unused)
         roots = (folder / "train", folder / held[0])
-        parts = [[(root, file) for file in find_files(root)] for root in roots]
+        parts = [
+            [(root, file) for file in find_files(root, suffixes, f"{noun}s")] for root in roots
+        ]
     else:
-        files = find_files(folder)
+        files = find_files(folder, suffixes, f"{noun}s")
         places = [str(file.relative_to(folder)) for file in files]
         sides = hold_out(places, config.val_fraction, seed)
         parts = [[(folder, files[i]) for i in side] for side in sides]
@@ -201,17 +257,15 @@ def _folder(config: ml_collections.ConfigDict, seed: int) -> Splits:
 
     names = sorted({class_of(*pair) for part in parts for pair in part})
     shown = (os.fsencode(name).decode("utf-8", "backslashreplace") for name in names)
-    resize = config.resolution if config.resize is None else config.resize
-    min_side = max(resize, config.resolution) if resize else 0
     numbers = {name: i for i, name in enumerate(names)}
     train, val = (
         FolderSource(
             [file for _, file in part],
             [numbers[class_of(*pair)] for pair in part],
-            min_side,
-            what=what,
+            partial(_decode, decode, config),
+            description=f"{split} {noun}s",
         )
-        for part, what in zip(parts, ("training", "held-out"), strict=True)
+        for part, split in zip(parts, ("training", "held-out"), strict=True)
     )
     return Splits(train, val, tuple(shown))
 
@@ -220,47 +274,54 @@ def _folder(config: ml_collections.ConfigDict, seed: int) -> Splits:
 
 
 class _TfdsSource:
-    """A TFDS data source with only what the pipeline uses: `image`, or `codes`, and `label`."""
+    """A TFDS data source, reduced to what the pipeline uses."""
 
-    def __init__(self, source: Any, field: str = "image"):
-        self.source, self.field = source, field
+    def __init__(self, source: Any, feature: str, key: str = "x"):
+        """Takes one feature of the data source's examples, under the name `key`."""
+        self.source, self.feature, self.key = source, feature, key
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self.source[index]
-        return {self.field: example[self.field], "label": int(example.get("label", 0))}
+        found = {self.key: example[self.feature], "label": int(example.get("label", 0))}
+        if "name" in example:
+            found["id"] = example["name"].decode()
+        return found
 
 
-def _prepared(
-    builder: Any, val_split: str | None, config: ml_collections.ConfigDict, seed: int
+def _splits_of(
+    builder: Any, val_split: str | None, config: ml_collections.ConfigDict, seed: int, feature: str
 ) -> Splits:
+    """The splits of a prepared data set; without `val_split`, a part of the training split is held out."""
     features = builder.info.features
     names = tuple(getattr(features["label"], "names", None) or ()) if "label" in features else ()
-    train: Source = _TfdsSource(builder.as_data_source(split="train"))
+    train: Source = _TfdsSource(builder.as_data_source(split="train"), feature)
     if val_split is None:
         parts = hold_out([str(i) for i in range(len(train))], config.val_fraction, seed)
         return Splits(Subset(train, parts[0]), Subset(train, parts[1]), names)
-    return Splits(train, _TfdsSource(builder.as_data_source(split=val_split)), names)
+    return Splits(train, _TfdsSource(builder.as_data_source(split=val_split), feature), names)
 
 
-def _embedded(name: str) -> Callable[[ml_collections.ConfigDict, int], Splits]:
+def embedded(builder_name: str) -> OpenSource:
+    """Returns the source of a TFDS builder of `builders`, whose feature is `image`."""
+
     def open_(config: ml_collections.ConfigDict, seed: int) -> Splits:
         from vq_jax.data import builders
 
-        builder_class = {"emoji": builders.Emoji, "photos": builders.Photos}[name]
         with _writable():
+            builder_class = getattr(builders, builder_name)
             builder = builder_class(data_dir=config.dir or None, file_format="array_record")
-            _prepare(builder, name)
-        return _prepared(builder, "test", config, seed)
+            _prepare(builder, builder_name.lower())
+        return _splits_of(builder, "test", config, seed, "image")
 
     return open_
 
 
 @contextlib.contextmanager
 def _writable() -> Iterator[None]:
-    """Raises UserError where the folder of prepared data sets cannot be used."""
+    """Raises UserError if the folder of prepared data sets cannot be used."""
     try:
         yield
     except OSError as e:
@@ -269,26 +330,40 @@ def _writable() -> Iterator[None]:
                 raise
             text = f"{e.filename}: {e.strerror}"
         raise UserError(
-            f"data sets cannot be prepared ({text}): set --config.data.dir, or TFDS_DATA_DIR, to "
+            f"data sets cannot be prepared ({text}): set data.dir, or TFDS_DATA_DIR, to "
             "another folder"
         ) from e
 
 
 def _prepare(builder: Any, name: str) -> None:
-    """Downloads and prepares a data set, once, with a word or a bar about it."""
+    """Downloads and prepares a data set once, with a progress bar on a terminal."""
     import tensorflow_datasets as tfds
 
     if not builder.data_path.exists():
         size = builder.info.download_size
         known = f", a download of {size}" if size else ""
         log.info("preparing data set %s in %s%s", name, builder.data_path, known)
-    bar = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    bar = is_live(stderr_console())
     (tfds.enable_progress_bar if bar else tfds.disable_progress_bar)()
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints sizes it does not know
-        builder.download_and_prepare()
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints sizes even if they are unknown
+        try:
+            builder.download_and_prepare()
+        except FileExistsError:  # another process has prepared it in the meantime
+            builder.download_and_prepare()
 
 
-def _tfds(name: str, config: ml_collections.ConfigDict, seed: int) -> Splits:
+def open_tfds(name: str, config: ml_collections.ConfigDict, seed: int, feature: str) -> Splits:
+    """Opens, and at first use prepares, a data set of TFDS.
+
+    Args:
+      name: as `tfds.builder` takes it.
+      config: the section `data`.
+      seed: of what is held out, if the data set has no split for it.
+      feature: name of the example among its features.
+
+    Raises:
+      UserError: it is not known, cannot be prepared, or has no such feature.
+    """
     import tensorflow_datasets as tfds
 
     dataset = name.partition("/")[0].partition(":")[0]
@@ -316,40 +391,18 @@ def _tfds(name: str, config: ml_collections.ConfigDict, seed: int) -> Splits:
         ) from e
     splits = builder.info.splits
     val = next((s for s in ("validation", "test") if s in splits), None)
-    if "train" not in splits or "image" not in builder.info.features:
-        raise UserError(f"tfds:{name} has no split 'train' of images: {', '.join(splits)}")
-    return _prepared(builder, val, config, seed)
+    if "train" not in splits or feature not in builder.info.features:
+        raise UserError(
+            f"tfds:{name} has no split 'train' with a feature {feature!r}: its splits are "
+            f"{', '.join(splits)}, its features {', '.join(builder.info.features)}"
+        )
+    return _splits_of(builder, val, config, seed, feature)
 
 
-def _codes(config: ml_collections.ConfigDict, seed: int) -> Splits:
-    """What `--mode=tokenize` wrote: examples have `codes` instead of an image."""
+def open_codes(config: ml_collections.ConfigDict, seed: int) -> Splits:
+    """Opens a data set of codes, as `tokenize` writes it: examples have `codes` in place of `x`."""
     if not config.folder:
-        raise UserError("data.source=codes needs --config.data.folder=DIR, which tokenize wrote")
-    about, train, val = read_codes(Path(config.folder))
-    train, val = (_TfdsSource(part, "codes") for part in (train, val))
-    return Splits(train, val, tuple(about["classes"]))
-
-
-# name -> function of (config.data, seed) to Splits; any other source is "tfds:NAME"
-SOURCES: dict[str, Callable[[ml_collections.ConfigDict, int], Splits]] = {
-    "emoji": _embedded("emoji"),
-    "photos": _embedded("photos"),
-    "folder": _folder,
-}
-
-
-def open_source(config: ml_collections.ConfigDict, seed: int = 0) -> Splits:
-    """Opens, and on first use prepares, the data set that `config.data` names.
-
-    Args:
-      config: the section `data`.
-      seed: draws what is held out, where the data set does not say.
-
-    Raises:
-      UserError: it cannot be had, with what to do.
-    """
-    if config.source.startswith("tfds:"):
-        return _tfds(config.source.removeprefix("tfds:"), config, seed)
-    if config.source == "codes":  # of priors alone
-        return _codes(config, seed)
-    return SOURCES[config.source](config, seed)
+        raise UserError("data.source='codes' needs data.folder, a folder that tokenize wrote")
+    metadata, train, val = read_codes(Path(config.folder))
+    train, val = (_TfdsSource(part, "codes", "codes") for part in (train, val))
+    return Splits(train, val, tuple(metadata["classes"]))

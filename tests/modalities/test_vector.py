@@ -1,0 +1,254 @@
+"""Feature vectors: files, figures, and the program from vectors to semantic IDs."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from running import program, user_error
+
+import vq_jax
+from vq_jax import codec, modalities
+from vq_jax.config import base
+from vq_jax.errors import UserError
+from vq_jax.modalities.vector import Vector, read_table
+
+DIM = 12
+
+
+@pytest.fixture
+def vectors(rng):
+    """200 vectors around 20 centres."""
+    centres = rng.normal(size=(20, DIM))
+    return (centres[np.arange(200) % 20] + 0.05 * rng.normal(size=(200, DIM))).astype(np.float32)
+
+
+def config_of(path, **data):
+    config = base("vector_mlp", "residual/vq")
+    config.data.update(source="vectors", folder=str(path), dim=DIM, **data)
+    return config
+
+
+# --- files -----------------------------------------------------------------------------------------
+
+
+def written(form, folder, vectors):
+    ids = [f"item {i}" for i in range(len(vectors))]
+    path = folder / f"vectors.{form.partition(' ')[0]}"
+    if form == "npy":
+        np.save(path, vectors)
+    elif form == "npz":
+        np.savez(path, embeddings=vectors, ids=np.array(ids), labels=np.arange(len(vectors)) % 3)
+    elif form == "parquet lists":
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), DIM)
+        pq.write_table(pa.table({"id": ids, "embedding": lists}), path)
+    else:
+        columns = {f"x{i}": vectors[:, i] for i in range(DIM)}
+        pq.write_table(pa.table({"item_id": ids, **columns}), path)
+    return path
+
+
+@pytest.mark.parametrize("form", ["npy", "npz", "parquet lists", "parquet columns"])
+def test_every_format_gives_the_vectors_and_their_ids(form, vectors, tmp_path):
+    table = read_table(written(form, tmp_path, vectors))
+    np.testing.assert_array_equal(table.vectors, vectors)
+    assert table[7]["id"] == (7 if form == "npy" else "item 7")
+    assert table.class_names == (("0", "1", "2") if form == "npz" else ())
+    assert table[5]["label"] == (2 if form == "npz" else 0)
+
+
+def test_files_of_a_folder_are_joined(vectors, tmp_path):
+    np.savez(tmp_path / "a.npz", x=vectors[:50], ids=np.arange(50), labels=["cat"] * 50)
+    np.savez(tmp_path / "b.npz", x=vectors[50:], ids=np.arange(50, 200), labels=["ant"] * 150)
+    splits = modalities.open_source(config_of(tmp_path))
+    assert len(splits.train) + len(splits.val) == 200
+    assert splits.class_names == ("ant", "cat")
+    examples = [split[i] for split in (splits.train, splits.val) for i in range(len(split))]
+    by_id = {e["id"]: e for e in examples}
+    assert by_id[3]["label"] == 1 and by_id[60]["label"] == 0
+    np.testing.assert_array_equal(by_id[60]["x"], vectors[60])
+
+
+def test_vectors_of_one_item_are_in_one_split(vectors, tmp_path):
+    np.savez(tmp_path / "v.npz", x=vectors, ids=np.arange(200) // 4)
+    splits = modalities.open_source(config_of(tmp_path / "v.npz", val_fraction=0.3))
+    ids = [{split[i]["id"] for i in range(len(split))} for split in (splits.train, splits.val)]
+    assert ids[0] and ids[1] and not ids[0] & ids[1]
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda p: p.write_bytes(b""), "cannot read"),
+        (lambda p: p.write_bytes(b"\x93NUMPY garbage"), "cannot read"),
+        (lambda p: np.save(p, np.zeros((3, 4, 5))), r"no array of numbers \[N, D\]"),
+        (lambda p: np.save(p, np.array([{"a": 1}]), allow_pickle=True), "cannot read"),
+        (lambda p: np.save(p, np.zeros((0, 4))), "has no vectors"),
+        (lambda p: np.save(p, np.zeros((9, 5), np.float32)), "set data.dim=5"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_line(write, message, tmp_path):
+    write(tmp_path / "v.npy")
+    with pytest.raises(UserError, match=message) as raised:
+        modalities.open_source(config_of(tmp_path / "v.npy"))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_parquet_file_without_vectors_is_one_line(tmp_path):
+    pq.write_table(pa.table({"id": ["a"], "text": ["b"]}), tmp_path / "v.parquet")
+    with pytest.raises(UserError, match="neither a column of lists nor columns of numbers"):
+        read_table(tmp_path / "v.parquet")
+    pq.write_table(pa.table({"v": [[1.0, 2.0], [1.0]]}), tmp_path / "v.parquet")
+    with pytest.raises(UserError, match="different lengths"):
+        read_table(tmp_path / "v.parquet")
+    (tmp_path / "v.parquet").write_bytes(b"PAR1 not one PAR1")
+    with pytest.raises(UserError, match="cannot read"):
+        read_table(tmp_path / "v.parquet")
+
+
+def test_values_that_are_not_finite_are_named(vectors, tmp_path):
+    vectors[17, 3] = np.nan
+    np.save(tmp_path / "v.npy", vectors)
+    with pytest.raises(UserError, match="vector 17 has values that are NaN"):
+        read_table(tmp_path / "v.npy")[17]
+
+
+# --- figures ---------------------------------------------------------------------------------------
+
+
+def test_relative_error_and_cosine_against_numpy(vectors, rng):
+    other = vectors + 0.3 * rng.normal(size=vectors.shape).astype(np.float32)
+    values = Vector().metrics(config_of(""))(vectors, other)
+    means = {name: np.asarray(value, np.float64).mean(0) for name, value in values.items()}
+    figures = Vector().summarize(means)
+    error = np.square(vectors - other).mean() / vectors.astype(np.float64).var(axis=0).mean()
+    assert figures["relative_error"] == pytest.approx(error, rel=1e-5)
+    norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(other, axis=1)
+    cosine = ((vectors * other).sum(1) / norms).mean()
+    assert figures["cosine_similarity"] == pytest.approx(cosine, rel=1e-5)
+
+
+def test_collisions_are_counted():
+    codes = np.array([[0, 1], [0, 1], [0, 1], [2, 2], [3, 0], [0, 3], [0, 3], [9, 9]])
+    figures = Vector().code_figures(codes)
+    assert figures == {"unique_share": 3 / 8, "largest_collision": 3}
+
+
+# --- the program -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vectors")
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(30, DIM))
+    vectors = (centres[np.arange(300) % 30] + 0.02 * rng.normal(size=(300, DIM))).astype(np.float32)
+    ids = np.array([f"item {i}" for i in range(300)])
+    np.savez(folder / "items.npz", vectors=vectors, ids=ids)
+    program(
+        "--config=semantic_ids", f"--workdir={folder}/run", "--config.data.source=vectors",
+        f"--config.data.folder={folder}/items.npz", f"--config.data.dim={DIM}",
+        "--config.data.batch_size=64", "--config.model.hidden=(32,)",
+        "--config.quantizer.inner.num_codes=16", "--config.quantizer.inner.dim=8",
+        "--config.kmeans_batches=4", "--config.phases.autoencoder=60", "--config.phases.quantizer=10",
+        "--config.phases.joint=80", "--config.save_every=100", "--config.tensorboard=False",
+        "--config.optim.lr=3e-3",
+    )  # fmt: skip
+    return folder
+
+
+def test_training_learns_the_vectors_and_reports_the_codes(run):
+    figures = json.loads((run / "run" / "evaluation.json").read_text())
+    assert figures["relative_error"] < 0.3 and figures["cosine_similarity"] > 0.8
+    assert len(figures["usage_by_level"]) == len(figures["perplexity_by_level"]) == 3
+    assert figures["bits_per_vector"] == 12 and 0 < figures["unique_share"] <= 1
+    assert figures["largest_collision"] >= 1 and figures["vectors"] > 10
+    for name in ("reconstructions.png", "codebook.png", "curves.png"):
+        assert (run / "run" / name).stat().st_size > 500
+
+
+def test_tokenize_writes_unique_ids(run):
+    table = run / "ids.parquet"
+    said = program("--mode=tokenize", f"--workdir={run}/run", f"--output={table}").stdout
+    assert "wrote the codes of 300 vectors" in said
+    rows = pq.read_table(table).to_pylist()
+    assert sorted(row["item"] for row in rows) == sorted(f"item {i}" for i in range(300))
+    keys = [(row["code_0"], row["code_1"], row["code_2"], row["index"]) for row in rows]
+    assert len(set(keys)) == 300
+    with np.load(run / "items.npz") as arrays:
+        vectors = {name: x for name, x in zip(arrays["ids"], arrays["vectors"], strict=True)}
+    tok = vq_jax.load(run / "run")
+    codes = np.asarray(tok.encode(np.stack([vectors[row["item"]] for row in rows])))
+    assert [tuple(c) for c in codes] == [key[:3] for key in keys]
+    assert {row["split"] for row in rows} == {"train", "val"}
+    text = user_error("--mode=tokenize", f"--workdir={run}/run", "--output=x.parquet", "--flips")
+    assert "leave out flips" in text
+
+
+def test_a_file_of_vectors_is_reconstructed_and_compressed(run):
+    tok = vq_jax.load(run / "run")
+    with np.load(run / "items.npz") as arrays:
+        vectors = arrays["vectors"]
+    program(
+        "--mode=reconstruct",
+        f"--workdir={run}/run",
+        f"--input={run}/items.npz",
+        f"--output={run}/y.npy",
+    )
+    y = np.load(run / "y.npy")
+    np.testing.assert_allclose(y, tok.reconstruct(vectors), atol=1e-4)
+    opened = codec.load(run / "run")
+    data = opened.compress(vectors)
+    assert len(data) < 300 * 12 / 8 + 40
+    np.testing.assert_allclose(opened.decompress(data), y, atol=1e-4)
+    program(
+        "--mode=compress",
+        f"--workdir={run}/run",
+        f"--input={run}/items.npz",
+        f"--output={run}/v.vqz",
+    )
+    program(
+        "--mode=decompress", f"--workdir={run}/run", f"--input={run}/v.vqz", f"--output={run}/z.npy"
+    )
+    np.testing.assert_allclose(np.load(run / "z.npy"), y, atol=1e-4)
+    text = user_error("--mode=reconstruct", f"--workdir={run}/run", f"--input={run}/items.npz",
+                   f"--output={run}/y2.npy", "--side_by_side")  # fmt: skip
+    assert "side_by_side is for images" in text
+
+
+def test_evaluate_compares_sets_of_vectors_and_has_no_fid(run):
+    said = program("--mode=evaluate", f"--workdir={run}/run").stdout
+    assert "Frechet distance of the vectors" in said
+    figures = json.loads((run / "run" / "evaluation.json").read_text())
+    assert figures["frechet"] >= 0
+    text = user_error("--mode=evaluate", f"--workdir={run}/run", "--inception=download")
+    assert "inception is for FID of images" in text
+
+
+def test_a_prior_learns_semantic_ids(run):
+    """Nothing in the training, sampling and evaluation of priors asks what an example is."""
+    from vq_jax.config import base_prior
+    from vq_jax.tasks.train import train
+
+    config = base_prior("causal", modality="vector")
+    config.tokenizer = str(run / "run")
+    config.data.update(source="vectors", folder=str(run / "items.npz"), dim=DIM, batch_size=32)
+    config.prior.update(layers=1, width=32, heads=2)
+    config.optim.lr = 1e-2
+    config.update(eval_samples=16, tensorboard=False)
+    config.phases.prior = 60
+    train(config, run / "prior")
+    prior = vq_jax.load(run / "prior")
+    assert prior.sample_codes(5).shape == (5, 3)
+    assert prior.sample(5).shape == (5, DIM)
+    figures = json.loads((run / "prior" / "evaluation.json").read_text())
+    assert figures["bits_per_code"] < figures["uniform_bits_per_code"] == 4
+    assert figures["frechet"] > 0 and figures["samples"] == 16
+    program("--mode=sample", f"--workdir={run}/prior", "--count=3", f"--output={run}/drawn")
+    assert np.load(run / "drawn" / "00002.npy").shape == (DIM,)
+
+
+def test_the_model_decides_the_modality(run):
+    text = user_error("--config=semantic_ids", f"--workdir={run}/x", "--config.modality=image")
+    assert "modality is 'image', and model.name='vector_mlp' is for 'vector'" in text

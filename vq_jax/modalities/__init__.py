@@ -1,0 +1,33 @@
+"""Modalities: one file for each kind of data, and the table of their names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vq_jax.data.sources import Splits, open_codes, open_tfds
+from vq_jax.modalities.base import Modality, Network
+from vq_jax.modalities.image import Image
+from vq_jax.modalities.vector import Vector
+
+MODALITIES: dict[str, Modality] = {"image": Image(), "vector": Vector()}
+
+
+def of(config: Mapping[str, Any]) -> Modality:
+    """Returns the modality of a config."""
+    return MODALITIES[config["modality"]]
+
+
+def open_source(config: Mapping[str, Any]) -> Splits:
+    """Opens, and at first use prepares, the data set of `config.data`.
+
+    Raises:
+      UserError: it cannot be opened; the message says what to do.
+    """
+    modality, data, seed = of(config), config["data"], config["seed"]
+    if data.source.startswith("tfds:"):
+        return open_tfds(data.source.removeprefix("tfds:"), data, seed, modality.feature)
+    if data.source == "codes":  # only for priors
+        return open_codes(data, seed)
+    return modality.sources()[data.source](data, seed)
+
+
+__all__ = ["MODALITIES", "Modality", "Network", "of", "open_source"]

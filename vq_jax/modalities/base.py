@@ -1,0 +1,204 @@
+"""The interface of a modality: everything that depends on what an example is."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vq_jax.data.sources import OpenSource
+
+# (reconstruction, example) -> unreduced float32
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+# name of a figure -> (heading in a table, format)
+Rows = Mapping[str, tuple[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network whose features compare sets of examples.
+
+    Attributes:
+      key: prefix of its figures, such as "fid_adm".
+      heading: name of the distance in a table.
+      description: how examples are prepared for it.
+      digest: of its weights.
+      features: examples [N, ...], raw or as models take them, to float32 [N, F].
+      probabilities: features to class probabilities; None if the Inception score is undefined.
+    """
+
+    key: str
+    heading: str
+    description: str
+    digest: str
+    features: Callable[[np.ndarray], np.ndarray]
+    probabilities: Callable[[np.ndarray], np.ndarray] | None = None
+
+
+@dataclasses.dataclass
+class NoFields:
+    """No fields of a section of a config."""
+
+
+def no_condition() -> None:
+    """No condition beside a label."""
+
+
+class Modality:
+    """A kind of data: the interface, with defaults for what most modalities share.
+
+    `x` is an example as models take it, `raw` one as files and users have it.
+
+    Attributes:
+      name: in `MODALITIES` and `config.modality`.
+      noun: an example in messages and figures, such as "image".
+      unit: what rates are counted in: bits per `unit`.
+      suffixes: of the files that `read` opens.
+      suffix: of the files that `write` makes by default.
+      axes: names of the axes of an example, in messages.
+      feature: name of the example among the features of a TFDS data set.
+      data_fields: dataclass of the modality's fields of `config.data`.
+      shape_fields: those of them that decide the shape of an example.
+      loss_fields: dataclass of its fields of `config.loss`.
+      losses: reconstruction losses by name; the first is the default.
+      conditions: what a prior can be given, by name: function of **config.condition to a function
+        (raw, rng) -> raw, or None.
+      rows: headings of its figures, in the order of the table.
+    """
+
+    name: ClassVar[str]
+    noun: ClassVar[str]
+    unit: ClassVar[str]
+    suffixes: ClassVar[frozenset[str]]
+    suffix: ClassVar[str]
+    feature: ClassVar[str]
+    axes: ClassVar[tuple[str, ...]]
+    data_fields: ClassVar[type]
+    shape_fields: ClassVar[tuple[str, ...]]
+    loss_fields: ClassVar[type] = NoFields
+    losses: ClassVar[Mapping[str, Loss]]
+    conditions: ClassVar[Mapping[str, Callable[..., Any]]] = {"none": no_condition}
+    rows: ClassVar[Rows]
+
+    def check(self, config: ConfigDict) -> None:
+        """Raises UserError for values of `config` that this modality cannot use."""
+
+    def spec(self, data: ConfigDict) -> jax.ShapeDtypeStruct:
+        """Returns shape and dtype of one example."""
+        raise NotImplementedError
+
+    def units(self, shape: Sequence[int]) -> int:
+        """Returns the number of units in an example of this shape."""
+        raise NotImplementedError
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape of examples [B, ...] that a decoder's output of this shape stands for."""
+        return shape
+
+    # Data.
+
+    def sources(self) -> Mapping[str, OpenSource]:
+        """Returns the data sources by name, beside TFDS; the first is the default."""
+        raise NotImplementedError
+
+    def prepare(
+        self, data: ConfigDict, train: bool, condition: Callable | None = None
+    ) -> Callable[..., dict[str, Any]]:
+        """Returns the function (example of a source, rng) -> {"x", "label"}, and "condition" if any."""
+        raise NotImplementedError
+
+    def variants(
+        self,
+        example: dict[str, Any],
+        data: ConfigDict,
+        seed: Sequence[int],
+        flips: bool,
+        crops: int,
+    ) -> list[np.ndarray]:
+        """Returns the forms of an example that `tokenize` encodes, each as a model takes it."""
+        raise NotImplementedError
+
+    def preparation(self, data: ConfigDict) -> str:
+        """Describes how examples are prepared for evaluation."""
+        raise NotImplementedError
+
+    # Losses and metrics.
+
+    def perceptual(self, config: ConfigDict) -> Loss | None:
+        """Returns the perceptual loss (a, b) -> [B] that training uses, or None."""
+        return None
+
+    def metrics(self, config: ConfigDict) -> Callable[[Any, Any], dict[str, jax.Array]]:
+        """Returns the function (x, reconstruction) -> per-example values [B] or [B, ...]."""
+        raise NotImplementedError
+
+    def summarize(self, means: dict[str, np.ndarray]) -> dict[str, float]:
+        """Turns the means of `metrics` over a split into figures."""
+        raise NotImplementedError
+
+    def code_figures(self, codes: np.ndarray) -> dict[str, float]:
+        """Returns figures of the codes int [N, *grid, *code_shape] of a whole split."""
+        return {}
+
+    def networks(self, inception: str = "", protocol: str = "adm") -> list[Network]:
+        """Returns the networks that compare sets of examples, the one for samples last.
+
+        Args:
+          inception: file of FID's Inception weights, "download", or "" to leave FID out.
+          protocol: how FID prepares images.
+
+        Raises:
+          UserError: FID is asked for and cannot be computed.
+        """
+        raise NotImplementedError
+
+    # Examples, raw and as models take them.
+
+    def problem(self, x: jax.Array) -> str | None:
+        """Returns what is wrong with the values of examples of the right shape and type, or None."""
+        return None
+
+    def output(self, y: Any) -> Any:
+        """Brings a decoder's output into the range of examples."""
+        return y
+
+    def to_raw(self, x: Any) -> np.ndarray:
+        """Turns examples, or a decoder's output, into raw ones."""
+        raise NotImplementedError
+
+    def from_raw(self, raw: np.ndarray) -> np.ndarray:
+        """Turns raw examples into those that models take."""
+        raise NotImplementedError
+
+    def like(self, condition: Any, x: Any) -> np.ndarray:
+        """Brings a condition to the shape of the examples it was made from."""
+        return np.asarray(condition)
+
+    # Files.
+
+    def read(self, path: Path, data: ConfigDict) -> np.ndarray:
+        """Reads a file.
+
+        Raises:
+          UserError: it cannot be read, or does not fit `data`.
+        """
+        raise NotImplementedError
+
+    def write(self, raw: np.ndarray, path: Path) -> None:
+        """Writes a file; nothing half-written is left.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        raise NotImplementedError
+
+    def side_by_side(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Puts two raw examples into one, for a look at both."""
+        raise NotImplementedError
+
+    def preview(self, path: Path, *rows: np.ndarray) -> None:
+        """Writes a picture of rows of raw examples [N, ...]."""
+        raise NotImplementedError
