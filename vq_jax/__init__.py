@@ -13,9 +13,9 @@ __version__ = "0.1.0"
 __all__ = ["UserError", "load"]
 
 
-def __getattr__(name: str) -> Any:  # so that importing the package does not import JAX
+def __getattr__(name: str) -> Any:  # Importing the package must not import JAX.
     if name == "load":
-        from vq_jax.prior import load
+        from vq_jax.runs import load
 
         return load
     if name == "UserError":

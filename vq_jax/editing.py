@@ -1,8 +1,8 @@
-"""Images changed through a prior over their codes: repaired, extended, enlarged, cleaned, varied.
+"""Edits images with a prior over their codes: inpaint, outpaint, upscale, restore, variations.
 
-All of them draw codes on the image's whole grid, window by window where it is larger than the prior's,
-each window given what those before have drawn; the grid is decoded at once, so that windows leave no
-seams. Images are uint8 [H, W, C], of any size and aspect.
+All edits sample codes on the image's grid. A grid larger than the prior's is sampled window by window,
+each given the codes sampled before, and decoded as a whole, so that windows leave no seams. Images are
+uint8 [H, W, C], of any size.
 """
 
 import math
@@ -17,24 +17,29 @@ from vq_jax.data.images import mirror_pad, over_white, to_float, to_uint8
 from vq_jax.errors import UserError, check_seed
 from vq_jax.prior import TrainedPrior
 
-# Pixels over which what is drawn gives way to the light and colour of what it borders on.
+# Pixels over which the colours of what is drawn are blended with those of its surroundings.
 _SEAM = 4.0
-_MOST = 1000  # variations of one call
-_CANVAS = 2**24  # pixels that an image may be extended to
+_MOST = 1000  # largest number of variations of one call
+_CANVAS = 2**24  # largest number of pixels of an extended image
 
 
 def _check(prior: TrainedPrior, image: np.ndarray, condition: str, needs: str) -> int:
-    """The pixels a code spans along a side, for a prior and an image that can be edited."""
+    """Returns the pixels that a code spans along a side.
+
+    Raises:
+      UserError: this prior cannot edit this image.
+    """
     if not isinstance(prior, TrainedPrior):
-        raise UserError("edits need a prior: vq_jax.load the run of one")
+        raise UserError("edits need a prior: open the run of one")
     if image.dtype != np.uint8 or image.ndim != 3:
         raise UserError(f"the image is {image.dtype} {image.shape}: make it uint8 [H, W, C]")
-    factor = prior.tokenizer.factor
-    if factor is None:
-        raise UserError("edits need a tokenizer whose codes lie in a grid, for images of any size")
+    strides = prior.tokenizer.strides
+    if strides is None or len(strides) != 2 or strides[0] != strides[1]:
+        raise UserError("edits need a tokenizer of images of any size, with a grid of codes")
+    factor = strides[0]
     if prior.config.condition.name != condition:
         raise UserError(
-            f"this prior was trained with condition {prior.config.condition.name!r}, and this "
+            f"this prior was trained with condition {prior.config.condition.name!r}, and this edit "
             f"needs {condition!r}: {needs}"
         )
     if min(image.shape[:2]) < factor:
@@ -46,8 +51,7 @@ def _check(prior: TrainedPrior, image: np.ndarray, condition: str, needs: str) -
 
 
 def _starts(side: int, window: int, share: int) -> list[int]:
-    """Where windows begin along a side: about half a window apart, at multiples of `share`, the last
-    one flush."""
+    """Returns where windows begin along a side: about half a window apart, at multiples of `share`."""
     step = max(share, window // 2 // share * share)
     return [*range(0, side - window, step), side - window]
 
@@ -63,16 +67,16 @@ def fill_grid(
     seed: int = 0,
     **how: Any,
 ) -> np.ndarray:
-    """Draws the free codes of one image's grid of any size.
+    """Samples the free codes of one image, on a grid of any size.
 
     Args:
-      prior: draws them.
+      prior: the prior.
       given: int32 [H, W, *code_shape], no smaller than the prior's grid.
       free: bool [H, W].
-      condition: codes of the condition, laid over the same grid, where the prior has one.
+      condition: codes of the condition, which cover the same image, if the prior has one.
       label: a class, its number, or None.
-      candidates: so many fillings are drawn, and the likeliest is kept.
-      seed: decides everything.
+      candidates: number of candidates, of which the likeliest is kept.
+      seed: of the samples.
       **how: see `TrainedPrior.fill`.
 
     Returns:
@@ -105,7 +109,7 @@ def fill_grid(
 
 
 def _windows(free: np.ndarray, height: int, width: int, share: int) -> Iterator[tuple[int, int]]:
-    """Corners of windows, row by row, that cover all that is free, and have something to draw."""
+    """Yields the corners of windows, row by row, that have free codes."""
     for y in _starts(free.shape[0], height, share):
         for x in _starts(free.shape[1], width, share):
             if free[y : y + height, x : x + width].any():
@@ -113,7 +117,7 @@ def _windows(free: np.ndarray, height: int, width: int, share: int) -> Iterator[
 
 
 def _share(prior: TrainedPrior) -> int:
-    """Positions, along a side, that a position of the condition spans."""
+    """Number of positions along a side that a position of the condition covers."""
     return prior.module.grid[0] // prior.module.condition[0] if prior.module.condition else 1
 
 
@@ -126,17 +130,17 @@ def _decode(prior: TrainedPrior, codes: np.ndarray) -> np.ndarray:
 
 
 def _multiple(prior: TrainedPrior, factor: int) -> tuple[int, int]:
-    """What an image's sides are to be multiples of, so that all windows lie alike, and the least."""
+    """Returns what an image's sides must be multiples of, so that windows are aligned, and the least side."""
     window = min(prior.module.grid)
     return factor * max(1, window // 2), factor * max(prior.module.grid)
 
 
-def spread(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Fills what is not known smoothly from what is, nearest first.
+def extrapolate(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Fills unknown pixels smoothly from known ones, the nearest first.
 
     Args:
       values: float [H, W, C].
-      known: bool [H, W], not all False.
+      known: bool [H, W], with at least one True.
 
     Returns:
       float [H, W, C], equal to `values` where known.
@@ -160,11 +164,11 @@ def spread(values: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def inpaint(prior: TrainedPrior, image: np.ndarray, mask: np.ndarray, **how: Any) -> np.ndarray:
-    """Draws what is under the mask anew; every pixel outside it comes back as it was.
+    """Replaces what is under the mask; every other pixel stays as it is.
 
     Args:
       prior: without condition.
-      image: uint8 [H, W, C], or with a channel more for opacity; what is drawn is opaque.
+      image: uint8 [H, W, C], or with one more channel for opacity; what is drawn is opaque.
       mask: bool [H, W], True where to draw.
       **how: label, candidates, seed and more; see `fill_grid`.
 
@@ -188,31 +192,30 @@ def inpaint(prior: TrainedPrior, image: np.ndarray, mask: np.ndarray, **how: Any
     if not mask.any():
         return image.copy()
     if mask.all():
-        raise UserError("the mask covers the whole image, which leaves nothing to go by: sample")
+        raise UserError("the mask covers the whole image: sample instead")
     padded = mirror_pad(image, *_multiple(prior, factor))
     hidden = mirror_pad(mask, *_multiple(prior, factor))
-    # The encoder looks beyond a code's own pixels: what it finds there should not be a hole.
-    plain = np.round(spread(padded.astype(np.float64), ~hidden)).astype(np.uint8)
+    # The encoder also sees pixels around a code: a hole there would change the code.
+    plain = np.round(extrapolate(padded.astype(np.float64), ~hidden)).astype(np.uint8)
     given = _encode(prior, plain)
     height, width = given.shape[:2]
     free = np.asarray(hidden.reshape(height, factor, width, factor).any(axis=(1, 3)))
     drawn = _decode(prior, fill_grid(prior, given, free, **how))
-    # The tokenizer is a little off outside the mask; the same is taken back inside, less and less
-    # with the distance from the seam.
-    off = spread(to_float(padded) - drawn, ~hidden)
+    # The tokenizer's error outside the mask is subtracted inside, fading with the distance from it.
+    error = extrapolate(to_float(padded) - drawn, ~hidden)
     near = np.exp(-((ndimage.distance_transform_edt(hidden) / _SEAM) ** 2))
-    result = to_uint8(drawn + off * near[..., None])[: image.shape[0], : image.shape[1]]
+    result = to_uint8(drawn + error * near[..., None])[: image.shape[0], : image.shape[1]]
     return np.where(mask[..., None], result, image)
 
 
 def outpaint(
     prior: TrainedPrior, image: np.ndarray, margins: tuple[int, int, int, int], **how: Any
 ) -> np.ndarray:
-    """Draws beyond the image's edges; the image itself comes back as it was.
+    """Extends an image beyond its edges; the image itself stays as it is.
 
     Args:
       prior: without condition.
-      image: uint8 [H, W, C], or with a channel more for opacity.
+      image: uint8 [H, W, C], or with one more channel for opacity.
       margins: pixels to add at the top, right, bottom and left.
       **how: see `fill_grid`.
 
@@ -221,16 +224,16 @@ def outpaint(
     """
     if len(margins) != 4 or min(margins) < 0 or not any(margins):
         raise UserError(
-            f"margins are {', '.join(map(str, margins))}: four numbers of pixels, top, right, "
-            "bottom, left, none below 0 and not all 0"
+            f"margins are {', '.join(map(str, margins))}: give pixels to add at top, right, bottom, "
+            "left, none below 0 and not all 0"
         )
     _check(prior, image, "none", "name a prior without condition")
     top, right, bottom, left = margins
     height, width = top + image.shape[0] + bottom, left + image.shape[1] + right
     if height * width > max(_CANVAS, 4 * image.shape[0] * image.shape[1]):
         raise UserError(
-            f"margins make an image of {width}x{height} pixels: at most {_CANVAS:,}, or four times "
-            "those of the image"
+            f"margins make an image of {width}x{height} pixels: at most {_CANVAS:,} pixels, or four "
+            "times those of the image, are possible"
         )
     canvas = np.pad(image, ((top, bottom), (left, right), (0, 0)), mode="edge")
     mask: np.ndarray = np.ones(canvas.shape[:2], bool)
@@ -241,18 +244,18 @@ def outpaint(
 def upscale(
     prior: TrainedPrior, image: np.ndarray, factor: int | None = None, **how: Any
 ) -> np.ndarray:
-    """Draws the image `factor` times as large; a prior of factor 2 enlarges by 4 in two rounds.
+    """Enlarges an image `factor` times; a prior of factor 2 enlarges by 4 in two rounds.
 
     Args:
       prior: with condition "upscale".
       image: uint8 [H, W, C].
-      factor: a power of the prior's own; None is that itself.
+      factor: a power of the prior's factor; None is the prior's factor.
       **how: see `fill_grid`.
 
     Returns:
       uint8 [factor * H, factor * W, C].
     """
-    spans = _check(prior, image, "upscale", "train one with configs/prior_upscale.py")
+    spans = _check(prior, image, "upscale", "train one with the recipe prior_upscale")
     own = prior.config.condition.factor
     factor = own if factor is None else factor
     rounds = round(math.log(max(factor, 1), own))
@@ -264,7 +267,7 @@ def upscale(
         if prior.config.condition.enlarge:
             worse = mirror_pad(resize(image, height, width, enlarge=True), multiple, least)
         else:
-            # So that windows begin where a code of the small image does.
+            # Windows then begin where a code of the small image does.
             worse = mirror_pad(
                 image, spans * max(1, prior.module.grid[0] // 2 // own), least // own
             )
@@ -274,7 +277,7 @@ def upscale(
 
 
 def restore(prior: TrainedPrior, image: np.ndarray, **how: Any) -> np.ndarray:
-    """Draws the image as it was before noise, blur, JPEG and bad light.
+    """Removes noise, blur, JPEG artefacts and bad light from an image.
 
     Args:
       prior: with condition "restore".
@@ -284,14 +287,14 @@ def restore(prior: TrainedPrior, image: np.ndarray, **how: Any) -> np.ndarray:
     Returns:
       uint8 [H, W, C].
     """
-    factor = _check(prior, image, "restore", "train one with configs/prior_restore.py")
+    factor = _check(prior, image, "restore", "train one with the recipe prior_restore")
     worse = mirror_pad(image, *_multiple(prior, factor))
     codes = _redraw(prior, worse, **how)
     return to_uint8(_decode(prior, codes))[: image.shape[0], : image.shape[1]]
 
 
 def _redraw(prior: TrainedPrior, worse: np.ndarray, **how: Any) -> np.ndarray:
-    """All codes of the image that `worse` is a worse version of."""
+    """Samples all codes of an image, given a degraded copy of it."""
     condition = _encode(prior, worse)
     height, width = (_share(prior) * side for side in condition.shape[:2])
     given = np.zeros((height, width, *condition.shape[2:]), np.int32)
@@ -302,13 +305,13 @@ def _redraw(prior: TrainedPrior, worse: np.ndarray, **how: Any) -> np.ndarray:
 def variations(
     prior: TrainedPrior, image: np.ndarray, share: float, count: int, **how: Any
 ) -> np.ndarray:
-    """Draws a share of the image's codes anew, several times.
+    """Samples a share of an image's codes again, several times.
 
     Args:
       prior: without condition.
       image: uint8 [H, W, C].
       share: of the codes, in (0, 1].
-      count: how many variations.
+      count: number of variations.
       **how: see `fill_grid`.
 
     Returns:
@@ -316,7 +319,7 @@ def variations(
     """
     factor = _check(prior, image, "none", "name a prior without condition")
     if not 0 < share <= 1:
-        raise UserError(f"the share to draw anew is {share}: use more than 0, up to 1")
+        raise UserError(f"share is {share}: use more than 0 and at most 1")
     if not 1 <= count <= _MOST:
         raise UserError(f"count is {count}: use 1 to {_MOST}")
     given = _encode(prior, mirror_pad(image, *_multiple(prior, factor)))

@@ -1,4 +1,4 @@
-"""Priors as a user runs them: trained, killed, sampled from, used for edits; real processes and files."""
+"""End-to-end tests of priors: training, resuming, sampling and edits."""
 
 import json
 import shutil
@@ -11,34 +11,34 @@ import numpy as np
 import pytest
 from PIL import Image
 from running import (
-    end,
-    lines,
-    mistake,
+    count_logged_steps,
+    logged_metrics,
     process,
     program,
     start,
     start_two,
-    steps_logged,
+    user_error,
+    wait_for_exit,
     wait_for_steps,
 )
+from small import prepare
 
 import vq_jax
 from vq_jax import config as configs
 from vq_jax.data import codes as codes_data
 from vq_jax.data.images import decode
-from vq_jax.data.pipeline import make_prepare, train_batches
+from vq_jax.data.pipeline import train_batches
 from vq_jax.tasks.train_prior import make_prior_recipe
 from vq_jax.tasks.train_tokenizer import make_recipe
 from vq_jax.training.checkpoint import Checkpoints
 from vq_jax.training.prior_steps import init_prior_state
-from vq_jax.training.state import split
 from vq_jax.training.steps import init_state
 
 pytestmark = pytest.mark.slow
 
 
 def save_tokenizer(workdir, emoji, data_dir, seed):
-    """A run's folder with a tokenizer that has learned nothing."""
+    """Saves an untrained tokenizer as a run, and returns its folder."""
     config = configs.base("vqvae")
     config.data.dir, config.data.batch_size = data_dir, 8
     config.model.update(hidden=16, res_hidden=8)
@@ -50,7 +50,9 @@ def save_tokenizer(workdir, emoji, data_dir, seed):
     workdir.mkdir(parents=True)
     configs.save(config, workdir / "config.json")
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        checkpoints.save(1, split(state), train_batches(emoji.train, config.data, 0))
+        checkpoints.save(
+            1, state.split(), train_batches(emoji.train, config.data, 0, prepare(config.data))
+        )
     return workdir
 
 
@@ -59,7 +61,7 @@ def tokenizer(tmp_path_factory, emoji, data_dir):
     return save_tokenizer(tmp_path_factory.mktemp("run") / "tokenizer", emoji, data_dir, 0)
 
 
-def small(workdir, tokenizer, data_dir, config="prior_default"):
+def train_arguments(workdir, tokenizer, data_dir, config="prior_default"):
     return [
         f"--config=configs/{config}.py", f"--workdir={workdir}", f"--config.tokenizer={tokenizer}",
         f"--config.data.dir={data_dir}", "--config.data.batch_size=8", "--config.prior.layers=1",
@@ -70,89 +72,101 @@ def small(workdir, tokenizer, data_dir, config="prior_default"):
 
 
 def final_state(workdir):
+    """Returns all arrays of a finished run."""
     config = configs.load(Path(workdir) / "config.json")
     recipe = make_prior_recipe(config)
     state = init_prior_state(recipe, jax.random.key(1), np.zeros(32, np.uint8), {})
     with Checkpoints(Path(workdir) / "checkpoints", writes=False) as checkpoints:
-        step, parts = checkpoints.restore(split(state))
+        step, parts = checkpoints.restore(state.split())
     assert step == 12
     return parts
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tokenizer, data_dir):
+    """The folder of an uninterrupted run, and its output."""
     workdir = tmp_path_factory.mktemp("prior") / "small"
-    return workdir, process(*small(workdir, tokenizer, data_dir)).stdout
+    return workdir, process(*train_arguments(workdir, tokenizer, data_dir)).stdout
 
 
-def test_a_run_leaves_everything_it_names(trained):
-    workdir, said = trained
+def test_a_run_writes_every_file_it_names(trained):
+    workdir, output = trained
     for name in ("config.json", "metrics.jsonl", "evaluation.json", "curves.png", "samples.png",
                  "nearest.png"):  # fmt: skip
         assert (workdir / name).stat().st_size > 0
-        assert name in said
-    figures = json.loads((workdir / "evaluation.json").read_text())
-    assert 0 < figures["bits_per_code"] < 12 and figures["images"] == 253
-    assert figures["bits_per_pixel"] == pytest.approx(figures["bits_per_code"] / 16)
-    assert figures["efficientnet_frechet_floor"] < figures["efficientnet_frechet"]
-    assert [s["step"] for s in lines(workdir)] == list(range(1, 13))
+        assert name in output
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    assert 0 < evaluation["bits_per_code"] < 12 and evaluation["images"] == 253
+    assert evaluation["bits_per_pixel"] == pytest.approx(evaluation["bits_per_code"] / 16)
+    assert evaluation["efficientnet_frechet_floor"] < evaluation["efficientnet_frechet"]
+    assert [s["step"] for s in logged_metrics(workdir)] == list(range(1, 13))
 
 
-def test_killed_it_equals_the_uninterrupted_run(trained, tokenizer, data_dir, tmp_path):
+def test_a_killed_run_equals_an_uninterrupted_run(trained, tokenizer, data_dir, tmp_path):
     workdir = tmp_path / "run"
-    arguments = [*small(workdir, tokenizer, data_dir), "--config.save_every=2"]
+    arguments = [*train_arguments(workdir, tokenizer, data_dir), "--config.save_every=2"]
     run = start(*arguments)
     wait_for_steps(workdir, 5, run)
     run.kill()
     run.wait()
-    assert steps_logged(workdir) < 12
+    assert count_logged_steps(workdir) < 12
     assert "is at step" in process(*arguments).stdout
-    assert lines(workdir) == lines(trained[0])
+    assert logged_metrics(workdir) == logged_metrics(trained[0])
     chex.assert_trees_all_equal(final_state(workdir), final_state(trained[0]))
 
 
-def test_two_processes_that_share_a_state_agree_with_one(tokenizer, data_dir, tmp_path):
+def test_two_processes_with_sharded_params_log_the_same_metrics_as_one(
+    tokenizer, data_dir, tmp_path
+):
     def arguments(workdir):
         return [
-            *small(workdir, tokenizer, data_dir), "--config.phases.prior=24",
-            "--config.prior.width=128",  # less would not be spread
+            *train_arguments(workdir, tokenizer, data_dir), "--config.phases.prior=24",
+            "--config.prior.width=128",  # smaller params are not sharded
             "--config.prior.dropout=0.0", "--config.optim.warmup_steps=10", "--config.eval_samples=0",
         ]  # fmt: skip
 
     one, two = tmp_path / "one", tmp_path / "two"
     program(*arguments(one))
-    fully_sharded = [*arguments(two), "--config.fsdp=True"]
-    processes = start_two(*fully_sharded)
+    sharded = [*arguments(two), "--config.fsdp=True"]
+    processes = start_two(*sharded)
     wait_for_steps(two, 5, *processes)
-    processes[1].send_signal(signal.SIGINT)  # one of them is told
-    assert "stopped by SIGTERM at step" in end(processes, 0, 130)[0] and steps_logged(two) < 24
-    said = end(start_two(*fully_sharded))
-    assert "held-out images" in said[0] and "held-out images" not in said[1]
-    for ours, theirs in zip(lines(two, "phase"), lines(one, "phase"), strict=True):
-        assert ours == pytest.approx(theirs, rel=2e-2, abs=1e-3)
-    figures = [json.loads((w / "evaluation.json").read_text()) for w in (one, two)]
-    assert figures[1]["bits_per_code"] == pytest.approx(figures[0]["bits_per_code"], rel=1e-2)
-    drawn = program("--mode=sample", f"--workdir={two}", "--count=4", f"--output={tmp_path / 'i'}")
-    assert "4 images" in drawn.stdout
+    processes[1].send_signal(signal.SIGINT)  # only one process gets SIGINT
+    assert (
+        "stopped by SIGTERM at step" in wait_for_exit(processes, 0, 130)[0]
+        and count_logged_steps(two) < 24
+    )
+    outputs = wait_for_exit(start_two(*sharded))
+    assert "held-out images" in outputs[0] and "held-out images" not in outputs[1]
+    pairs = zip(logged_metrics(two, "phase"), logged_metrics(one, "phase"), strict=True)
+    for found, expected in pairs:
+        assert found == pytest.approx(expected, rel=2e-2, abs=1e-3)
+    evaluations = [json.loads((w / "evaluation.json").read_text()) for w in (one, two)]
+    assert evaluations[1]["bits_per_code"] == pytest.approx(
+        evaluations[0]["bits_per_code"], rel=1e-2
+    )
+    sampled = program(
+        "--mode=sample", f"--workdir={two}", "--count=4", f"--output={tmp_path / 'i'}"
+    )
+    assert "4 images" in sampled.stdout
 
 
-def test_sampling_writes_a_grid_and_files_and_repeats_itself(trained, tmp_path):
+def test_sample_writes_a_grid_and_the_images_of_the_python_interface(trained, tmp_path):
     workdir, _ = trained
-    how = ["--mode=sample", f"--workdir={workdir}", "--count=3", "--label=Flags", "--label=0",
+    arguments = ["--mode=sample", f"--workdir={workdir}", "--count=3", "--label=Flags", "--label=0",
            "--seed=5", "--guidance=2", "--top_p=0.9"]  # fmt: skip
-    said = program(*how, f"--output={tmp_path / 'a'}").stdout
-    assert "6 images and grid.png" in said
+    output = program(*arguments, f"--output={tmp_path / 'a'}").stdout
+    assert "6 images and grid.png" in output
     files = sorted(p.name for p in (tmp_path / "a").iterdir())
     assert files == [".samples.json", *(f"{i:05d}.png" for i in range(6)), "grid.png"]
     assert decode(tmp_path / "a" / "grid.png").shape == (2 * 34 - 2, 3 * 34 - 2, 3)
     prior = vq_jax.load(workdir)
     images = prior.sample(6, label=["Flags"] * 3 + [0] * 3, seed=5, guidance=2.0, top_p=0.9)
     for i in range(6):
-        drawn = decode(tmp_path / "a" / f"{i:05d}.png").astype(float)
-        assert np.abs(drawn - (images[i] + 1) * 127.5).max() < 2
+        written = decode(tmp_path / "a" / f"{i:05d}.png").astype(float)
+        assert np.abs(written - (images[i] + 1) * 127.5).max() < 2
 
 
-def test_an_image_is_inpainted_and_its_other_pixels_kept(trained, tmp_path, rng):
+def test_inpaint_changes_only_masked_pixels_and_rejects_invalid_sizes(trained, tmp_path, rng):
     workdir, _ = trained
     image = rng.integers(0, 256, (41, 53, 3), np.uint8)
     mask = np.zeros((41, 53), np.uint8)
@@ -161,113 +175,120 @@ def test_an_image_is_inpainted_and_its_other_pixels_kept(trained, tmp_path, rng)
     Image.fromarray(mask).save(tmp_path / "mask.png")
     Image.fromarray(mask[:40]).save(tmp_path / "short.png")
     Image.fromarray(image[:2, :3]).save(tmp_path / "tiny.png")
-    how = ["--mode=inpaint", f"--workdir={workdir}", f"--output={tmp_path / 'out.png'}"]
-    program(*how, f"--input={tmp_path / 'image.png'}", f"--mask={tmp_path / 'mask.png'}")
+    arguments = ["--mode=inpaint", f"--workdir={workdir}", f"--output={tmp_path / 'out.png'}"]
+    program(*arguments, f"--input={tmp_path / 'image.png'}", f"--mask={tmp_path / 'mask.png'}")
     result = decode(tmp_path / "out.png")
     np.testing.assert_array_equal(result[mask == 0], image[mask == 0])
     assert (result[mask > 0] != image[mask > 0]).any()
     (tmp_path / "out.png").unlink()
-    for file, cover, message in (
+    for file, mask_file, message in (
         ("image.png", "short.png", "the mask is 53x40 pixels and the image 53x41"),
         ("tiny.png", "mask.png", "3x2 pixels, smaller than one code, 4x4"),
     ):
-        assert message in mistake(*how, f"--input={tmp_path / file}", f"--mask={tmp_path / cover}")
+        assert message in user_error(
+            *arguments, f"--input={tmp_path / file}", f"--mask={tmp_path / mask_file}"
+        )
         assert not (tmp_path / "out.png").exists()
 
 
-def test_transparency_outside_the_mask_is_kept_and_a_lossy_suffix_told(trained, tmp_path, rng):
+def test_edits_keep_transparency_and_warn_of_lossy_formats(trained, tmp_path, rng):
     workdir, _ = trained
     image = rng.integers(0, 256, (33, 41, 4), np.uint8)
     image[:8, :, 3] = 0
     Image.fromarray(image).save(tmp_path / "image.png")
     mask = np.zeros((33, 41, 4), np.uint8)
-    mask[4:20, 10:30] = 255  # white paint on nothing
+    mask[4:20, 10:30] = 255  # white on a transparent background
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    how = ["--mode=inpaint", f"--workdir={workdir}", f"--input={tmp_path / 'image.png'}"]
-    how += [f"--mask={tmp_path / 'mask.png'}"]
-    said = program(*how, f"--output={tmp_path / 'out.png'}").stderr
-    assert "drawn where it is painted white" in said and "lossy" not in said
+    arguments = ["--mode=inpaint", f"--workdir={workdir}", f"--input={tmp_path / 'image.png'}"]
+    arguments += [f"--mask={tmp_path / 'mask.png'}"]
+    warnings = program(*arguments, f"--output={tmp_path / 'out.png'}").stderr
+    assert "its painted white pixels are the mask" in warnings and "lossy" not in warnings
     result = decode(tmp_path / "out.png", alpha=True)
     inside = mask[..., 3] > 0
     np.testing.assert_array_equal(result[~inside], image[~inside])
     assert (result[inside][:, 3] == 255).all()
-    said = program(*how, f"--output={tmp_path / 'out.jpg'}").stderr
-    assert "a .jpg file changes the other pixels a little" in said
+    warnings = program(*arguments, f"--output={tmp_path / 'out.jpg'}").stderr
+    assert "the format .jpg also changes the other pixels slightly" in warnings
     assert decode(tmp_path / "out.jpg").shape == (33, 41, 3)
-    how[0], how[3] = "--mode=outpaint", "--margins=0,8,4,0"
-    program(*how, f"--output={tmp_path / 'wide.png'}")
+    arguments[0], arguments[3] = "--mode=outpaint", "--margins=0,8,4,0"
+    program(*arguments, f"--output={tmp_path / 'wide.png'}")
     wide = decode(tmp_path / "wide.png", alpha=True)
     np.testing.assert_array_equal(wide[:33, :41], image)
     assert (wide[33:, :, 3] == 255).all() and (wide[:, 41:, 3] == 255).all()
 
 
-def test_a_folder_of_samples_holds_those_of_the_last_call(trained, tmp_path):
+def test_sample_replaces_its_earlier_images_and_keeps_other_files(trained, tmp_path):
     workdir, _ = trained
-    how = ["--mode=sample", f"--workdir={workdir}", f"--output={tmp_path / 'out'}"]
+    arguments = ["--mode=sample", f"--workdir={workdir}", f"--output={tmp_path / 'out'}"]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "00000.png").write_text("not ours")
-    assert "00000.png of your own" in mistake(*how)
+    assert "00000.png was not written by sample" in user_error(*arguments)
     (tmp_path / "out" / "00000.png").unlink()
     for name in ("00001.jpg", "00500.png"):
         (tmp_path / "out" / name).write_text("not ours")
-    program(*how, "--count=3", "--label=Flags", "--label=6")
+    program(*arguments, "--count=3", "--label=Flags", "--label=6")
     assert len(list((tmp_path / "out").glob("0000*.png"))) == 6
-    assert "removed 4 images of an earlier call" in program(*how, "--count=2").stdout
-    left = sorted(p.name for p in (tmp_path / "out").iterdir())
-    ours = [".samples.json", "00000.png", "00001.png", "grid.png"]
-    assert left == sorted([*ours, "00001.jpg", "00500.png"])
+    assert "removed 4 images of an earlier call" in program(*arguments, "--count=2").stdout
+    found = sorted(p.name for p in (tmp_path / "out").iterdir())
+    written = [".samples.json", "00000.png", "00001.png", "grid.png"]
+    assert found == sorted([*written, "00001.jpg", "00500.png"])
 
 
-def test_codes_are_written_by_several_processes_and_trained_from(
+def test_several_processes_write_codes_and_a_prior_trains_on_them(
     tokenizer, emoji, data_dir, tmp_path
 ):
-    how = ["--mode=tokenize", f"--workdir={tokenizer}", f"--output={tmp_path / 'codes'}", "--flips"]
-    first = program(*how, "--processes=2", "--process=0").stdout
+    arguments = [
+        "--mode=tokenize",
+        f"--workdir={tokenizer}",
+        f"--output={tmp_path / 'codes'}",
+        "--flips",
+    ]
+    first = program(*arguments, "--processes=2", "--process=0").stdout
     assert "shards are still missing" in first
     written = {p: p.stat().st_mtime_ns for p in (tmp_path / "codes").glob("codes-*")}
-    said = program(*how).stdout  # all that is left
-    assert "missing" not in said
-    assert written and all(p.stat().st_mtime_ns == at for p, at in written.items())
+    rest = program(*arguments).stdout  # writes the missing shards
+    assert "missing" not in rest
+    assert written and all(p.stat().st_mtime_ns == modified for p, modified in written.items())
     source = [f"--config.data.folder={tmp_path / 'codes'}", "--config.data.source=codes"]
-    arguments = small(tmp_path / "prior", tokenizer, data_dir)
-    said = program(*arguments, *source, "--config.eval_samples=0").stdout
-    assert "7,420 images to train on, 253 held out" in said
+    arguments = train_arguments(tmp_path / "prior", tokenizer, data_dir)
+    output = program(*arguments, *source, "--config.eval_samples=0").stdout
+    assert "7,420 training images, 253 held out" in output
     assert json.loads((tmp_path / "prior" / "evaluation.json").read_text())["images"] == 253
-    # The codes are the tokenizer's own, of each image and of its mirror image.
+    # The codes are those of each image and of its mirror image.
     _, train, val = codes_data.read_codes(tmp_path / "codes")
     tok = vq_jax.load(tokenizer)
-    prepare = make_prepare(tok.config.data, train=False)
+    prepare_image = prepare(tok.config.data, False)
     for i in (0, 700, 3000):
-        x = prepare(emoji.train[i])["image"]
+        x = prepare_image(emoji.train[i])["x"]
         expected = np.asarray(tok.encode(np.stack([x, x[:, ::-1]])))
         np.testing.assert_array_equal(train[2 * i]["codes"], expected[0])
         np.testing.assert_array_equal(train[2 * i + 1]["codes"], expected[1])
         assert train[2 * i]["label"] == train[2 * i + 1]["label"] == emoji.train[i]["label"]
-    x = prepare(emoji.val[5])["image"]
+    x = prepare_image(emoji.val[5])["x"]
     np.testing.assert_array_equal(val[5]["codes"], np.asarray(tok.encode(x[None]))[0])
 
 
-def test_a_prior_with_a_condition_is_held_against_what_it_was_given(tokenizer, data_dir, tmp_path):
+def test_an_upscaling_prior_is_compared_with_its_input(tokenizer, data_dir, tmp_path):
     workdir = tmp_path / "upscale"
-    said = program(*small(workdir, tokenizer, data_dir, "prior_upscale")).stdout
-    assert "PSNR, dB, as given" in said
-    figures = json.loads((workdir / "evaluation.json").read_text())
-    assert figures["psnr_before"] > figures["psnr"]  # it has learned nothing
-    array = np.zeros((20, 27, 3), np.uint8)
+    output = program(*train_arguments(workdir, tokenizer, data_dir, "prior_upscale")).stdout
+    assert "PSNR, dB, as given" in output
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    assert evaluation["psnr_before"] > evaluation["psnr"]  # the tokenizer is untrained
+    image = np.zeros((20, 27, 3), np.uint8)
     (tmp_path / "in").mkdir()
     for name in ("a.png", "b.png"):
-        Image.fromarray(array).save(tmp_path / "in" / name)
+        Image.fromarray(image).save(tmp_path / "in" / name)
     program("--mode=upscale", f"--workdir={workdir}", f"--input={tmp_path / 'in'}",
             f"--output={tmp_path / 'out'}", "--factor=4")  # fmt: skip
     assert decode(tmp_path / "out" / "b.png").shape == (80, 108, 3)
 
 
-def test_a_users_mistake_is_one_line_and_exit_code_2(trained, tokenizer, emoji, data_dir, tmp_path):
+def test_user_errors_are_one_line_with_exit_code_2(trained, tokenizer, emoji, data_dir, tmp_path):
     workdir, _ = trained
     other = save_tokenizer(tmp_path / "other", emoji, data_dir, 1)
     shutil.copytree(workdir, tmp_path / "moved")
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
-    again = small(tmp_path / "moved", other, data_dir)
+    again = train_arguments(tmp_path / "moved", other, data_dir)
     for arguments, message in (
         (["--mode=sample", f"--workdir={workdir}", "--label=Food"], "near: Food & Drink"),
         (["--mode=sample", f"--workdir={workdir}", f"--tokenizer={other}"], "another tokenizer"),
@@ -292,8 +313,8 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(trained, tokenizer, emoji, 
         (["--mode=variations", f"--workdir={workdir}", f"--input={tmp_path / 'a.png'}", "--output=x.png",
           "--seed=-1"], "seed is -1"),
         ([*again, "--config.phases.prior=20"], "another tokenizer"),
-        (small(tokenizer, tokenizer, data_dir), "holds a tokenizer: take another --workdir"),
-        ([*again, "--config.tokenizer=/nonexistent"], "--config.tokenizer names its run"),
-        ([*again, "--config.data.resolution=16"], "--config.data.resolution=32"),
+        (train_arguments(tokenizer, tokenizer, data_dir), "holds a tokenizer: use another workdir"),
+        ([*again, "--config.tokenizer=/nonexistent"], "set tokenizer to the folder of its run"),
+        ([*again, "--config.data.resolution=16"], "set data.resolution=32"),
     ):  # fmt: skip
-        assert message in mistake(*arguments), arguments
+        assert message in user_error(*arguments), arguments

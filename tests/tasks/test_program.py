@@ -1,4 +1,7 @@
-"""Training as a user runs it: killed, stopped, diverged, on two hosts; and what is done with the run."""
+"""End-to-end tests of training, and of the commands on a trained run.
+
+Training is killed, stopped, made to diverge and run in two processes.
+"""
 
 import json
 import os
@@ -15,13 +18,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from running import (
-    end,
-    lines,
+    count_logged_steps,
+    logged_metrics,
     process,
     program,
     start,
     start_two,
-    steps_logged,
+    wait_for_exit,
     wait_for_steps,
 )
 
@@ -30,7 +33,6 @@ from vq_jax import config as configs
 from vq_jax.data.images import decode, to_float
 from vq_jax.tasks.train_tokenizer import make_recipe
 from vq_jax.training.checkpoint import Checkpoints
-from vq_jax.training.state import split
 from vq_jax.training.steps import init_state
 
 SMALL = [
@@ -57,124 +59,132 @@ SMALL = [
 ]
 
 
-def small(workdir, data_dir):
+def train_arguments(workdir, data_dir):
     return [*SMALL, f"--workdir={workdir}", f"--config.data.dir={data_dir}"]
 
 
 def final_state(workdir):
-    """All the arrays of a finished small run: params, optimizers, averages, codebook statistics."""
+    """Returns all arrays of a finished run: params, optimizers, averages, codebook statistics."""
     config = configs.load(Path(workdir) / "config.json")
     state = init_state(make_recipe(config), jax.random.key(1), (32, 32, 3))
     with Checkpoints(Path(workdir) / "checkpoints", writes=False) as checkpoints:
-        step, parts = checkpoints.restore(split(state))
+        step, parts = checkpoints.restore(state.split())
     assert step == 24
     return parts
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, emoji, data_dir):
+    """The folder of an uninterrupted run, and its output."""
     workdir = tmp_path_factory.mktemp("run") / "small"
-    done = process(*small(workdir, data_dir))
-    return workdir, done.stdout
+    result = process(*train_arguments(workdir, data_dir))
+    return workdir, result.stdout
 
 
 @pytest.mark.slow
-def test_a_run_leaves_everything_it_names(trained, emoji):
-    workdir, said = trained
+def test_a_run_writes_every_file_it_names(trained, emoji):
+    workdir, output = trained
     for name in (
         "config.json", "metrics.jsonl", "evaluation.json",
         "reconstructions.png", "curves.png", "codebook.png",
     ):  # fmt: skip
         assert (workdir / name).stat().st_size > 0
-        assert name in said
-    steps = lines(workdir)
+        assert name in output
+    steps = logged_metrics(workdir)
     assert [s["step"] for s in steps] == list(range(1, 25))
     phases = ["autoencoder"] * 6 + ["quantizer"] * 4 + ["joint"] * 8 + ["adversarial"] * 6
     assert [s["phase"] for s in steps] == phases
     assert "loss_discriminator" in steps[-1] and "loss_discriminator" not in steps[17]
     assert "perplexity" not in steps[5] and "perplexity" in steps[6]
-    figures = json.loads((workdir / "evaluation.json").read_text())
-    assert figures["images"] == len(emoji.val) and figures["bits_per_pixel"] == 64 * 6 / 1024
-    assert 5 < figures["psnr"] < 40 and 0 < figures["usage"] <= 1
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    assert evaluation["images"] == len(emoji.val) and evaluation["bits_per_pixel"] == 64 * 6 / 1024
+    assert 5 < evaluation["psnr"] < 40 and 0 < evaluation["usage"] <= 1
     with Image.open(workdir / "reconstructions.png") as picture:
         assert picture.size == (12 * 34 - 2, 2 * 34 - 2)
 
 
 @pytest.mark.slow
-def test_run_again_it_says_that_it_is_finished(trained, data_dir):
+def test_a_finished_run_is_neither_repeated_nor_changed(trained, data_dir):
     workdir, _ = trained
     before = (workdir / "metrics.jsonl").read_text()
-    assert "it is finished" in program(*small(workdir, data_dir)).stdout
+    assert "it is finished" in program(*train_arguments(workdir, data_dir)).stdout
     assert (workdir / "metrics.jsonl").read_text() == before
-    other = program(*small(workdir, data_dir), "--config.optim.lr=0.5", check=False)
-    assert other.returncode == 2 and "optim.lr 0.0015 -> 0.5" in other.stderr
+    refused = program(*train_arguments(workdir, data_dir), "--config.optim.lr=0.5", check=False)
+    assert refused.returncode == 2 and "optim.lr 0.0015 -> 0.5" in refused.stderr
 
 
 @pytest.mark.slow
-def test_stopped_at_random_moments_it_equals_the_uninterrupted_run(trained, data_dir, tmp_path):
-    """Killed, and by Ctrl-C, in turns; more of them: VQ_JAX_STOPS=60 pytest -k random_moments"""
-    whole, final = lines(trained[0]), final_state(trained[0])
+def test_a_run_stopped_at_random_moments_equals_an_uninterrupted_run(trained, data_dir, tmp_path):
+    """Stops runs by SIGKILL and by Ctrl-C.
+
+    The variable VQ_JAX_STOPS sets the number of stops: VQ_JAX_STOPS=60 pytest -k random_moments
+    """
+    expected_metrics, expected_state = logged_metrics(trained[0]), final_state(trained[0])
     rng = np.random.default_rng()
     stops, runs = int(os.environ.get("VQ_JAX_STOPS", "2")), 0
     while stops:
         workdir = tmp_path / f"stopped-{runs}"
-        arguments = [*small(workdir, data_dir), "--config.save_every=2"]
+        arguments = [*train_arguments(workdir, data_dir), "--config.save_every=2"]
         while stops:
             run = start(*arguments)
-            if rng.uniform() < 0.2:  # anywhere in the start, else after some steps
+            if rng.uniform() < 0.2:  # while the program starts
                 time.sleep(rng.uniform(0.2, 8))
             else:
-                wait_for_steps(workdir, steps_logged(workdir) + rng.integers(1, 9), run)
+                wait_for_steps(workdir, count_logged_steps(workdir) + rng.integers(1, 9), run)
                 time.sleep(rng.uniform(0, 0.3))
-            if run.poll() is not None:  # it was faster: the next run is to be stopped
+            if run.poll() is not None:  # the run ended first: stop the next one
                 break
             signum = signal.SIGINT if stops % 2 else signal.SIGKILL
             run.send_signal(signum)
-            said, _ = run.communicate(timeout=100)
-            assert "Traceback" not in said, said
-            if signum == signal.SIGINT and run.returncode:  # at the very end it may be finished
-                assert run.returncode == 130, said
-                assert "stopped" in said
+            output, _ = run.communicate(timeout=100)
+            assert "Traceback" not in output, output
+            if signum == signal.SIGINT and run.returncode:  # 0 if the run had just finished
+                assert run.returncode == 130, output
+                assert "stopped" in output
             stops -= 1
-        done = process(*arguments)
-        assert any(said in done.stdout for said in ("is at step", "to train on", "is finished"))
-        assert lines(workdir) == whole
-        chex.assert_trees_all_equal(final_state(workdir), final)
+        result = process(*arguments)
+        assert any(text in result.stdout for text in ("is at step", "to train on", "is finished"))
+        assert logged_metrics(workdir) == expected_metrics
+        chex.assert_trees_all_equal(final_state(workdir), expected_state)
         runs += 1
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_a_whole_group_with_its_workers(data_dir, tmp_path):
-    """As a terminal sends it: to the process and to those that decode for it."""
+def test_ctrl_c_stops_the_process_and_its_workers(data_dir, tmp_path):
+    """Sends SIGINT to the whole process group, as a terminal does."""
     workdir = tmp_path / "run"
-    arguments = [*small(workdir, data_dir), "--config.data.workers=2", "--config.phases.joint=4000"]
+    arguments = [
+        *train_arguments(workdir, data_dir),
+        "--config.data.workers=2",
+        "--config.phases.joint=4000",
+    ]
     run = start(*arguments, start_new_session=True)
     wait_for_steps(workdir, 12, run)
     os.killpg(run.pid, signal.SIGINT)
-    said, _ = run.communicate(timeout=100)
-    assert run.returncode == 130, said
+    output, _ = run.communicate(timeout=100)
+    assert run.returncode == 130, output
     stopped = re.search(
-        r"stopped by Ctrl-C at step (\d+): the same command goes on from step \1", said
+        r"stopped by Ctrl-C at step (\d+): the same command continues from step \1", output
     )
-    assert stopped and (workdir / "checkpoints" / stopped[1]).is_dir(), said
-    assert "Traceback" not in said and "leaked" not in said
-    with pytest.raises(ProcessLookupError):  # nobody is left, a moment later
+    assert stopped and (workdir / "checkpoints" / stopped[1]).is_dir(), output
+    assert "Traceback" not in output and "leaked" not in output
+    with pytest.raises(ProcessLookupError):  # all processes end shortly after
         for _ in range(100):
             os.killpg(run.pid, 0)
             time.sleep(0.1)
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_a_damaged_checkpoint_is_passed_over(trained, data_dir, tmp_path):
-    arguments = [*small(tmp_path / "run", data_dir), "--config.save_every=3"]
+def test_sigterm_saves_a_checkpoint_and_a_damaged_one_is_skipped(trained, data_dir, tmp_path):
+    arguments = [*train_arguments(tmp_path / "run", data_dir), "--config.save_every=3"]
     run = start(*arguments)
     wait_for_steps(tmp_path / "run", 7, run)
     run.terminate()
-    said, _ = run.communicate(timeout=100)
-    assert run.returncode == 0, said
+    output, _ = run.communicate(timeout=100)
+    assert run.returncode == 0, output
     stopped = int(
         re.search(
-            "stopped by SIGTERM at step (\\d+): the same command goes on from step \\1", said
+            "stopped by SIGTERM at step (\\d+): the same command continues from step \\1", output
         )[1]
     )
     newest = tmp_path / "run" / "checkpoints" / str(stopped)
@@ -184,95 +194,96 @@ def test_sigterm_saves_and_a_damaged_checkpoint_is_passed_over(trained, data_dir
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
-    done = process(*arguments)
-    assert f"checkpoint {newest} is damaged" in done.stderr
-    assert lines(tmp_path / "run") == lines(trained[0])
+    result = process(*arguments)
+    assert f"checkpoint {newest} is damaged" in result.stderr
+    assert logged_metrics(tmp_path / "run") == logged_metrics(trained[0])
     chex.assert_trees_all_equal(final_state(tmp_path / "run"), final_state(trained[0]))
 
 
 @pytest.mark.slow
-def test_two_processes_agree_with_one(trained, data_dir, tmp_path):
-    """That they stop together and go on: `test_prior_program`, with params spread over them."""
+def test_two_processes_log_the_same_metrics_as_one(trained, data_dir, tmp_path):
+    """`test_prior_program` tests stopping and resuming two processes, with sharded params."""
     workdir = tmp_path / "run"
-    arguments = [*small(workdir, data_dir), "--config.phases.adversarial=0"]
-    said = end(start_two(*arguments))
-    assert "held-out images" in said[0] and "held-out images" not in said[1]
-    for ours, theirs in zip(lines(workdir, "phase"), lines(trained[0], "phase")[:18], strict=True):
-        assert ours == pytest.approx(theirs, rel=2e-2, abs=1e-3)
+    arguments = [*train_arguments(workdir, data_dir), "--config.phases.adversarial=0"]
+    outputs = wait_for_exit(start_two(*arguments))
+    assert "held-out images" in outputs[0] and "held-out images" not in outputs[1]
+    one = logged_metrics(trained[0], "phase")[:18]
+    for found, expected in zip(logged_metrics(workdir, "phase"), one, strict=True):
+        assert found == pytest.approx(expected, rel=2e-2, abs=1e-3)
     refused = program(*arguments, check=False)
     assert refused.returncode == 2 and "written by 2 processes" in refused.stderr
 
 
 @pytest.mark.slow
-def test_a_run_that_diverges_goes_back_as_far_as_it_can_and_then_stops(trained, data_dir, tmp_path):
+def test_a_diverging_run_tries_earlier_checkpoints_and_then_stops(trained, data_dir, tmp_path):
     shutil.copytree(trained[0], tmp_path / "run")
     arguments = [
-        *small(tmp_path / "run", data_dir), "--config.phases.adversarial=60",
+        *train_arguments(tmp_path / "run", data_dir), "--config.phases.adversarial=60",
         "--config.optim.lr=1e30", "--config.optim.warmup_steps=0", "--config.skip_limit=3",
         "--config.save_every=50",
     ]  # fmt: skip
-    done = program(*arguments, check=False)
-    assert done.returncode == 2 and "3 steps in a row" in done.stderr
+    result = program(*arguments, check=False)
+    assert result.returncode == 2 and "3 steps in a row" in result.stderr
     for step in (24, 20):
-        assert f"back to step {step}, with other batches" in done.stdout
-    assert "lower optim.lr (now 1e+30)" in done.stderr and "Traceback" not in done.stderr
+        assert f"back to step {step}, with other batches" in result.stdout
+    assert "lower optim.lr (now 1e+30)" in result.stderr and "Traceback" not in result.stderr
     chex.assert_trees_all_equal(final_state(tmp_path / "run"), final_state(trained[0]))
 
 
 @pytest.mark.slow
-def test_evaluate_repeats_the_figures(trained):
+def test_evaluate_repeats_the_metrics_of_training(trained):
     workdir, _ = trained
     before = json.loads((workdir / "evaluation.json").read_text())
-    said = process("--mode=evaluate", f"--workdir={workdir}").stdout
-    assert "PSNR" in said and "LPIPS" not in said  # as its config has it
+    output = process("--mode=evaluate", f"--workdir={workdir}").stdout
+    assert "PSNR" in output and "LPIPS" not in output  # eval_lpips is False
     after = json.loads((workdir / "evaluation.json").read_text())
     assert {name: after[name] for name in before if name != "protocol"} == {
         name: value for name, value in before.items() if name != "protocol"
     }
-    assert after["efficientnet_frechet"] > 0 and "not FID" in said  # what training leaves out
-    assert "centre crop" in said
+    assert after["efficientnet_frechet"] > 0 and "not FID" in output  # training leaves it out
+    assert "centre crop" in output
 
 
 @pytest.mark.slow
-def test_a_run_is_handed_on_and_brought_back(trained, tmp_path, rng):
-    trained = trained[0]
+def test_an_exported_run_reconstructs_the_same_after_import(trained, tmp_path, rng):
+    workdir, _ = trained
     exported, imported = tmp_path / "exported", tmp_path / "imported"
-    arguments = ["--mode=export", f"--workdir={trained}", "--format=vq_jax", f"--output={exported}"]
+    arguments = ["--mode=export", f"--workdir={workdir}", "--format=vq_jax", f"--output={exported}"]
     assert "model.safetensors" in program(*arguments).stdout
-    failed = program(*arguments, check=False)
-    assert failed.returncode == 2 and "is there already" in failed.stderr
+    refused = program(*arguments, check=False)
+    assert refused.returncode == 2 and "already exists" in refused.stderr
     program("--mode=import", f"--input={exported}", f"--workdir={imported}")
     image = rng.integers(0, 256, (20, 30, 3), np.uint8)
     Image.fromarray(image).save(tmp_path / "x.png")
-    pictures = []
-    for folder in (trained, imported):
+    reconstructions = []
+    for folder in (workdir, imported):
         out = tmp_path / f"{folder.name}.png"
         program(
             "--mode=reconstruct", f"--workdir={folder}", f"--input={tmp_path / 'x.png'}",
             f"--output={out}",
         )  # fmt: skip
-        pictures.append(np.asarray(Image.open(out)))
-    np.testing.assert_array_equal(*pictures)
-    failed = program("--mode=import", f"--workdir={tmp_path / 'y'}", check=False)
-    assert failed.returncode == 2 and "import needs --input" in failed.stderr
+        reconstructions.append(np.asarray(Image.open(out)))
+    np.testing.assert_array_equal(*reconstructions)
+    refused = program("--mode=import", f"--workdir={tmp_path / 'y'}", check=False)
+    assert refused.returncode == 2 and "import needs --input" in refused.stderr
 
 
 @pytest.mark.slow
-def test_from_python(trained, emoji_images):
+def test_a_run_loads_in_python_and_rejects_invalid_inputs(trained, emoji_images):
     tok = vq_jax.load(trained[0])
     codes = tok.encode(emoji_images)
     chex.assert_shape(codes, (16, 8, 8))
     chex.assert_type(codes, jnp.int32)
-    assert tok.num_codes == 64 and tok.grid == (8, 8) and tok.factor == 4
+    assert tok.codes.num_codes == 64 and tok.codes.shape == (8, 8) and tok.strides == (4, 4)
     chex.assert_trees_all_close(tok.decode(codes), tok.reconstruct(emoji_images), atol=1e-5)
-    for wrong, message in (
+    for invalid, message in (
         (emoji_images[0], "not \\[B, H, W, 3\\]"),
         ((emoji_images * 100).astype(np.uint8), "uint8"),
         (emoji_images * 100, "beyond"),
         (emoji_images[:, :30], "multiples of 4"),
     ):
         with pytest.raises(ValueError, match=message):
-            tok.encode(wrong)
+            tok.encode(invalid)
     with pytest.raises(ValueError, match="outside"):
         tok.decode(codes + 64)
     with pytest.raises(ValueError, match="not integers"):
@@ -280,7 +291,7 @@ def test_from_python(trained, emoji_images):
 
 
 @pytest.mark.slow
-def test_reconstruct_takes_any_size_and_folders(trained, tmp_path, rng):
+def test_reconstruct_accepts_folders_and_images_of_any_size(trained, tmp_path, rng):
     workdir, _ = trained
     (tmp_path / "in" / "sub").mkdir(parents=True)
     sizes = {"a.png": (61, 45), "sub/b.jpg": (33, 128), "c.png": (3, 2)}
@@ -288,28 +299,28 @@ def test_reconstruct_takes_any_size_and_folders(trained, tmp_path, rng):
         array = rng.integers(0, 255, (height, width, 3), np.uint8)
         Image.fromarray(array).save(tmp_path / "in" / name)
     (tmp_path / "in" / "broken.png").write_bytes(b"nothing")
-    done = program(
+    result = program(
         "--mode=reconstruct", f"--workdir={workdir}",
         f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", check=False,
     )  # fmt: skip
-    assert done.returncode == 2 and "broken.png" in done.stderr
-    assert "reconstructed 3 of 4 into" in done.stdout
+    assert result.returncode == 2 and "broken.png" in result.stderr
+    assert "reconstructed 3 of 4 into" in result.stdout
     for name, size in sizes.items():
         assert decode((tmp_path / "out" / name).with_suffix(".png")).shape[:2] == size
     refused = program(
         "--mode=reconstruct", f"--workdir={workdir}", f"--input={tmp_path / 'in'}",
         f"--output={tmp_path / 'in'}", check=False,
     )  # fmt: skip
-    assert refused.returncode == 2 and "among the originals" in refused.stderr
+    assert refused.returncode == 2 and "among the inputs" in refused.stderr
     program(
         "--mode=reconstruct", f"--workdir={workdir}", "--side_by_side",
         f"--input={tmp_path / 'in' / 'a.png'}", f"--output={tmp_path / 'one.png'}",
     )  # fmt: skip
-    both = decode(tmp_path / "one.png")
-    assert both.shape[:2] == (61, 2 * 45 + 2)
+    pair = decode(tmp_path / "one.png")
+    assert pair.shape[:2] == (61, 2 * 45 + 2)
     original = decode(tmp_path / "in" / "a.png")
-    assert (both[:, :45] == original).all()
-    # What the program writes is what the library gives, on the image mirrored to a multiple of 4.
+    assert (pair[:, :45] == original).all()
+    # The library gives the same result for the image mirrored to multiples of 4.
     padded = np.pad(to_float(original), ((0, 3), (0, 3), (0, 0)), mode="symmetric")
     expected = np.asarray(vq_jax.load(workdir).reconstruct(padded[None]))[0, :61, :45]
-    assert np.abs(to_float(both[:, 47:]) - np.clip(expected, -1, 1)).max() < 1.5 / 127.5
+    assert np.abs(to_float(pair[:, 47:]) - np.clip(expected, -1, 1)).max() < 1.5 / 127.5

@@ -1,3 +1,5 @@
+"""Checkpoints: saving, restoring, damaged files, and checkpoints of another config."""
+
 import os
 import shutil
 
@@ -20,7 +22,7 @@ def numbers():
     return iter(grain.MapDataset.range(100).seed(3).shuffle().repeat().to_iter_dataset().batch(4))
 
 
-def test_arrays_and_the_data_position_come_back(tmp_path, tree):
+def test_arrays_and_the_data_position_are_restored(tmp_path, tree):
     iterator = numbers()
     next(iterator)
     with Checkpoints(tmp_path) as checkpoints:
@@ -37,7 +39,7 @@ def test_arrays_and_the_data_position_come_back(tmp_path, tree):
     chex.assert_trees_all_equal(next(other), expected)
 
 
-def test_only_the_newest_are_kept(tmp_path, tree):
+def test_only_the_newest_checkpoints_are_kept(tmp_path, tree):
     iterator = numbers()
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step in range(4):
@@ -45,26 +47,29 @@ def test_only_the_newest_are_kept(tmp_path, tree):
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()) == ["2", "3"]
 
 
-def test_a_part_can_be_read_without_the_rest(tmp_path, tree):
+def test_one_tree_can_be_restored_without_the_others(tmp_path, tree):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"a": tree, "b": {"x": jnp.ones(3)}}, numbers())
     with Checkpoints(tmp_path) as checkpoints:
-        _, part = checkpoints.restore({"b": {"x": jnp.zeros(3)}})
-    chex.assert_trees_all_equal(part, {"b": {"x": jnp.ones(3)}})
+        _, trees = checkpoints.restore({"b": {"x": jnp.zeros(3)}})
+    chex.assert_trees_all_equal(trees, {"b": {"x": jnp.ones(3)}})
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"params": {"w": jnp.zeros((2, 4))}}, r"params/w is \(2, 4\) here, \(2, 3\) there"),
+        (
+            {"params": {"w": jnp.zeros((2, 4))}},
+            r"w is \(2, 4\) in this config, \(2, 3\) in the checkpoint",
+        ),
         (
             {"params": {"w": jnp.zeros((2, 3)), "v": jnp.zeros(2)}},
-            r"params/v is \(2,\) here, absent",
+            r"params/v is \(2,\) in this config, absent in the checkpoint",
         ),
-        ({"params": {}}, r"params/w is absent here, \(2, 3\) there"),
+        ({"params": {}}, r"params/w is absent in this config, \(2, 3\) in the"),
     ],
 )
-def test_what_does_not_fit_is_listed(tmp_path, tree, change, message):
+def test_arrays_that_do_not_fit_are_listed(tmp_path, tree, change, message):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"state": tree}, numbers())
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=message):
@@ -73,7 +78,7 @@ def test_what_does_not_fit_is_listed(tmp_path, tree, change, message):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """Checkpoints 5 and 10 of a tree that compresses badly, so that its bytes lie as they are."""
+    """A folder with checkpoints 5 and 10 of a tree of random numbers, which do not compress."""
     folder = tmp_path_factory.mktemp("two")
     tree = {"w": jax.random.normal(jax.random.key(0), (200, 200)), "b": jnp.zeros(7)}
     iterator = numbers()
@@ -94,18 +99,18 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
-PLACES = ["_CHECKPOINT_METADATA", "state/_METADATA", "state/d/*", "state/ocdbt*/d/*", "data/*.json"]
+PATHS = ["_CHECKPOINT_METADATA", "state/_METADATA", "state/d/*", "state/ocdbt*/d/*", "data/*.json"]
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, os.unlink])
-@pytest.mark.parametrize("place", PLACES)
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_read(
-    two, tmp_path, caplog, damage, place
+@pytest.mark.parametrize("pattern", PATHS)
+def test_damaged_checkpoint_is_reported_and_the_one_before_is_restored(
+    two, tmp_path, caplog, damage, pattern
 ):
     original, tree = two
     folder = tmp_path / "copy"
     shutil.copytree(original, folder)
-    (file,) = (folder / "10").glob(place)
+    (file,) = (folder / "10").glob(pattern)
     damage(file)
     iterator, undamaged = numbers(), numbers()
     with Checkpoints(folder) as checkpoints:
@@ -115,12 +120,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_read(
         chex.assert_trees_all_equal(next(iterator), next(undamaged))
         warnings = [r.getMessage() for r in caplog.records if r.name == "vq_jax"]
         assert len(warnings) == 1 and str(folder / "10") in warnings[0]
-        checkpoints.save(10, {"state": tree}, iterator)  # in the damaged one's place
+        checkpoints.save(10, {"state": tree}, iterator)  # replaces the damaged one
     with Checkpoints(folder) as checkpoints:
         assert checkpoints.restore({"state": tree})[0] == 10
 
 
-def test_a_part_that_is_gone_is_damage_and_nothing_left_is_said(two, tmp_path):
+def test_missing_tree_is_damage_and_no_undamaged_checkpoint_is_an_error(two, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(two[0], folder)
     shutil.rmtree(folder / "10" / "state")
@@ -131,7 +136,7 @@ def test_a_part_that_is_gone_is_damage_and_nothing_left_is_said(two, tmp_path):
         checkpoints.restore({"state": two[1]})
 
 
-def test_another_number_of_processes_is_refused(two, tmp_path):
+def test_another_number_of_processes_is_rejected(two, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(two[0], folder)
     data = folder / "10" / "data"
@@ -140,4 +145,5 @@ def test_another_number_of_processes_is_refused(two, tmp_path):
     with Checkpoints(folder) as checkpoints:
         with pytest.raises(UserError, match="written by 2 processes"):
             checkpoints.restore({"state": two[1]}, numbers())
-        assert checkpoints.restore({"state": two[1]})[0] == 10  # to use it, one is enough
+        # Without the iterator, the number of processes does not matter.
+        assert checkpoints.restore({"state": two[1]})[0] == 10

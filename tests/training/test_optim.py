@@ -15,7 +15,7 @@ def section(**changes):
     return config
 
 
-def test_cosine_warms_up_and_ends_where_it_is_told():
+def test_cosine_schedule_warms_up_and_ends_at_lr_end():
     schedule = make_schedule(section(schedule="cosine", warmup_steps=10, lr_end=0.01), 110)
     values = [float(schedule(i)) for i in range(111)]
     assert values[0] == 0 and values[5] == pytest.approx(0.05) and values[10] == pytest.approx(0.1)
@@ -23,12 +23,12 @@ def test_cosine_warms_up_and_ends_where_it_is_told():
     assert values[10:] == sorted(values[10:], reverse=True)
 
 
-def test_constant_stays():
+def test_constant_schedule_does_not_change():
     schedule = make_schedule(section(), 100)
     assert float(schedule(0)) == float(schedule(99)) == pytest.approx(0.1)
 
 
-def test_weight_decay_is_for_kernels_only():
+def test_weight_decay_applies_only_to_kernels():
     params = {
         "conv": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
         "quantizer": {"codebook": jnp.ones((4, 2))},
@@ -66,7 +66,7 @@ def test_gradients_are_clipped_by_their_norm():
     chex.assert_trees_all_close(optax.tree.get(state, "mu")["w"], jnp.array([0.6, 0.8]), rtol=1e-5)
 
 
-def test_wrong_values_are_named():
+def test_invalid_values_are_rejected():
     with pytest.raises(UserError, match="'constant' or 'cosine'"):
         make_schedule(section(schedule="linear"), 10)
     with pytest.raises(UserError, match="accumulate"):

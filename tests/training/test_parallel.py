@@ -1,4 +1,4 @@
-"""One device, pmap over four and jit over four give the same numbers."""
+"""Training with pmap or jit on four devices gives the same results as on one device."""
 
 import dataclasses
 import subprocess
@@ -32,7 +32,7 @@ def recipe_and_phases():
     config.loss.perceptual_weight = 0.0
     config.adversarial.update(r1_weight=1.0, r1_every=2, lecam_weight=0.1)
     config.phases.update(joint=1, adversarial=4)
-    # Plain gradient descent: Adam would blow the rounding of a zero gradient up to a full step.
+    # SGD, since Adam would turn the rounding error of a zero gradient into a full step.
     recipe = dataclasses.replace(
         make_recipe(config), optimizer=optax.sgd(0.05), disc_optimizer=optax.sgd(0.05)
     )
@@ -40,8 +40,9 @@ def recipe_and_phases():
 
 
 def run(mode, batches):
+    """Trains on one device (`mode` "one") or in parallel; returns the state and all metrics."""
     recipe, phases = recipe_and_phases()
-    state = jax.jit(partial(init_state, recipe, image_shape=(16, 16, 3)))(KEY)
+    state = jax.jit(partial(init_state, recipe, shape=(16, 16, 3)))(KEY)
 
     def compiled(step):
         return jax.jit(step) if mode == "one" else parallel.compile_step(step, mode, state)
@@ -52,79 +53,84 @@ def run(mode, batches):
     if mode != "one":
         state = parallel.make_state(lambda state: state, state)
     state, _ = compiled(partial(initialise_codebook, recipe=recipe))(state, shard(batches[0]), KEY)
-    found = []
+    history = []
     for phase in phases:
         step = compiled(partial(train_step, recipe=recipe, phase=phase))
         for batch in batches[phase.start : phase.start + phase.steps]:
             state, metrics = step(state, shard(batch), KEY)
-            found.append(jax.device_get(metrics))
-    return jax.device_get(state), found
+            history.append(jax.device_get(metrics))
+    return jax.device_get(state), history
 
 
 @pytest.fixture(scope="module")
 def batches(emoji_images):
     images = np.ascontiguousarray(emoji_images[:, ::2, ::2])
-    return [{"image": np.roll(images, 3 * i, axis=2)} for i in range(5)]
+    return [{"x": np.roll(images, 3 * i, axis=2)} for i in range(5)]
 
 
 @pytest.fixture(scope="module")
-def one(batches):
+def one_device(batches):
     return run("one", batches)
 
 
 @pytest.mark.parametrize("mode", parallel.PARALLEL)
-def test_five_gan_steps_agree_with_one_device(mode, batches, one):
-    state, metrics = run(mode, batches)
-    for ours, theirs in zip(metrics, one[1], strict=True):
-        chex.assert_trees_all_close(ours, theirs, rtol=1e-3, atol=1e-5)
+def test_five_gan_steps_equal_those_of_one_device(mode, batches, one_device):
+    state, history = run(mode, batches)
+    expected, expected_history = one_device
+    for metrics, expected_metrics in zip(history, expected_history, strict=True):
+        chex.assert_trees_all_close(metrics, expected_metrics, rtol=1e-3, atol=1e-5)
     assert float(state.step) == 5
-    chex.assert_trees_all_close(state.generator.params, one[0].generator.params, atol=1e-5)
-    chex.assert_trees_all_close(state.discriminator.params, one[0].discriminator.params, atol=1e-5)
-    chex.assert_trees_all_close(state.generator.stats, one[0].generator.stats, rtol=1e-4, atol=1e-4)
+    chex.assert_trees_all_close(state.generator.params, expected.generator.params, atol=1e-5)
+    chex.assert_trees_all_close(
+        state.discriminator.params, expected.discriminator.params, atol=1e-5
+    )
+    chex.assert_trees_all_close(
+        state.generator.stats, expected.generator.stats, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("mode", parallel.PARALLEL)
 def test_a_step_is_compiled_once(mode, batches):
-    traced = []
+    traces = []
 
     def step(state, batch, key, *, axis_name=None):
-        traced.append(1)
-        mean = pmean(batch["image"].mean(), axis_name)
+        traces.append(1)
+        mean = pmean(batch["x"].mean(), axis_name)
         return state + mean + jax.random.normal(key), {"mean": mean}
 
     state = parallel.make_state(lambda: jnp.zeros(3))
     compiled = parallel.compile_step(step, mode, state)
     for batch in batches[:3]:
         state, metrics = compiled(state, parallel.shard_batch(batch, mode), KEY)
-        assert float(metrics["mean"]) == pytest.approx(float(batch["image"].mean()), rel=1e-5)
-    assert len(traced) == 1
+        assert float(metrics["mean"]) == pytest.approx(float(batch["x"].mean()), rel=1e-5)
+    assert len(traces) == 1
 
 
-def test_what_cannot_be_spread_is_said():
+def test_batches_that_do_not_divide_over_the_devices_are_rejected():
     with pytest.raises(UserError, match="does not divide over 4 devices"):
         parallel.check("pmap", 6)
-    with pytest.raises(UserError, match="stride 4 does not divide the 2 images"):
+    with pytest.raises(UserError, match="stride 4 does not divide the 2 examples"):
         parallel.check("pmap", 8, 4)
     with pytest.raises(UserError, match="pmap, jit"):
         parallel.check("pmapp", 8)
 
 
-def test_shards_hold_the_batch(batches):
-    split = parallel.shard_batch(batches[0], "pmap")["image"]
+def test_shards_make_up_the_batch(batches):
+    split = parallel.shard_batch(batches[0], "pmap")["x"]
     chex.assert_shape(split, (4, 4, 16, 16, 3))
-    whole = parallel.shard_batch(batches[0], "jit")["image"]
-    chex.assert_trees_all_equal(np.asarray(whole), batches[0]["image"])
+    whole = parallel.shard_batch(batches[0], "jit")["x"]
+    chex.assert_trees_all_equal(np.asarray(whole), batches[0]["x"])
     assert len(whole.addressable_shards) == 4
     chex.assert_trees_all_equal(jnp.asarray(split).reshape(16, 16, 16, 3), whole)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")
-def test_memory_that_is_kept_is_not_asked_for_again():
+def test_disable_malloc_trim_avoids_page_faults():
     program = """
 import resource, sys
 from vq_jax.training import parallel
 if sys.argv[1] == "keep":
-    parallel.keep_memory()
+    parallel.disable_malloc_trim()
 for i in range(20):
     held = bytearray(2**26)
     held = None
@@ -133,8 +139,8 @@ for i in range(20):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
-    def faults(how):
-        command = [sys.executable, "-c", program, how]
+    def page_faults(allocation):
+        command = [sys.executable, "-c", program, allocation]
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-    assert faults("keep") < 100 < faults("plain")
+    assert page_faults("keep") < 100 < page_faults("plain")

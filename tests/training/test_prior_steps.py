@@ -1,4 +1,4 @@
-"""A prior's training step: the same on one device and on four, copied or spread."""
+"""A prior's training step, on one device and on four, with replicated and with sharded params."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from vq_jax.config import base_prior
-from vq_jax.models.transformer import PRIORS
+from vq_jax.models import PRIORS
 from vq_jax.sampling import row_keys
 from vq_jax.tasks.train_prior import make_prior_recipe
 from vq_jax.training import parallel
@@ -43,41 +43,43 @@ def batch(rows=8):
 
 
 @pytest.mark.parametrize("name", PRIORS)
-def test_four_devices_are_as_good_as_one(name):
+def test_a_step_on_four_devices_equals_that_on_one(name):
     recipe, init = make(name)
     step = partial(prior_step, recipe=recipe)
-    expected, said = jax.jit(step)(jax.jit(init)(KEY), batch(), KEY)
+    expected, expected_metrics = jax.jit(step)(jax.jit(init)(KEY), batch(), KEY)
     for mode, fsdp in (("pmap", False), ("jit", False), ("jit", True)):
         state = parallel.make_state(init, KEY, fsdp=fsdp)
         compiled = parallel.compile_step(step, mode, state)
-        spread = {
+        sharded = {
             path[-1].key
             for path, leaf in jax.tree_util.tree_leaves_with_path(state.prior.params)
             if not leaf.sharding.is_fully_replicated
         }
-        assert ("kernel" in spread) == fsdp
-        got, metrics = compiled(state, parallel.shard_batch(batch(), mode), KEY)
-        chex.assert_trees_all_close(got.prior.params, expected.prior.params, atol=2e-5)
-        chex.assert_trees_all_close(metrics, said, rtol=1e-4)
-        if fsdp:  # what was spread stays spread: params, moments and averages
+        assert ("kernel" in sharded) == fsdp
+        found, metrics = compiled(state, parallel.shard_batch(batch(), mode), KEY)
+        chex.assert_trees_all_close(found.prior.params, expected.prior.params, atol=2e-5)
+        chex.assert_trees_all_close(metrics, expected_metrics, rtol=1e-4)
+        if fsdp:  # the step keeps the shardings of params, moments and averages
             before = jax.tree.map(lambda x: x.sharding, parallel.make_state(init, KEY, fsdp=True))
-            after = jax.tree.map(lambda x: x.sharding, got)
+            after = jax.tree.map(lambda x: x.sharding, found)
             assert jax.tree.all(
-                jax.tree.map(lambda a, b, x: a.is_equivalent_to(b, x.ndim), after, before, got)
+                jax.tree.map(lambda a, b, x: a.is_equivalent_to(b, x.ndim), after, before, found)
             )
 
 
 def test_the_loss_is_optax_cross_entropy_with_smoothed_labels():
     recipe, init = make(loss={"label_dropout": 0.0, "label_smoothing": 0.1})
     state = jax.jit(init)(KEY)
-    given = batch()
-    _, report = jax.jit(partial(prior_step, recipe=recipe))(state, given, KEY)
-    logits = recipe.prior.apply({"params": state.prior.params}, given["codes"], given["label"])
-    targets = optax.smooth_labels(jax.nn.one_hot(given["codes"], 16), 0.1)
+    examples = batch()
+    _, metrics = jax.jit(partial(prior_step, recipe=recipe))(state, examples, KEY)
+    logits = recipe.prior.apply(
+        {"params": state.prior.params}, examples["codes"], examples["label"]
+    )
+    targets = optax.smooth_labels(jax.nn.one_hot(examples["codes"], 16), 0.1)
     expected = optax.softmax_cross_entropy(logits, targets).mean()
-    chex.assert_trees_all_close(report["loss"], expected, rtol=1e-5)
-    plain = optax.softmax_cross_entropy_with_integer_labels(logits, given["codes"]).mean()
-    chex.assert_trees_all_close(report["bits_per_code"], plain / np.log(2), rtol=1e-5)
+    chex.assert_trees_all_close(metrics["loss"], expected, rtol=1e-5)
+    plain = optax.softmax_cross_entropy_with_integer_labels(logits, examples["codes"]).mean()
+    chex.assert_trees_all_close(metrics["bits_per_code"], plain / np.log(2), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", PRIORS)
@@ -85,21 +87,21 @@ def test_a_prior_learns_a_pattern(name):
     recipe, init = make(name, optim={"lr": 3e-3}, phases={"prior": 150})
     state = jax.jit(init)(KEY)
     step = jax.jit(partial(prior_step, recipe=recipe))
-    given = batch(16)
-    given["codes"] = (np.arange(16)[None] + 8 * given["label"][:, None]).astype(np.int32) % 16
+    examples = batch(16)
+    examples["codes"] = (np.arange(16)[None] + 8 * examples["label"][:, None]).astype(np.int32) % 16
     for _ in range(60):
-        state, report = step(state, given, KEY)
-    assert report["bits_per_code"] < 1.5  # of 4
+        state, metrics = step(state, examples, KEY)
+    assert metrics["bits_per_code"] < 1.5  # uniform codes have 4 bits
 
 
-def test_a_step_that_is_not_finite_changes_nothing_but_its_count():
+def test_a_step_with_nan_params_is_skipped_and_counted():
     recipe, init = make()
     state = jax.jit(init)(KEY)
     broken = state.replace(prior=state.prior.replace(
         params=state.prior.params | {"books": jnp.full_like(state.prior.params["books"], jnp.nan)}
     ))  # fmt: skip
-    after, report = jax.jit(partial(prior_step, recipe=recipe))(broken, batch(), KEY)
-    assert report["skipped"] == 1 and after.step == 1
+    after, metrics = jax.jit(partial(prior_step, recipe=recipe))(broken, batch(), KEY)
+    assert metrics["skipped"] == 1 and after.step == 1
     chex.assert_trees_all_equal(after.prior, broken.prior)
 
 
@@ -112,11 +114,11 @@ def test_masks_have_the_sizes_of_the_cosine_schedule():
         expected = 1 - np.arccos(share) * 2 / np.pi
         assert abs((counts <= share * 64).mean() - expected) < 0.03
     assert draw_masks(row_keys(KEY, 0, 500), 64, least=0.5).sum(1).min() == 32
-    np.testing.assert_allclose(masks.mean(0), 2 / np.pi, atol=0.03)  # no place is favoured
+    np.testing.assert_allclose(masks.mean(0), 2 / np.pi, atol=0.03)  # uniform over the positions
     assert [int(mask_codes(KEY, 8, jnp.float32(s)).sum()) for s in (0.0, 0.5, 1.0)] == [1, 4, 8]
 
 
-def test_orders_are_permutations_some_of_them_row_by_row():
+def test_a_share_of_the_orders_is_random_and_the_others_ascend():
     orders = np.asarray(draw_orders(row_keys(KEY, 0, 400), 16, 0.3))
     np.testing.assert_array_equal(np.sort(orders, 1), np.tile(np.arange(16), (400, 1)))
     assert abs((orders != np.arange(16)).any(1).mean() - 0.3) < 0.08

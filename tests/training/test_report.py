@@ -6,16 +6,17 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from vq_jax import console
 from vq_jax.training import report
 
 
-def test_a_resumed_run_takes_back_the_lines_it_writes_again(tmp_path):
+def test_a_resumed_run_removes_the_lines_after_its_start_step(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": s, "phase": "joint", "loss": s}) for s in (10, 20, 30)]
-    path.write_text("\n".join(lines) + '\n{"step": 40, "lo')  # and one cut short by a crash
+    path.write_text("\n".join(lines) + '\n{"step": 40, "lo')  # the last line is incomplete
     writer = report.Report(tmp_path, total_steps=100, start_step=20)
-    writer.step(30, "joint", {"loss": 0.5}, images=8, wait=0.0, log=True)
-    writer.step(31, "joint", {"loss": 0.4}, images=8, wait=0.0, log=False)
+    writer.step(30, "joint", {"loss": 0.5}, batch_size=8, wait=0.0, log=True)
+    writer.step(31, "joint", {"loss": 0.4}, batch_size=8, wait=0.0, log=False)
     writer.close()
     found = report.read_lines(path)
     assert [line["step"] for line in found] == [10, 20, 30]
@@ -23,15 +24,15 @@ def test_a_resumed_run_takes_back_the_lines_it_writes_again(tmp_path):
     assert found[-1]["images_per_second"] > 0
 
 
-def test_tensorboard_gets_the_same_numbers(tmp_path):
+def test_tensorboard_files_have_the_metrics(tmp_path):
     writer = report.Report(tmp_path, total_steps=10, tensorboard=True)
-    writer.step(10, "joint", {"loss": 0.25}, images=8, wait=0.0, log=True)
+    writer.step(10, "joint", {"loss": 0.25}, batch_size=8, wait=0.0, log=True)
     writer.close()
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert b"loss" in events.read_bytes()
 
 
-def test_curves_and_usage_are_drawn(tmp_path, rng):
+def test_curves_and_codebook_usage_are_plotted(tmp_path, rng):
     path = tmp_path / "metrics.jsonl"
     lines = [
         {"step": s, "phase": "joint" if s < 50 else "adversarial", "loss_reconstruction": 1 / s,
@@ -45,26 +46,26 @@ def test_curves_and_usage_are_drawn(tmp_path, rng):
     for name in ("curves.png", "usage.png"):
         with Image.open(tmp_path / name) as image:
             pixels = np.asarray(image.convert("L"))
-        assert pixels.shape[1] > 400 and pixels.std() > 5  # something is drawn
+        assert pixels.shape[1] > 400 and pixels.std() > 5  # not blank
     assert not list(tmp_path.glob(".*tmp"))
 
 
 @pytest.mark.parametrize("term,live", [("xterm", True), ("dumb", False)])
-def test_a_terminal_that_draws_no_bar_gets_lines(tmp_path, monkeypatch, term, live):
+def test_a_terminal_without_progress_bars_gets_lines(tmp_path, monkeypatch, term, live):
     monkeypatch.setenv("TERM", term)
-    said = io.StringIO()
+    output = io.StringIO()
 
-    def console(**kwargs):
-        return Console(file=said, force_terminal=True, highlight=False, soft_wrap=True)
+    def terminal():
+        return Console(file=output, force_terminal=True, highlight=False, soft_wrap=True)
 
-    monkeypatch.setattr(report, "make_console", console)
+    monkeypatch.setattr(report, "make_console", terminal)
     writer = report.Report(tmp_path, total_steps=10)
     for step in range(1, 11):
-        writer.step(step, "joint", {"loss": 1.0}, images=8, wait=0.0, log=True)
+        writer.step(step, "joint", {"loss": 1.0}, batch_size=8, wait=0.0, log=True)
     writer.close()
-    assert ("joint       10/10" in said.getvalue()) != live
-    said.truncate(0)
-    monkeypatch.setattr(report, "Console", console)
-    monkeypatch.setattr(report, "_SECONDS_BETWEEN_LINES", 0.0)
-    assert list(report.track(range(3), "counting")) == [0, 1, 2]
-    assert ("counting 1 of 3" in said.getvalue()) != live
+    assert ("joint       10/10" in output.getvalue()) != live
+    output.truncate(0)
+    monkeypatch.setattr(console, "stderr_console", terminal)
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0.0)
+    assert list(console.track(range(3), "counting")) == [0, 1, 2]
+    assert ("counting 1 of 3" in output.getvalue()) != live

@@ -1,4 +1,4 @@
-"""The training step against what it stands for, on small models and real images."""
+"""The training step of tokenizers, on small models and real images."""
 
 import dataclasses
 from functools import partial
@@ -13,14 +13,20 @@ import pytest
 from vq_jax import losses
 from vq_jax.config import base, make_discriminator, make_tokenizer
 from vq_jax.training import steps
-from vq_jax.training.steps import Phase, Recipe, init_state, initialise_codebook, train_step
+from vq_jax.training.steps import (
+    Recipe,
+    TokenizerPhase,
+    init_state,
+    initialise_codebook,
+    train_step,
+)
 
 KEY = jax.random.key(0)
 PHASES = {
-    "autoencoder": Phase("autoencoder", 9, 0, ("encoder", "decoder"), quantize=False),
-    "quantizer": Phase("quantizer", 9, 0, ("quantizer",)),
-    "joint": Phase("joint", 9, 0),
-    "adversarial": Phase("adversarial", 9, 0, adversarial=True),
+    "autoencoder": TokenizerPhase("autoencoder", 9, 0, ("encoder", "decoder"), quantize=False),
+    "quantizer": TokenizerPhase("quantizer", 9, 0, ("quantizer",)),
+    "joint": TokenizerPhase("joint", 9, 0),
+    "adversarial": TokenizerPhase("adversarial", 9, 0, adversarial=True),
 }
 
 
@@ -41,9 +47,10 @@ def make(codebook="ema", **changes) -> Recipe:
 
 
 def run(recipe, phase, state, images, count=1):
+    """Takes `count` steps on the same batch; returns the state and the last metrics."""
     step = jax.jit(partial(train_step, recipe=recipe, phase=phase))
     for _ in range(count):
-        state, metrics = step(state, {"image": jnp.asarray(images)}, KEY)
+        state, metrics = step(state, {"x": jnp.asarray(images)}, KEY)
     return state, metrics
 
 
@@ -54,15 +61,15 @@ def images(emoji_images):
 
 @pytest.fixture(scope="module")
 def warm(images):
-    """A state some steps in: optimizer moments are not zero, the codebook is k-means'."""
+    """A function that returns a state with nonzero optimizer moments and a k-means codebook."""
     cache = {}
 
     def start(recipe, codebook):
         if codebook not in cache:
-            state = jax.jit(partial(init_state, recipe, image_shape=(32, 32, 3)))(KEY)
+            state = jax.jit(partial(init_state, recipe, shape=(32, 32, 3)))(KEY)
             state, _ = run(recipe, PHASES["autoencoder"], state, images, 2)
             state, _ = jax.jit(partial(initialise_codebook, recipe=recipe))(
-                state, {"image": images}, KEY
+                state, {"x": images}, KEY
             )
             cache[codebook] = run(recipe, PHASES["adversarial"], state, images, 2)[0]
         return cache[codebook]
@@ -72,18 +79,18 @@ def warm(images):
 
 @pytest.mark.parametrize("codebook", ["ema", "gradient"])
 @pytest.mark.parametrize("name", PHASES)
-def test_what_a_phase_freezes_does_not_move_by_a_bit(name, codebook, images, warm):
+def test_a_phase_changes_only_the_groups_that_it_trains(name, codebook, images, warm):
     recipe, phase = make(codebook), PHASES[name]
     before = warm(recipe, codebook)
     after, _ = run(recipe, phase, before, images, 2)
     for group, params in before.generator.params.items():
-        moved = any(
+        changed = any(
             not np.array_equal(a, b)
             for a, b in zip(
                 jax.tree.leaves(params), jax.tree.leaves(after.generator.params[group]), strict=True
             )
         )
-        assert moved == (group in phase.trains), group
+        assert changed == (group in phase.trains), group
         if group not in phase.trains:
             for moments in ("mu", "nu"):
                 old = optax.tree.get(before.generator.opt_state, moments)[group]
@@ -96,18 +103,18 @@ def test_what_a_phase_freezes_does_not_move_by_a_bit(name, codebook, images, war
         chex.assert_trees_all_equal(before.lecam, after.lecam)
 
 
-def test_the_autoencoder_phase_does_not_look_at_the_codebook(images, warm):
+def test_the_autoencoder_phase_does_not_use_the_codebook(images, warm):
     recipe = make()
     state = warm(recipe, "ema")
     other = jax.tree.map(lambda x: x, state)
     other.generator.params["quantizer"] = {"book": {"codebook": jnp.full((32, 8), 5.0)}}
-    outs = [run(recipe, PHASES["autoencoder"], s, images)[1] for s in (state, other)]
-    chex.assert_trees_all_equal(*(o["loss_reconstruction"] for o in outs))
+    metrics = [run(recipe, PHASES["autoencoder"], s, images)[1] for s in (state, other)]
+    chex.assert_trees_all_equal(*(m["loss_reconstruction"] for m in metrics))
 
 
 @pytest.mark.parametrize("adversary", ["hinge", "non_saturating"])
-def test_one_shared_forward_gives_the_gradients_of_the_loss_written_out(adversary, images, warm):
-    """Generator and discriminator updates against plain autodiff of Esser et al.'s objective."""
+def test_updates_are_the_gradients_of_the_vqgan_objective(adversary, images, warm):
+    """Compares both updates with autodiff of the objective of Esser et al."""
     learning_rate = 0.1
     recipe = make(
         "gradient",
@@ -134,20 +141,20 @@ def test_one_shared_forward_gives_the_gradients_of_the_loss_written_out(adversar
         z_q, _, aux = recipe.tokenizer.apply(variables, z, method="quantize")
         return recipe.tokenizer.apply(variables, z_q, method="decode_latents"), aux["loss"]
 
-    def judge(p, images):
+    def logits(p, images):
         return recipe.discriminator.apply({"params": p}, images)
 
     def rec(params):
         return losses.l1(forward(params)[0], x).mean()
 
     def adv(params):
-        return gen_loss(judge(disc_params, forward(params)[0])).mean()
+        return gen_loss(logits(disc_params, forward(params)[0])).mean()
 
     def last(g):
         return jnp.linalg.norm(g["decoder"]["conv_out"]["kernel"])
 
     @jax.jit
-    def written_out(params):
+    def reference(params):
         adaptive = last(jax.grad(rec)(params)) / (last(jax.grad(adv)(params)) + 1e-4)
         adaptive = jnp.clip(adaptive, 0, 1e4)
 
@@ -155,11 +162,11 @@ def test_one_shared_forward_gives_the_gradients_of_the_loss_written_out(adversar
             return rec(params) + 0.8 * adaptive * adv(params) + 0.7 * forward(params)[1]
 
         fake = forward(params)[0]
-        disc = jax.grad(lambda p: disc_loss(judge(p, x), judge(p, fake)).mean())(disc_params)
+        disc = jax.grad(lambda p: disc_loss(logits(p, x), logits(p, fake)).mean())(disc_params)
         return adaptive, jax.grad(objective)(params), disc
 
     params = state.generator.params
-    adaptive, grads, disc_grads = written_out(params)
+    adaptive, grads, disc_grads = reference(params)
     after, metrics = run(recipe, PHASES["adversarial"], state, images)
     assert metrics["adaptive_weight"] == pytest.approx(float(adaptive), rel=1e-3)
     for group in ("encoder", "decoder"):
@@ -169,7 +176,7 @@ def test_one_shared_forward_gives_the_gradients_of_the_loss_written_out(adversar
     chex.assert_trees_all_close(after.discriminator.params, expected, atol=1e-5)
 
 
-def test_the_generator_does_not_feel_the_adversary_until_it_has_warmed_up(images, warm):
+def test_the_discriminator_does_not_affect_the_generator_during_its_warmup(images, warm):
     recipe = make(disc_warmup=100, disc_ramp=10)
     state = warm(recipe, "ema").replace(step=jnp.int32(99))
     with_adversary, metrics = run(recipe, PHASES["adversarial"], state, images)
@@ -184,20 +191,20 @@ def test_the_generator_does_not_feel_the_adversary_until_it_has_warmed_up(images
     assert steps._ramp(jnp.int32(500), recipe) == 1
 
 
-def test_r1_works_every_few_steps_only(images, warm):
+def test_r1_acts_only_on_every_nth_step(images, warm):
     plain, lazy = make(), make(r1_weight=10.0, r1_every=4)
     state = warm(plain, "ema")
 
-    def moved(step):
+    def difference(step):
         s = state.replace(step=jnp.int32(step))
         a, b = (run(r, PHASES["adversarial"], s, images)[0].discriminator for r in (plain, lazy))
         return float(optax.tree.norm(optax.tree.sub(a.opt_state[0].mu, b.opt_state[0].mu)))
 
-    assert moved(4) > 1e-4
-    assert moved(5) < 1e-6
+    assert difference(4) > 1e-4
+    assert difference(5) < 1e-6
 
 
-def test_lecam_keeps_averages_of_the_logits(images, warm):
+def test_lecam_keeps_moving_averages_of_the_logits(images, warm):
     recipe = make(lecam_weight=0.1, lecam_decay=0.9)
     state = warm(recipe, "ema")
     after, metrics = run(recipe, PHASES["adversarial"], state, images)
@@ -206,7 +213,7 @@ def test_lecam_keeps_averages_of_the_logits(images, warm):
         assert float(after.lecam[name]) == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_perceptual_loss_counts_only_where_it_is_asked_for(images, warm):
+def test_the_perceptual_loss_is_computed_only_in_phases_that_use_it(images, warm):
     recipe = make(
         perceptual=lambda a, b: jnp.mean(jnp.square(a - b), axis=(1, 2, 3)),
         perceptual_weight=3.0,
@@ -215,8 +222,8 @@ def test_perceptual_loss_counts_only_where_it_is_asked_for(images, warm):
     state = warm(recipe, "ema")
     _, metrics = run(recipe, PHASES["joint"], state, images)
     assert metrics["loss_perceptual"] > 0
-    silent = dataclasses.replace(PHASES["joint"], perceptual=False)
-    assert "loss_perceptual" not in run(recipe, silent, state, images)[1]
+    without = dataclasses.replace(PHASES["joint"], perceptual=False)
+    assert "loss_perceptual" not in run(recipe, without, state, images)[1]
 
 
 def test_evaluation_params_are_a_moving_average(images, warm):
@@ -229,7 +236,7 @@ def test_evaluation_params_are_a_moving_average(images, warm):
     chex.assert_trees_all_close(after.generator.ema_params, expected, atol=1e-6)
 
 
-def test_a_revived_entry_is_taken_over_by_the_average(images, warm):
+def test_the_moving_average_of_a_revived_entry_is_the_entry(images, warm):
     recipe = make(ema_decay=0.999)
     state = warm(recipe, "ema").replace(step=jnp.int32(10_000))
     stats = state.generator.stats["codebook"]["quantizer"]["book"]
@@ -243,18 +250,18 @@ def test_a_revived_entry_is_taken_over_by_the_average(images, warm):
     generator = generator.replace(stats={"codebook": {"quantizer": dead}}, params=params)
     after, metrics = run(recipe, PHASES["joint"], state.replace(generator=generator), images)
     assert metrics["revived"] >= 1
-    now, average = (
+    entry, average = (
         p["quantizer"]["book"]["codebook"][5]
         for p in (after.generator.params, after.generator.ema_params)
     )
-    chex.assert_trees_all_equal(now, average)
-    assert float(jnp.abs(now).max()) < 50
+    chex.assert_trees_all_equal(entry, average)
+    assert float(jnp.abs(entry).max()) < 50
 
 
-def test_initialising_sets_the_codebook_and_its_average_and_nothing_else(images, warm):
+def test_initialisation_changes_only_the_codebook_and_its_average(images, warm):
     recipe = make()
     state = warm(recipe, "ema")
-    after, _ = jax.jit(partial(initialise_codebook, recipe=recipe))(state, {"image": images}, KEY)
+    after, _ = jax.jit(partial(initialise_codebook, recipe=recipe))(state, {"x": images}, KEY)
     for group in ("encoder", "decoder"):
         chex.assert_trees_all_equal(after.generator.params[group], state.generator.params[group])
     codebook = after.generator.params["quantizer"]["book"]["codebook"]
@@ -264,13 +271,13 @@ def test_initialising_sets_the_codebook_and_its_average_and_nothing_else(images,
     assert not np.array_equal(codebook, state.generator.params["quantizer"]["book"]["codebook"])
 
 
-def test_bfloat16_computes_and_keeps_float32_state(images):
+def test_bfloat16_training_keeps_a_float32_state(images):
     config = base("vqvae")
     config.dtype = "bfloat16"
     config.model.update(hidden=16, res_hidden=8, num_res_blocks=1)
     config.quantizer.update(num_codes=32, dim=8)
     recipe = make(tokenizer=make_tokenizer(config))
-    state = jax.jit(partial(init_state, recipe, image_shape=(32, 32, 3)))(KEY)
+    state = jax.jit(partial(init_state, recipe, shape=(32, 32, 3)))(KEY)
     state, metrics = run(recipe, PHASES["adversarial"], state, images)
     floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
     chex.assert_type(floats, jnp.float32)
@@ -278,19 +285,19 @@ def test_bfloat16_computes_and_keeps_float32_state(images):
 
 
 @pytest.mark.parametrize("codebook", ["ema", "gradient"])
-def test_it_learns(codebook, images):
+def test_training_reduces_the_loss_and_uses_the_codebook(codebook, images):
     recipe = make(codebook, optimizer=optax.adam(3e-3))
-    state = jax.jit(partial(init_state, recipe, image_shape=(32, 32, 3)))(KEY)
+    state = jax.jit(partial(init_state, recipe, shape=(32, 32, 3)))(KEY)
     state, first = run(recipe, PHASES["autoencoder"], state, images)
     state, _ = run(recipe, PHASES["autoencoder"], state, images, 60)
-    state, _ = jax.jit(partial(initialise_codebook, recipe=recipe))(state, {"image": images}, KEY)
+    state, _ = jax.jit(partial(initialise_codebook, recipe=recipe))(state, {"x": images}, KEY)
     state, last = run(recipe, PHASES["joint"], state, images, 60)
     assert last["loss_reconstruction"] < 0.6 * first["loss_reconstruction"]
     assert last["usage"] > 0.5
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_a_step_that_is_not_finite_changes_nothing_and_counts(phase, images, warm):
+def test_a_step_with_infinite_pixels_is_skipped_and_counted(phase, images, warm):
     recipe = make()
     state = warm(recipe, "ema")
     broken = images.copy()
@@ -307,7 +314,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_counts(phase, images, war
     )
 
 
-def test_a_scheduled_field_follows_its_steps(images, warm):
+def test_a_scheduled_field_follows_its_schedule(images, warm):
     recipe = make(anneal={"beta": optax.linear_schedule(0.0, 1.0, 4, 10)})
     state = warm(recipe, "ema")
     for step, beta in ((5, 0.0), (12, 0.5), (99, 1.0)):
@@ -324,8 +331,8 @@ def test_any_quantizer_trains_in_every_phase(quantizer, images):
     if "num_codes" in section:
         section.update(num_codes=16, dim=4)
     recipe = make(tokenizer=make_tokenizer(config))
-    state = jax.jit(partial(init_state, recipe, image_shape=(32, 32, 3)))(KEY)
-    state, _ = jax.jit(partial(initialise_codebook, recipe=recipe))(state, {"image": images}, KEY)
+    state = jax.jit(partial(init_state, recipe, shape=(32, 32, 3)))(KEY)
+    state, _ = jax.jit(partial(initialise_codebook, recipe=recipe))(state, {"x": images}, KEY)
     for name in ("quantizer", "adversarial"):
         before = state
         state, metrics = run(recipe, PHASES[name], state, images)

@@ -1,11 +1,11 @@
 import pytest
 
 from vq_jax.config import base
-from vq_jax.training.steps import Phase
-from vq_jax.training.watch import TokenizerWatch, what_to_turn
+from vq_jax.training.steps import TokenizerPhase
+from vq_jax.training.watch import TokenizerWatch, usage_advice
 
 GOOD = {"skipped": 0, "perplexity": 100.0, "disc_accuracy": 0.7}
-ADVERSARIAL = Phase("adversarial", 500, 100, adversarial=True)
+ADVERSARIAL = TokenizerPhase("adversarial", 500, 100, adversarial=True)
 
 
 @pytest.fixture
@@ -22,17 +22,18 @@ def watch(warnings):
 
 
 def feed(watch, metrics, count, start=0):
+    """Passes `count` steps with the same metrics to the watch."""
     for i in range(count):
         watch.step(start + i + 1, ADVERSARIAL, {**GOOD, "skipped": 3, **metrics})
 
 
-def test_a_collapse_that_lasts_is_told_once_until_it_ceases(watch, warnings):
+def test_a_lasting_collapse_gives_one_warning_per_episode(watch, warnings):
     feed(watch, {"perplexity": 2.0}, 49)
     feed(watch, {}, 1)
     assert not warnings
-    for told in (1, 2):
+    for episodes in (1, 2):
         feed(watch, {"perplexity": 2.0}, 120)
-        assert len(warnings) == told
+        assert len(warnings) == episodes
         feed(watch, {}, 1)
     assert "2.0 of 512 codes" in warnings[0] and "quantizer.revive_below" in warnings[0]
 
@@ -50,19 +51,19 @@ def test_a_collapse_that_lasts_is_told_once_until_it_ceases(watch, warnings):
         ("residual/ibq", ["quantizer.inner.entropy_weight (now 0.05)"]),
     ],
 )
-def test_the_fields_to_turn_are_the_quantizers_own(quantizer, fields):
-    told = what_to_turn(base(quantizer=quantizer))
-    assert all(field in told for field in fields), told
+def test_the_advice_names_the_fields_of_the_quantizer(quantizer, fields):
+    advice = usage_advice(base(quantizer=quantizer))
+    assert all(field in advice for field in fields), advice
 
 
-def test_a_discriminator_has_won_only_once_the_generator_feels_it(watch, warnings):
+def test_a_dominant_discriminator_gives_a_warning_only_after_its_warmup(watch, warnings):
     feed(watch, {"disc_accuracy": 1.0}, 60, start=100)
     assert not warnings
     feed(watch, {"disc_accuracy": 1.0}, 50, start=160)
     assert len(warnings) == 1 and "disc_optim.lr (now 0.125)" in warnings[0]
 
 
-def test_a_few_codes_are_no_collapse_where_there_cannot_be_more(warnings):
+def test_few_codes_in_use_give_no_warning_for_a_small_batch(warnings):
     watch = TokenizerWatch(base(), 8, 512, skipped=0, warn=warnings.append)
     for step in range(100):
         watch.step(step, ADVERSARIAL, {**GOOD, "perplexity": 4.0})

@@ -1,4 +1,4 @@
-"""Changes images through a trained prior: the commands over `editing.py`."""
+"""Edits image files with a trained prior."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -8,21 +8,22 @@ from typing import Any
 import numpy as np
 
 from vq_jax import editing
+from vq_jax.console import stderr
 from vq_jax.data.images import LOSSY, read_mask, rows_of
 from vq_jax.errors import UserError
-from vq_jax.prior import TrainedPrior, load_prior
+from vq_jax.prior import TrainedPrior
+from vq_jax.runs import load_prior
 from vq_jax.tasks.files import change_images, pair_files
-from vq_jax.training.report import stderr
 
 
 def _mask(path: Path | None) -> np.ndarray:
     if path is None or not path.exists():
-        raise UserError(f"there is no {path}: --mask takes an image that is white where to draw")
+        raise UserError(f"mask: {path} does not exist; give an image that is white where to draw")
     mask, how = read_mask(path)
     if not mask.any():
-        raise UserError(f"nothing of {path} is white: --mask marks in white what to draw")
+        raise UserError(f"mask: no pixel of {path} is white; mark in white where to draw")
     if how != "white":
-        stderr(f"{path} has transparency: drawn where it is {how}")
+        stderr(f"{path} has transparency: its {how} pixels are the mask")
     return mask
 
 
@@ -36,7 +37,7 @@ def _margins(text: str) -> tuple[int, int, int, int]:
         numbers *= 4
     if len(numbers) != 4:
         raise UserError(
-            f"--margins={text}: pixels to add at top,right,bottom,left, as 0,32,0,32, or one number"
+            f"margins is {text!r}: give pixels to add as top,right,bottom,left, or one number"
         )
     top, right, bottom, left = numbers
     return top, right, bottom, left
@@ -64,16 +65,16 @@ def edit(
     """`--mode=inpaint`, `outpaint`, `upscale`, `restore` and `variations`.
 
     Args:
-      name: which.
+      name: of the edit.
       workdir: the prior's run.
-      tokenizer: the tokenizer's, where it is elsewhere than the prior's config says.
-      input, output: an image, or a folder of images, and where to write.
-      mask: inpaint: an image that says where to draw; see `images.read_mask`.
+      tokenizer: the tokenizer's run, if it is not the one in the prior's config.
+      input, output: an image, or a folder of images, and the file or folder to write.
+      mask: inpaint: an image of where to draw; see `images.read_mask`.
       margins: outpaint: pixels to add, as "top,right,bottom,left".
-      factor: upscale: how many times larger; None is as the prior was trained.
-      share: variations: of the codes to draw anew.
-      count: variations: how many; they come in a row after the original.
-      label: none or one, a class by name or number.
+      factor: upscale: how many times larger; None is the factor of the prior.
+      share: variations: share of the codes to sample again.
+      count: variations: number of variations, in a row after the original.
+      label: at most one class, by name or number.
       **how: candidates, seed and more; see `editing.fill_grid`.
     """
     changes: dict[str, Callable[[], Callable[..., np.ndarray]]] = {
@@ -83,19 +84,19 @@ def edit(
         "restore": lambda: editing.restore,
         "variations": lambda: partial(_variations, share=share, count=count),
     }
-    # What is wrong with them is said before anything is loaded.
+    # Fail before anything is loaded.
     pairs = pair_files(input, output)
     change = changes[name]()
     if name == "inpaint" and input.is_dir():
-        raise UserError(f"--input={input} is a folder: a mask is for one image")
+        raise UserError(f"input: {input} is a folder; a mask is for one image")
     if len(label) > 1:
-        raise UserError(f"--label is given {len(label)} times: {name} takes one")
+        raise UserError(f"label has {len(label)} values: {name} takes one")
     suffix = pairs[0][1].suffix.lower()
     keeps = name in ("inpaint", "outpaint")
     if keeps and suffix in LOSSY:
         stderr(
-            f"a {suffix} file changes the other pixels a little, too, and may have no transparency: a "
-            ".png file keeps both"
+            f"the format {suffix} also changes the other pixels slightly, and may lose transparency; "
+            ".png keeps both"
         )
     prior: TrainedPrior = load_prior(workdir, tokenizer)
     how["label"] = label[0] if label else None

@@ -1,13 +1,24 @@
-"""Measures what a run's folder holds, a tokenizer or a prior."""
+"""Evaluates a run on its held-out split: figures of examples, then of sets, then the report.
 
+A tokenizer and a prior differ in what they compute (`evaluate_tokenizer`, `evaluate_prior`). What is
+printed and written is the same.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
+from rich.console import Console
 
 from vq_jax import config as configs
+from vq_jax import modalities, runs
 from vq_jax.errors import UserError
-from vq_jax.tasks.evaluate_prior import evaluate_prior
-from vq_jax.tasks.evaluate_tokenizer import evaluate_tokenizer
+from vq_jax.modalities import Network
+from vq_jax.tasks.job import Evaluation
+from vq_jax.tasks.kinds import KINDS
+from vq_jax.tasks.sets import KEPT
+from vq_jax.training.report import save_figures, show_figures
 
 
 def evaluate(
@@ -20,31 +31,81 @@ def evaluate(
     count: int | None = None,
     seed: int | None = None,
 ) -> None:
-    """`--mode=evaluate`: the held-out figures of a run, printed and kept as JSON.
+    """`--mode=evaluate`: computes the held-out figures of a run, prints them and writes them as JSON.
 
     Args:
       workdir: the run's folder.
-      data: a section `data` that names the images; by default the run's own.
-      tokenizer: of a prior, where it is elsewhere than the prior's config says.
-      inception: the file of Inception's weights, or "download", for FID; None leaves it out.
-      protocol: how FID sees images, in `frechet.PROTOCOLS`; "adm" where there is `inception`.
-      count: of a prior, how many samples FID gets.
-      seed: of a prior, decides which samples are drawn.
+      data: a section `data` that names other examples than the run's own.
+      tokenizer: a prior's tokenizer, if it is not the one in its config.
+      inception: file of FID's Inception weights, or "download"; None leaves FID out.
+      protocol: how FID prepares images, "adm" or "clean"; "adm" by default.
+      count: number of a prior's samples for FID.
+      seed: of a prior's samples.
 
     Raises:
-      UserError: there is no run, or an argument has no use for what it holds.
+      UserError: there is no run, or an argument does not apply to it.
     """
-    if protocol is not None and inception is None:
-        raise UserError(
-            "--protocol is FID's: it needs --inception, its weights' file or 'download'"
-        )
-    if count is not None and inception is None:
-        raise UserError("--count is of FID's samples: it needs --inception")
-    how = {"inception": str(inception or ""), "protocol": protocol or "adm"}
-    if configs.holds_prior(workdir):
-        evaluate_prior(workdir, tokenizer, data, **how, count=count, seed=seed or 0)
-        return
-    for name, value in (("tokenizer", tokenizer), ("count", count), ("seed", seed)):
-        if value is not None:
-            raise UserError(f"--{name} is for priors: {workdir} holds a tokenizer")
-    evaluate_tokenizer(workdir, data, **how)
+    for name, of_fid in (("protocol", protocol), ("count", count)):
+        if of_fid is not None and inception is None:
+            raise UserError(
+                f"{name} is for FID: give inception, the file of its weights or 'download'"
+            )
+    folder = runs.find(workdir)
+    kind = configs.kind_of_run(folder)
+    given: dict[str, Any] = {"tokenizer": tokenizer, "count": count, "seed": seed}
+    for name, value in given.items():
+        if value is not None and kind != "prior":
+            raise UserError(f"{name} is for priors: {workdir} holds a {kind}")
+    model: Any = runs.load_prior(folder, tokenizer) if kind == "prior" else runs.load(folder)
+    networks = model.modality.networks(str(inception or ""), protocol or "adm")
+    configs.use_data(model.config, data)
+    splits = modalities.open_source(model.config)
+    evaluation = Evaluation(
+        model, splits, folder, Console(highlight=False), networks, count=count, seed=seed or 0
+    )
+    measure(evaluation)
+
+
+def measure(evaluation: Evaluation) -> dict[str, Any]:
+    """Computes all figures, prints the table, and writes evaluation.json and pictures.
+
+    Returns:
+      the figures, by their names in evaluation.json.
+    """
+    model = evaluation.model
+    kind = KINDS[configs.kind_of(model.config)]
+    figures = kind.measure_examples(evaluation)
+    of_sets, lines = kind.measure_sets(evaluation)
+    figures |= of_sets
+    used = [network for network in evaluation.networks if kind.figure_of(network) in figures]
+    protocol = _protocol(model.config, figures, used) | lines
+    figures |= {"protocol": protocol, "step": model.step}
+    show_figures(evaluation.console, figures, kind.rows(evaluation))
+    evaluation.console.print("\n".join(protocol.values()), style="dim")
+    save_figures(figures, evaluation.workdir)
+    return figures
+
+
+def _protocol(
+    config: ConfigDict, figures: dict[str, Any], networks: Sequence[Network]
+) -> dict[str, str]:
+    """The evaluation protocol, one line for each part of it."""
+    data, modality = config.data, modalities.of(config)
+    noun = f"{modality.noun}s"
+    lines = {noun: f"{figures[noun]:,} held-out {noun} of {data.source} {data.folder}".strip()}
+    if data.source == "codes":
+        lines["preparation"] = "decoded from codes, prepared when these were written"
+    else:
+        lines["preparation"] = modality.preparation(data)
+    for network in networks:
+        lines[network.key] = f"{network.heading}: {network.description}"
+        if network.probabilities is not None:
+            lines["precision"] = (
+                f"precision and recall: 3 neighbours, up to {KEPT:,} random {noun} of each side"
+            )
+            if network.key == "fid_adm":
+                lines["precision"] += (
+                    "; ADM's published figures take all images, with distances in float16: these are "
+                    "close to them, not equal"
+                )
+    return lines

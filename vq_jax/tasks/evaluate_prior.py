@@ -1,179 +1,87 @@
-"""Measures a prior: the bits it needs for held-out codes, and the images it draws."""
+"""The figures of a prior: bits of held-out codes, its samples as a set, what it makes of a condition."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
-from rich.console import Console
 
-from vq_jax import config as configs
 from vq_jax import metrics
-from vq_jax.data.images import rows_of, save_image, to_uint8
+from vq_jax.config import make_prepare
+from vq_jax.console import stderr, track
 from vq_jax.data.pipeline import eval_batches
-from vq_jax.data.sources import Source, Splits, Subset, open_source
+from vq_jax.data.sources import Source, Splits, Subset
 from vq_jax.errors import UserError
-from vq_jax.interop.efficientnet import load_efficientnet
-from vq_jax.models import efficientnet
-from vq_jax.prior import TrainedPrior, load_prior
+from vq_jax.modalities import Network
+from vq_jax.modalities.base import Rows
+from vq_jax.prior import BATCH, TrainedPrior
 from vq_jax.sampling import log_probability, row_keys
-from vq_jax.tasks.evaluate_tokenizer import perceptual_or_none, rows_of_networks, told
-from vq_jax.tasks.frechet import (
-    Network,
-    compare,
-    in_batches,
-    inception_network,
-    look,
-    look_once,
-)
+from vq_jax.tasks.job import Evaluation
+from vq_jax.tasks.sets import cached_statistics, compare, compute_statistics, rows_of, with_prefix
 from vq_jax.training.prior_steps import codes_of, mask_codes
-from vq_jax.training.report import save_figures, show_figures, stderr, track
 
-# name -> (heading, format) of the printed table
-_ROWS = {
-    "bits_per_code": ("bits per code", ".3f"),
-    "bits_per_pixel": ("bits per pixel", ".4f"),
-    "uniform_bits_per_code": ("bits per code, all alike", ".3f"),
-    "efficientnet_frechet": ("Frechet distance (EfficientNet-lite0; not FID)", ".1f"),
-    "efficientnet_frechet_reconstructed": ("  of held-out images through the tokenizer", ".1f"),
-    "efficientnet_frechet_floor": ("  of held-out images", ".1f"),
-    "precision": ("precision", ".3f"),
-    "recall": ("recall", ".3f"),
-    "precision_floor": ("  precision of held-out images", ".3f"),
-    "recall_floor": ("  recall of held-out images", ".3f"),
-    "nearest": ("distance to the nearest training image", ".2f"),
-    "nearest_floor": ("  of held-out images", ".2f"),
-    **{
-        name + which: (heading + after, ".2f" if name == "psnr" else ".4f")
-        for which, after in (("", ""), ("_before", ", as given"), ("_ceiling", ", tokenizer alone"))
-        for name, heading in (("psnr", "PSNR, dB"), ("ssim", "SSIM"), ("lpips", "LPIPS (VGG16)"))
-    },
-    "samples": ("samples judged", ",d"),
-    "images": ("held-out images", ",d"),
-}
-_SHOWN = 12
-_AT_ONCE = 64  # samples
-_ORDERS = 8  # shares of masked codes that a masked prior's bound is taken over
+_SHOWN = 12  # examples a row of a picture
+_LEAST = 8  # examples on each side of a comparison of sets
+_MASKS = 8  # shares of masked codes that the bound of a masked prior averages over
+_PREFIX = "g"  # of FID
+# What a condition's results are compared with: suffix of the figures -> suffix of their headings.
+_COMPARED = {"": "", "_before": ", as given", "_ceiling": ", tokenizer alone"}
 
 
-def evaluate_prior(
-    workdir: Path,
-    tokenizer: Path | None,
-    data: ConfigDict | None = None,
-    inception: str = "",
-    protocol: str = "adm",
-    count: int | None = None,
-    seed: int = 0,
-) -> None:
-    """`--mode=evaluate` of a prior: its figures and pictures, printed and kept.
+def rows(evaluation: Evaluation) -> Rows:
+    """Returns the table's rows: name of a figure -> (heading, format)."""
+    modality = evaluation.model.modality
+    unit, noun = modality.unit, f"{modality.noun}s"
+    found = {
+        "bits_per_code": ("bits per code", ".3f"),
+        f"bits_per_{unit}": (f"bits per {unit}", ".4f"),
+        "uniform_bits_per_code": ("bits per code, uniform", ".3f"),
+    }
+    for network in _sample_networks(evaluation):
+        key = network.key
+        found[key] = (network.heading, ".1f")
+        found[f"{key}_reconstructed"] = (f"  of held-out {noun} through the tokenizer", ".1f")
+        found[f"{key}_floor"] = (f"  of held-out {noun}", ".1f")
+    found |= {
+        "precision": ("precision", ".3f"),
+        "recall": ("recall", ".3f"),
+        "precision_floor": (f"  precision of held-out {noun}", ".3f"),
+        "recall_floor": (f"  recall of held-out {noun}", ".3f"),
+        "nearest": (f"distance to the nearest training {modality.noun}", ".2f"),
+        "nearest_floor": (f"  of held-out {noun}", ".2f"),
+    }
+    for suffix, after in _COMPARED.items():
+        for name, (heading, form) in modality.rows.items():
+            found[name + suffix] = (heading + after, form)
+    found |= {"samples": ("samples compared", ",d"), noun: (f"held-out {noun}", ",d")}
+    return found | rows_of(_fid_networks(evaluation), _PREFIX)
 
-    Args:
-      workdir: the prior's run.
-      tokenizer: the tokenizer's, where it is elsewhere than the prior's config says.
-      data: a section `data` that names the images; by default the prior's own.
-      inception: the file of Inception's weights, or "download", for the gFID; "" leaves it out.
-      protocol: in `frechet.PROTOCOLS`.
-      count: samples of the gFID; by default `config.eval_samples`.
-      seed: of what is drawn.
+
+def _sample_networks(evaluation: Evaluation) -> Sequence[Network]:
+    """The network that compares `eval_samples` samples: the last one, unless it is FID's."""
+    return [n for n in evaluation.networks[-1:] if n.probabilities is None]
+
+
+def _fid_networks(evaluation: Evaluation) -> Sequence[Network]:
+    return [n for n in evaluation.networks if n.probabilities is not None]
+
+
+# --- likelihood ------------------------------------------------------------------------------------
+
+
+def measure_examples(evaluation: Evaluation) -> dict[str, Any]:
+    """Computes the cross-entropy of the held-out codes, given their labels.
+
+    It is exact for a prior that reads codes one by one, row by row. For a masked prior it is the bound
+    of a random order (Hoogeboom et al. 2022, eq. 3): the mean, over the number of masked codes, of the
+    mean cross-entropy of the masked codes. It is estimated with eight numbers an example, one from each
+    eighth of the range.
     """
-    networks = [inception_network(inception, protocol)] if inception else []
-    prior = load_prior(workdir, tokenizer)
-    if networks and prior.module.condition:
-        raise UserError("gFID is of images from noise: this prior makes better ones of given ones")
-    configs.use_data(prior.config, data)
-    splits = open_source(prior.config.data, prior.config.seed)
-    measure(prior, splits, workdir, Console(highlight=False), networks, count, seed)
-
-
-def measure(
-    prior: TrainedPrior,
-    splits: Splits,
-    workdir: Path,
-    console: Console,
-    networks: Sequence[Network] = (),
-    count: int | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Measures on the held-out split, prints the table, and writes evaluation.json and pictures.
-
-    Args:
-      prior: to measure.
-      splits: the data.
-      workdir: where the files go.
-      console: where the table goes.
-      networks: what compares samples with the whole training split as sets.
-      count: how many samples these get; by default `config.eval_samples`.
-      seed: of what is drawn.
-
-    Returns:
-      the figures, by the names in evaluation.json.
-    """
-    figures = code_bits(prior, splits.val)
-    config = prior.config
-    if config.eval_samples:
-        draw = _improve if prior.module.condition else _draw_and_judge
-        figures |= draw(prior, splits, workdir, seed)
-    count = config.eval_samples if count is None else count
-    protocol = told(config, figures["images"], networks)
-    if "efficientnet_frechet" in figures:
-        protocol["samples"] = (
-            "{samples:,} samples of seed {seed} against {references:,} {references_are}; {network}".format(
-                **figures, network="EfficientNet-lite0, to 224x224, bicubic, smoothed"
-            )
-        )
-    for network in networks:
-        found, real = _as_sets(prior, splits.train, network, count, seed)
-        figures |= found
-        decoded = ", decoded from codes" if config.data.source == "codes" else ""
-        protocol[f"{network.key}_samples"] = (
-            f"gFID: {count:,} samples against {real:,} training images{decoded}"
-        )
-    figures |= {"protocol": protocol, "step": prior.step}
-
-    show_figures(console, figures, _ROWS | rows_of_networks(networks, "g"))
-    console.print("\n".join(protocol.values()), style="dim")
-    save_figures(figures, workdir)
-    return figures
-
-
-def _as_sets(
-    prior: TrainedPrior, train: Source, network: Network, count: int, seed: int
-) -> tuple[dict[str, float], int]:
-    """Samples, with the training images' labels, against all training images, as sets; and how many
-    of those there were."""
-    if not 2 <= count <= 1_000_000:
-        raise UserError(f"gFID takes 2 to 1,000,000 samples, not {count:,}: --count=50000, say")
-    places = np.linspace(0, len(train) - 1, count).round().astype(int)
-
-    def real() -> Iterator[np.ndarray]:
-        for batch in _batches(train, prior):
-            yield to_uint8(batch[0])
-
-    def samples() -> Iterator[np.ndarray]:
-        for start in track(range(0, count, _AT_ONCE), "drawing"):
-            part = places[start : start + _AT_ONCE]
-            labels = [int((train[int(i)] or {}).get("label", 0)) for i in part]
-            how: dict[str, Any] = {"label": labels} if prior.class_names else {}
-            yield to_uint8(prior.sample(len(part), first=start, seed=seed, **how))
-
-    of_real = look_once(network, real)
-    found = compare(network, of_real, look(network, samples(), classes=True))
-    return {f"g{name}": value for name, value in found.items()}, of_real.statistics.count
-
-
-def code_bits(prior: TrainedPrior, source: Source) -> dict[str, Any]:
-    """Cross-entropy of a split's codes, with their labels.
-
-    Exact for a prior that reads codes one by one, row by row. For a masked one it is the bound of an
-    order drawn at random (Hoogeboom et al. 2022, eq. 3): the mean, over how many codes are masked,
-    of the mean cross-entropy of those that are; estimated with eight such numbers an image, one from
-    each eighth of the range.
-    """
+    prior: TrainedPrior = evaluation.model
     module, config, tokenizer = prior.module, prior.config, prior.tokenizer
     variables = {} if config.data.source == "codes" else tokenizer.variables
 
@@ -186,7 +94,7 @@ def code_bits(prior: TrainedPrior, source: Source) -> dict[str, Any]:
 
             def of_row(key):
                 u = jax.random.uniform(jax.random.fold_in(key, 0))
-                count = jnp.floor((part + u) / _ORDERS * module.length) + 1
+                count = jnp.floor((part + u) / _MASKS * module.length) + 1
                 return mask_codes(jax.random.fold_in(key, 1), module.length, count / module.length)
 
             wanted_BN = jax.vmap(of_row)(keys_B)
@@ -195,78 +103,137 @@ def code_bits(prior: TrainedPrior, source: Source) -> dict[str, Any]:
         log_p_BN = log_probability(logits, codes_BN) * wanted_BN
         return -log_p_BN.sum(1) / wanted_BN.sum(1)
 
-    total, images = 0.0, 0
-    degrade = configs.make_condition(config)
-    for batch in eval_batches(source, config.data, degrade):
+    total, count = 0.0, 0
+    parts = 1 if module.causal else _MASKS
+    for batch in eval_batches(evaluation.splits.val, config.data, make_prepare(config)):
         valid = batch.pop("valid")
-        for part in range(1 if module.causal else _ORDERS):
-            keys_B = row_keys(jax.random.key(part), images, len(valid))
+        for part in range(parts):
+            keys_B = row_keys(jax.random.key(part), count, len(valid))
             found = nats(prior.params, variables, batch, keys_B, part)
-            total += float(np.asarray(found)[valid].sum()) / (1 if module.causal else _ORDERS)
-        images += int(valid.sum())
-    if not images:
-        raise UserError("nothing held out could be read")
-    height, width, _ = config.codes.image
-    bits = total / images / math.log(2)
+            total += float(np.asarray(found)[valid].sum()) / parts
+        count += int(valid.sum())
+    modality = prior.modality
+    if not count:
+        raise UserError(f"no held-out {modality.noun} could be read")
+    bits = total / count / math.log(2)
     return {
         "bits_per_code": bits,
-        "bits_per_pixel": bits * module.length / (height * width),
+        f"bits_per_{modality.unit}": bits * module.length / modality.units(config.codes.example),
         "uniform_bits_per_code": math.log2(module.num_codes),
         "bits_are": "exact" if module.causal else "an upper bound, over random orders",
-        "images": images,
+        f"{modality.noun}s": count,
     }
 
 
-# --- samples --------------------------------------------------------------------------------------
+# --- sets ------------------------------------------------------------------------------------------
+
+
+def figure_of(network: Network) -> str:
+    """Returns the name of a network's distance among the figures."""
+    return with_prefix(network.key, _PREFIX)
+
+
+def measure_sets(evaluation: Evaluation) -> tuple[dict[str, Any], dict[str, str]]:
+    """Compares samples with training examples; or with a condition, its results with the originals.
+
+    Returns:
+      figures, and lines of the protocol.
+
+    Raises:
+      UserError: FID is asked for, and the prior needs a condition.
+    """
+    prior: TrainedPrior = evaluation.model
+    fid = _fid_networks(evaluation)
+    if prior.module.condition:
+        if fid:
+            raise UserError("FID is for samples without a condition, and this prior needs one")
+        return (_improve(evaluation) if prior.config.eval_samples else {}), {}
+    found: dict[str, Any] = {}
+    lines = {}
+    if prior.config.eval_samples:
+        found = _compare_samples(evaluation)
+    if "samples" in found:
+        lines["samples"] = (
+            "{samples:,} samples of seed {seed} against {references:,} {references_are}"
+        ).format(**found)
+    for network in fid:
+        compared, count, real = _compare_all(evaluation, network)
+        found |= compared
+        decoded = ", decoded from codes" if prior.config.data.source == "codes" else ""
+        lines[f"{network.key}_samples"] = (
+            f"gFID: {count:,} samples against {real:,} training {prior.modality.noun}s{decoded}"
+        )
+    return found, lines
+
+
+def _compare_all(evaluation: Evaluation, network: Network) -> tuple[dict[str, float], int, int]:
+    """Compares samples, with the labels of training examples, with all training examples.
+
+    Returns:
+      the figures, the number of samples, the number of training examples.
+    """
+    prior, train = evaluation.model, evaluation.splits.train
+    count = prior.config.eval_samples if evaluation.count is None else evaluation.count
+    if not 2 <= count <= 1_000_000:
+        raise UserError(f"count is {count:,}: gFID takes 2 to 1,000,000 samples")
+    places = np.linspace(0, len(train) - 1, count).round().astype(int)
+
+    def real() -> Iterator[np.ndarray]:
+        for x, _ in _batches(train, prior):
+            yield prior.modality.to_raw(x)
+
+    def samples() -> Iterator[np.ndarray]:
+        for start in track(range(0, count, BATCH), "sampling"):
+            part = places[start : start + BATCH]
+            labels = [int((train[int(i)] or {}).get("label", 0)) for i in part]
+            how: dict[str, Any] = {"label": labels} if prior.class_names else {}
+            yield prior.modality.to_raw(
+                prior.sample(len(part), first=start, seed=evaluation.seed, **how)
+            )
+
+    of_real = cached_statistics(network, real)
+    found = compare(network, of_real, compute_statistics(network, samples(), classes=True))
+    figures = {with_prefix(name, _PREFIX): value for name, value in found.items()}
+    return figures, count, of_real.statistics.count
 
 
 def spread_over(source: Source, count: int) -> Source:
-    """`count` examples from all over a source, which may be sorted by class; all, if it has no more."""
+    """Returns `count` examples spread evenly over a source, which may be sorted by class."""
     places = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
     return Subset(source, places.tolist())
 
 
-def labelled_images(source: Source, prior: TrainedPrior) -> Iterator[tuple[np.ndarray, int]]:
-    """The images of a source, float32 [H, W, C], with their labels; of codes, what they decode to."""
-    for images, labels in _batches(source, prior):
-        yield from zip(images, labels.tolist(), strict=True)
+def labelled_examples(source: Source, prior: TrainedPrior) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields the examples of a source with their labels; codes are decoded."""
+    for x, labels in _batches(source, prior):
+        yield from zip(x, labels.tolist(), strict=True)
 
 
 def _batches(source: Source, prior: TrainedPrior) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The same, in batches."""
-    for batch in eval_batches(source, prior.config.data):
-        if (images := batch.get("image")) is None:
-            codes = batch["codes"].reshape(-1, *prior.tokenizer.grid)
-            images = np.clip(np.asarray(prior.tokenizer.decode(codes)), -1, 1)
-        yield images[batch["valid"]], batch["label"][batch["valid"]]
-
-
-def make_features() -> Callable[[np.ndarray], np.ndarray]:
-    """EfficientNet-lite0 from images float32 [N, H, W, C] to float32 [N, 1280].
-
-    Raises:
-      UserError: the weights are not installed.
-    """
-    return in_batches(efficientnet.features, load_efficientnet())
+    """Yields batches of examples and labels; codes are decoded."""
+    for batch in eval_batches(source, prior.config.data, make_prepare(prior.config)):
+        if (x := batch.get("x")) is None:
+            x = prior.decode(batch["codes"].reshape(-1, *prior.tokenizer.codes.shape))
+        yield x[batch["valid"]], batch["label"][batch["valid"]]
 
 
 @dataclasses.dataclass(frozen=True)
 class References:
-    """What samples are held against.
+    """The training examples that samples are compared with.
 
     Attributes:
-      real: training images, float32 [N, H, W, C].
-      of_real: their features.
-      figures: how the held-out images themselves fare.
+      x: training examples [N, ...].
+      features: their features.
+      figures: the figures of held-out examples, for comparison.
     """
 
-    real: np.ndarray
-    of_real: np.ndarray
+    x: np.ndarray
+    features: np.ndarray
     figures: dict[str, Any]
 
 
 def sample_labels(prior: TrainedPrior, held_out: Sequence[tuple[np.ndarray, int]]) -> list[int]:
-    """The labels of samples to draw: those of held-out images, as often as it takes."""
+    """Returns the labels of samples to draw: those of the held-out examples, repeated."""
     count = prior.config.eval_samples
     labels = [label for _, label in held_out]
     return (labels * -(-count // len(labels)))[:count]
@@ -275,131 +242,133 @@ def sample_labels(prior: TrainedPrior, held_out: Sequence[tuple[np.ndarray, int]
 def references(
     prior: TrainedPrior,
     splits: Splits,
-    features: Callable[[np.ndarray], np.ndarray],
+    network: Network,
     held_out: Sequence[tuple[np.ndarray, int]],
 ) -> References:
-    """Training images and what held-out images have to do with them.
+    """Computes the features of training examples, and the figures of held-out examples.
 
     Args:
-      prior: whose config says how many.
+      prior: its config has the number of references.
       splits: the data.
-      features: from `make_features`.
-      held_out: images with their labels.
+      network: gives the features.
+      held_out: examples with their labels.
     """
     subset = spread_over(splits.train, prior.config.eval_references)
-    real = np.stack([image for image, _ in labelled_images(subset, prior)])
-    held = np.stack([image for image, _ in held_out])
-    of_real, of_held = features(real), features(held)
-    # As many as there are samples: the distance of few is larger.
+    real = np.stack([x for x, _ in labelled_examples(subset, prior)])
+    held = np.stack([x for x, _ in held_out])
+    of_real, of_held = network.features(real), network.features(held)
+    # The distance grows as sets get smaller, so both sides of a comparison have the same size.
     same = min(len(of_held), prior.config.eval_samples)
     precision, recall = metrics.precision_recall(of_real, of_held[:same])
     figures = {
-        "efficientnet_frechet_floor": metrics.frechet_distance(of_held[:same], of_real),
+        f"{network.key}_floor": metrics.frechet_distance(of_held[:same], of_real),
         "precision_floor": precision,
         "recall_floor": recall,
         "nearest_floor": float(metrics.distances(of_held, of_real).min(axis=1).mean()),
         "samples": same,
         "references": len(real),
-        "references_are": "training images",
+        "references_are": f"training {prior.modality.noun}s",
     }
     if prior.config.data.source == "codes":
         figures["references_are"] = "decoded codes"
     else:
-        parts = [prior.tokenizer.reconstruct(held[i : i + 64]) for i in range(0, len(held), 64)]
-        through = features(np.clip(np.concatenate(parts), -1, 1))[:same]
-        figures["efficientnet_frechet_reconstructed"] = metrics.frechet_distance(through, of_real)
+        output, reconstruct = prior.modality.output, prior.tokenizer.reconstruct
+        through = np.concatenate(
+            [
+                np.asarray(output(reconstruct(held[i : i + BATCH])))
+                for i in range(0, len(held), BATCH)
+            ]
+        )
+        of_through = network.features(through)[:same]
+        figures[f"{network.key}_reconstructed"] = metrics.frechet_distance(of_through, of_real)
     return References(real, of_real, figures)
 
 
-def judge(against: References, of_samples: np.ndarray) -> dict[str, float]:
-    """How samples' features lie among those of training images."""
-    of_real = against.of_real
+def compare_features(
+    network: Network, against: References, of_samples: np.ndarray
+) -> dict[str, float]:
+    """Compares the features of samples with those of training examples."""
     same = of_samples[: against.figures["samples"]]
-    precision, recall = metrics.precision_recall(of_real, same)
+    precision, recall = metrics.precision_recall(against.features, same)
     return {
-        "efficientnet_frechet": metrics.frechet_distance(same, of_real),
+        network.key: metrics.frechet_distance(same, against.features),
         "precision": precision,
         "recall": recall,
-        "nearest": float(metrics.distances(of_samples, of_real).min(axis=1).mean()),
+        "nearest": float(metrics.distances(of_samples, against.features).min(axis=1).mean()),
     }
 
 
-def _draw_and_judge(
-    prior: TrainedPrior, splits: Splits, workdir: Path, seed: int
-) -> dict[str, Any]:
-    """Draws images with the held-out images' labels, and holds them against training images."""
-    count = prior.config.eval_samples
-    held_out = list(labelled_images(spread_over(splits.val, count), prior))
+def _compare_samples(evaluation: Evaluation) -> dict[str, Any]:
+    """Samples with the labels of held-out examples, and compares with training examples."""
+    prior, splits = evaluation.model, evaluation.splits
+    modality, count = prior.modality, prior.config.eval_samples
+    held_out = list(labelled_examples(spread_over(splits.val, count), prior))
     labels = sample_labels(prior, held_out)
-    samples = prior.sample(count, label=labels if prior.class_names else None, seed=seed)
-    save_image(_by_class(prior, to_uint8(samples), labels), workdir / "samples.png")
-    try:
-        features = make_features()
-    except UserError as e:
-        stderr(f"the Frechet distance is left out: {e}")
+    label = labels if prior.class_names else None
+    samples = prior.sample(count, label=label, seed=evaluation.seed)
+    _show_samples(prior, samples, labels, evaluation.workdir / "samples.png")
+    networks = _sample_networks(evaluation)
+    if not networks:
         return {}
-    if min(len(held_out), len(splits.train)) < 8:
-        stderr("samples are not judged: that takes 8 held-out images")
+    if min(len(held_out), len(splits.train)) < _LEAST:
+        stderr(f"samples are not compared: that needs {_LEAST} held-out {modality.noun}s")
         return {}
-    against = references(prior, splits, features, held_out)
-    of_samples = features(samples)
+    (network,) = networks
+    against = references(prior, splits, network, held_out)
+    of_samples = network.features(samples)
     shown = np.linspace(0, count - 1, _SHOWN).astype(int)
-    twins = against.real[metrics.distances(of_samples[shown], against.of_real).argmin(axis=1)]
-    save_image(rows_of(to_uint8(samples[shown]), to_uint8(twins)), workdir / "nearest.png")
-    return judge(against, of_samples) | against.figures | {"seed": seed}
+    nearest = metrics.distances(of_samples[shown], against.features).argmin(axis=1)
+    rows = [modality.to_raw(x) for x in (samples[shown], against.x[nearest])]
+    modality.preview(evaluation.workdir / "nearest.png", *rows)
+    figures = compare_features(network, against, of_samples)
+    return figures | against.figures | {"seed": evaluation.seed}
 
 
-def _by_class(prior: TrainedPrior, samples: np.ndarray, labels: list[int]) -> np.ndarray:
-    """Samples as a picture, a row for each of up to ten classes, or in rows as they come."""
-    wide = 12
+def _show_samples(prior: TrainedPrior, samples: np.ndarray, labels: list[int], path: Path) -> None:
+    """Writes samples as a picture: one row for each of up to ten classes, else in order."""
     numbers = sorted(set(labels))[:10] if prior.class_names else []
-    rows = [samples[[i for i, one in enumerate(labels) if one == n][:wide]] for n in numbers]
-    rows = [row for row in rows if len(row) == wide]
+    rows = [samples[[i for i, one in enumerate(labels) if one == n][:_SHOWN]] for n in numbers]
+    rows = [row for row in rows if len(row) == _SHOWN]
     if not rows:
-        rows = [samples[i : i + wide] for i in range(0, min(len(samples), 96), wide)]
+        rows = [samples[i : i + _SHOWN] for i in range(0, min(len(samples), 96), _SHOWN)]
         rows = [row for row in rows if len(row) == len(rows[0])]
-    return rows_of(*rows)
+    prior.modality.preview(path, *map(prior.modality.to_raw, rows))
 
 
-# --- images made better ---------------------------------------------------------------------------
+# --- conditions ------------------------------------------------------------------------------------
 
 
-def _improve(prior: TrainedPrior, splits: Splits, workdir: Path, seed: int) -> dict[str, Any]:
-    """Makes the held-out images of a condition, and holds them against what they were made from."""
-    config = prior.config
-    perceptual = perceptual_or_none()
+def _improve(evaluation: Evaluation) -> dict[str, Any]:
+    """Samples from the conditions of held-out examples, and compares with the originals."""
+    prior: TrainedPrior = evaluation.model
+    config, modality, shape = prior.config, prior.modality, prior.tokenizer.codes.shape
+    per_example = modality.metrics(config)
     sums: dict[str, float] = {}
-    source = spread_over(splits.val, config.eval_samples)
+    source = spread_over(evaluation.splits.val, config.eval_samples)
     places = set(np.linspace(0, len(source) - 1, _SHOWN).astype(int).tolist())
     shown: list[tuple[np.ndarray, ...]] = []
-    images = 0
-    for batch in eval_batches(source, config.data, configs.make_condition(config)):
-        x, worse, valid = jnp.asarray(batch["image"]), batch["condition"], batch["valid"]
-        condition = prior.tokenizer.encode(worse)
-        shape = (len(x), *prior.tokenizer.grid)
+    count = 0
+    for batch in eval_batches(source, config.data, make_prepare(config)):
+        x, valid = batch["x"], batch["valid"]
         codes, _ = prior.fill(
-            np.zeros(shape, np.int32),
-            np.ones(shape, bool),
-            condition=condition,
+            np.zeros((len(x), *shape), np.int32),
+            np.ones((len(x), *shape), bool),
+            condition=prior.tokenizer.encode(batch["condition"]),
             label=batch["label"].tolist() if prior.class_names else None,
-            first=images,
-            seed=seed,
+            first=count,
+            seed=evaluation.seed,
         )
-        better = np.clip(np.asarray(prior.tokenizer.decode(codes)), -1, 1)
-        shown_worse = worse
-        if worse.shape != x.shape:
-            shown_worse = np.asarray(jax.image.resize(worse, x.shape, "cubic"))
-        ceiling = np.clip(np.asarray(prior.tokenizer.reconstruct(x)), -1, 1)
-        for name, y in (("", better), ("_before", shown_worse), ("_ceiling", ceiling)):
-            y = jnp.asarray(y)
-            values = {"psnr": metrics.psnr(x, y), "ssim": metrics.ssim(x, y)}
-            if perceptual is not None:
-                values["lpips"] = perceptual(x, y)
-            for key, value in values.items():
-                sums[key + name] = sums.get(key + name, 0.0) + float(np.asarray(value)[valid].sum())
-        kept = [i for n, i in enumerate(np.flatnonzero(valid)) if images + n in places]
-        shown += [(shown_worse[i], better[i], np.asarray(x[i])) for i in kept]
-        images += int(valid.sum())
-    rows = [to_uint8(np.stack(row)) for row in zip(*shown, strict=True)]
-    save_image(rows_of(*rows), workdir / "samples.png")
-    return {name: value / images for name, value in sums.items()}
+        better = prior.decode(codes)
+        given = modality.like(batch["condition"], x)
+        ceiling = np.asarray(modality.output(prior.tokenizer.reconstruct(x)))
+        for suffix, y in zip(_COMPARED, (better, given, ceiling), strict=True):
+            for name, value in per_example(x, y).items():
+                if name in modality.rows:
+                    key = name + suffix
+                    sums[key] = sums.get(key, 0.0) + float(np.asarray(value)[valid].sum())
+        kept = [i for n, i in enumerate(np.flatnonzero(valid)) if count + n in places]
+        shown += [(given[i], better[i], x[i]) for i in kept]
+        count += int(valid.sum())
+    picture = [modality.to_raw(np.stack(row)) for row in zip(*shown, strict=True)]
+    modality.preview(evaluation.workdir / "samples.png", *picture)
+    return {name: value / count for name, value in sums.items()}

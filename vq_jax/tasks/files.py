@@ -1,57 +1,62 @@
-"""Commands from files to files: one into one, or a folder into a folder."""
+"""The loop of commands that turn files into files, or a folder into a folder."""
 
 import os
+import time
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vq_jax.console import SECONDS_BETWEEN_LINES, is_live, stderr, stderr_console
 from vq_jax.data.images import EXTENSIONS, read_image, save_image
 from vq_jax.data.sources import find_files
 from vq_jax.errors import UserError
 from vq_jax.files import STDIO
-from vq_jax.training.report import is_live, stderr
 
-_BYTES = 2**24  # of what is read, that are worked on together
-_FILES = 256  # likewise
+_BYTES = 2**24  # of the files that are processed together, at most
+_FILES = 256  # processed together, at most
 
 
 def check_input(input: Path) -> None:
-    """Raises UserError where there is no such --input."""
+    """Raises UserError if the input does not exist."""
     if input != STDIO and not input.exists():
-        raise UserError(f"there is no {input}: --input takes a file or a folder of files")
+        raise UserError(f"input: {input} does not exist; give a file or a folder of files")
 
 
 def pair_files(
-    input: Path, output: Path, suffixes: Collection[str] = EXTENSIONS, to: str = ".png"
+    input: Path,
+    output: Path,
+    suffixes: Collection[str] = EXTENSIONS,
+    to: str = ".png",
+    noun: str = "image",
 ) -> list[tuple[Path, Path]]:
-    """Each file to read, and the one to write of it.
+    """Pairs each file to read with the file to write.
 
     Args:
       input: a file, or a folder whose tree of files is mirrored in `output`; `STDIO` is standard input.
       output: the file, or folder, to write; `STDIO` is standard output.
-      suffixes: of the files that are read of a folder; by default those of images.
-      to: the suffix of what is written where no file is named.
+      suffixes: of the files to read in a folder; by default those of images.
+      to: suffix of the files to write, if `output` does not name a file.
+      noun: name of such a file, in messages.
 
     Raises:
-      UserError: there is no such input, or something would be written among the originals.
+      UserError: the input does not exist, or a file would be written among the inputs.
     """
     check_input(input)
     if STDIO in (input, output):
         if input.is_dir() or (output != STDIO and output.is_dir()):
-            raise UserError("standard input and output are of one file: name no folder beside them")
+            raise UserError("standard input and output take one file: name no folder with them")
         return [(input, output)]
     if input.is_dir() and (output.is_file() or output.suffix.lower() in {*EXTENSIONS, to}):
-        raise UserError(f"--input={input} is a folder, and --output={output} a file: name a folder")
+        raise UserError(f"input: {input} is a folder, and output: {output} a file; name a folder")
     if input.is_dir():
         pairs = [
             (p, (output / p.relative_to(input)).with_suffix(to))
-            for p in find_files(input, suffixes)
+            for p in find_files(input, suffixes, f"{noun}s")
         ]
-        if len({target for _, target in pairs}) < len(pairs):  # a.jpg beside a.png: keep both
+        if len({target for _, target in pairs}) < len(pairs):  # a.jpg and a.png: keep both
             pairs = [(p, target.with_name(p.name + to)) for p, target in pairs]
     else:
         into_folder = output.is_dir() or not output.suffix
@@ -59,12 +64,12 @@ def pair_files(
     inputs = {source.resolve() for source, _ in pairs}
     inside = input.is_dir() and output.resolve().is_relative_to(input.resolve())
     if inside or any(target.resolve() in inputs for _, target in pairs):
-        raise UserError(f"--output={output} would write among the originals: name another place")
+        raise UserError(f"output: {output} is among the inputs; name another place")
     return pairs
 
 
 def _place_of(pairs: list[tuple[Path, Path]]) -> str:
-    """Where the files to write lie: the file, or what folder they share."""
+    """The file to write, or the folder that all files to write share."""
     places = [str(target) for _, target in pairs]
     if places == [str(STDIO)]:
         return "standard output"
@@ -81,21 +86,22 @@ def change_files(
     nbytes: Callable[[Any], int],
     summary: Callable[[], str] = lambda: "",
 ) -> None:
-    """Reads files, works on several at once, and writes what comes of each.
+    """Reads files, processes several at once, and writes the results.
 
-    Of many, one that cannot be read, changed or written is named, and the others are done.
+    A file that cannot be read, processed or written is named at the end, and the others are done. It is one
+    function because reading, batching and writing share the progress bar and the list of failures.
 
     Args:
       pairs: from `pair_files`.
-      read: a file to an item.
-      work: items to their results, in order; a result may be a `UserError`.
-      write: a result, and its file.
-      verb: what is said to have been done.
-      nbytes: how much memory an item takes, about.
-      summary: what more is said, while it goes on and at its end.
+      read: path -> item.
+      work: items -> their results, in order; a result may be a `UserError`.
+      write: (result, path) -> None.
+      verb: past participle of the work, for messages.
+      nbytes: approximate memory of an item.
+      summary: text that is shown during the work and at its end.
 
     Raises:
-      UserError: at the end, where there were files that could not be changed.
+      UserError: at the end, if a file could not be processed; for a single file, at once.
     """
     failed: list[str] = []
     done = 0
@@ -111,11 +117,12 @@ def change_files(
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[shown]}"),
-        console=(console := Console(stderr=True)),
+        console=(console := stderr_console()),
         transient=True,
         disable=len(pairs) < 2 or not is_live(console),
     ) as progress:
         task = progress.add_task(verb, total=len(pairs), shown="")
+        last_line = time.perf_counter()
         batch: list[tuple[tuple[Path, Path], Any]] = []
         held = 0
         for i, pair in enumerate(pairs):
@@ -139,12 +146,16 @@ def change_files(
                 done += 1
                 progress.update(task, completed=done + len(failed), shown=summary())
             batch, held = [], 0
+            now = time.perf_counter()
+            if not is_live(console) and now - last_line > SECONDS_BETWEEN_LINES:
+                last_line = now
+                stderr(f"{verb} {done} of {len(pairs)}")
     for line in failed:
         stderr(f"skipped: {line}")
     if done:
         more = f": {summary()}" if summary() else ""
         text = f"{verb} {done} of {len(pairs)} into {_place_of(pairs)}{more}"
-        # Standard output is the file, where one goes there.
+        # Standard output may be the file.
         (stderr if pairs[0][1] == STDIO else print)(text)
     if failed:
         raise UserError(f"{len(failed)} of {len(pairs)} files could not be {verb}")
@@ -158,14 +169,14 @@ def change_images(
     *,
     alpha: bool = False,
 ) -> None:
-    """`change_files` of images, one by one.
+    """Runs `change_files` for images, one at a time.
 
     Args:
       pairs: from `pair_files`.
       channels: 1 or 3.
-      change: uint8 [H, W, channels] to an image.
-      verb: what is said to have been done.
-      alpha: an image with transparency has a channel more, for it.
+      change: image uint8 [H, W, channels] -> image.
+      verb: past participle of the work, for messages.
+      alpha: whether images with transparency have one more channel, for opacity.
     """
 
     def work(images: list[np.ndarray]) -> Iterable[np.ndarray | UserError]:

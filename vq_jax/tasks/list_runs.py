@@ -1,4 +1,4 @@
-"""Shows what there is to work with: the recipes, and the runs with their figures."""
+"""Lists the recipes, and the runs with their figures."""
 
 import ast
 import json
@@ -12,10 +12,12 @@ from rich.table import Table
 from vq_jax.errors import UserError
 from vq_jax.recipes import recipes
 
-# figure in evaluation.json -> (what it is called in the list, its format)
+# figure in evaluation.json -> (its name in the list, its format)
 _FIGURES = {
     "psnr": ("PSNR", ".2f"),
     "lpips": ("LPIPS", ".3f"),
+    "relative_error": ("relative error", ".3f"),
+    "unique_share": ("unique IDs", ".1%"),
     "usage": ("codes in use", ".1%"),
     "bits_per_code": ("bits a code", ".2f"),
     "efficientnet_frechet": ("Frechet", ".1f"),
@@ -23,18 +25,18 @@ _FIGURES = {
 
 
 def list_runs(workdir: Path) -> None:
-    """`--mode=list`: the recipes with what they are; the runs below a folder with kind, step, figures.
+    """`--mode=list`: prints the recipes, and the runs below a folder with kind, step and figures.
 
     Args:
-      workdir: the folder of runs; a run's own folder is a list of one.
+      workdir: the folder of runs, or that of one run.
     """
     if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is no folder")
-    width = None if sys.stdout.isatty() else 160  # names are whole in a pipe
+        raise UserError(f"workdir: {workdir} is not a folder")
+    width = None if sys.stdout.isatty() else 160  # names are not truncated in a pipe
     console = Console(highlight=False, soft_wrap=True, markup=False, width=width)
     table = Table(title="recipes: --config=NAME", title_justify="left")
     table.add_column("name")
-    table.add_column("what it is")
+    table.add_column("description")
     for name, path in recipes().items():
         docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
         table.add_row(name, docstring.partition("\n")[0])
@@ -55,16 +57,16 @@ def list_runs(workdir: Path) -> None:
 
 
 def _row(path: Path, workdir: Path) -> tuple[str, str, str, str] | None:
-    """Name, kind, step and figures of the run whose config this is; None where it is no run's."""
+    """Name, kind, step and figures of the run with this config; None if it is no run's config."""
     name = str(path.parent.relative_to(workdir))
     config = _read(path)
     if config is None:
         return name, "config.json cannot be read", "", ""
-    prior = "prior" in config
-    section, phases = config.get("prior" if prior else "quantizer"), config.get("phases")
+    kind, main = ("prior", "prior") if "prior" in config else ("tokenizer", "quantizer")
+    section, phases = config.get(main), config.get("phases")
     if not isinstance(section, dict) or not isinstance(phases, dict):
         return None
-    kind = f"{'prior' if prior else 'tokenizer'} ({section.get('name', '?')})"
+    kind = f"{kind} ({section.get('name', '?')})"
     checkpoints = (path.parent / "checkpoints").glob("[0-9]*")
     steps = [int(folder.name) for folder in checkpoints if folder.name.isdecimal()]
     total = sum(n for n in phases.values() if isinstance(n, int))
@@ -73,18 +75,18 @@ def _row(path: Path, workdir: Path) -> tuple[str, str, str, str] | None:
     else:
         step = "imported" if (path.parent / "model.safetensors").is_file() else "not begun"
     found = _read(path.parent / "evaluation.json") or {}
-    if found.get("references_are", "training images") != "training images":
-        found.pop("efficientnet_frechet", None)  # no distance that others could be held against
+    if found.get("references_are") == "decoded codes":
+        found.pop("efficientnet_frechet", None)  # not comparable with other runs
     figures = ", ".join(
-        f"{called} {found[name]:{form}}"
-        for name, (called, form) in _FIGURES.items()
+        f"{heading} {found[name]:{form}}"
+        for name, (heading, form) in _FIGURES.items()
         if type(found.get(name)) in (int, float)
     )
     return name, kind, step, figures or "not measured"
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON file's object; {} where there is no file, or no object, and None where it is damaged."""
+    """Reads the object in a JSON file; {} if there is no file or no object, None if it is damaged."""
     try:
         found = json.loads(path.read_text())
     except FileNotFoundError:

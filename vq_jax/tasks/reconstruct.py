@@ -1,35 +1,49 @@
-"""Runs images of any size through a trained tokenizer."""
+"""Sends files of any size through a trained tokenizer."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from vq_jax.data.images import rows_of
-from vq_jax.tasks.files import change_images, pair_files
-from vq_jax.tiles import ImageTiles
-from vq_jax.tokenizer import TrainedTokenizer, load
+from vq_jax.codec.tilers import TILERS
+from vq_jax.runs import load_tokenizer
+from vq_jax.tasks.files import change_files, check_input, pair_files
+from vq_jax.tokenizer import TrainedTokenizer
 
 
 def reconstruct(workdir: Path, *, input: Path, output: Path, side_by_side: bool = False) -> None:
-    """`--mode=reconstruct`: writes the reconstruction of an image, or of each image in a folder.
+    """`--mode=reconstruct`: writes the reconstruction of a file, or of each file in a folder.
 
     Args:
       workdir: the run's folder.
-      input: an image file, or a folder whose tree of images is mirrored in `output`.
+      input: a file, or a folder whose tree is mirrored in `output`.
       output: the file, or folder, to write.
-      side_by_side: put the original to the left of the reconstruction.
+      side_by_side: whether to put the original to the left of the reconstruction.
+
+    Raises:
+      UserError: there is no such run or file, or a file could not be read or written.
     """
-    pairs = pair_files(input, output)  # what is wrong with them is said before anything is loaded
-    tokenizer = load(workdir)
+    check_input(input)
+    tokenizer = load_tokenizer(workdir)
+    modality = tokenizer.modality
+    pairs = pair_files(input, output, modality.suffixes, modality.suffix, modality.noun)
 
-    def change(image: np.ndarray) -> np.ndarray:
-        result = reconstruct_image(tokenizer, image)
-        return rows_of(np.stack([image, result])) if side_by_side else result
+    def work(items: list[np.ndarray]) -> Iterator[np.ndarray]:
+        for x in items:
+            y = reconstruct_one(tokenizer, x)
+            yield modality.side_by_side(x, y) if side_by_side else y
 
-    change_images(pairs, tokenizer.config.data.channels, change, "reconstructed")
+    change_files(
+        pairs,
+        read=lambda path: modality.read(path, tokenizer.config.data),
+        work=work,
+        write=modality.write,
+        verb="reconstructed",
+        nbytes=lambda x: x.nbytes,
+    )
 
 
-def reconstruct_image(tokenizer: TrainedTokenizer, image: np.ndarray) -> np.ndarray:
-    """One image of any size, uint8 [H, W, C], through a tokenizer; see `tiles.ImageTiles`."""
-    medium = ImageTiles(tokenizer)
-    return next(medium.decode(medium.encode([image]), [image.shape[:2]]))
+def reconstruct_one(tokenizer: TrainedTokenizer, x: np.ndarray) -> np.ndarray:
+    """Sends a raw example of any size, such as an image uint8 [H, W, C], through a tokenizer."""
+    tiler = TILERS[tokenizer.modality.name](tokenizer)
+    return next(tiler.decode(tiler.encode([x]), [tiler.shape(x)]))

@@ -1,6 +1,5 @@
-"""Training a prior over a tokenizer's codes: what the loop of `train.py` has to know of it."""
+"""The training run of a prior over a tokenizer's codes, for the loop in `train.py`."""
 
-import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,19 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from vq_jax import config as configs
-from vq_jax.data.codes import read_about
+from vq_jax import modalities
+from vq_jax.data.codes import read_metadata
 from vq_jax.data.pipeline import eval_batches, train_batches
-from vq_jax.data.sources import open_source
 from vq_jax.errors import UserError, first_line
 from vq_jax.interop.weights import differences, flat, listing
 from vq_jax.models.transformer import stack
-from vq_jax.prior import TrainedPrior, check_fingerprint, load_prior, load_tokenizer
-from vq_jax.tasks.evaluate_prior import measure
+from vq_jax.prior import TrainedPrior
+from vq_jax.runs import check_fingerprint, has_checkpoints, load_prior, load_tokenizer_of
 from vq_jax.tasks.job import Job
-from vq_jax.tokenizer import TrainedTokenizer, has_checkpoints
+from vq_jax.tokenizer import TrainedTokenizer
 from vq_jax.training import parallel
 from vq_jax.training.optim import make_optimizer, make_ramp
 from vq_jax.training.prior_steps import PriorRecipe, init_prior_state, prior_step
@@ -31,7 +29,12 @@ from vq_jax.training.watch import Watch
 
 
 def make_prior_recipe(config: ConfigDict, tokenizer: Any = None) -> PriorRecipe:
-    """Module, optimizer and weights of a config; `tokenizer`, a module, makes codes in the step."""
+    """Makes module, optimizer and loss weights of a config.
+
+    Args:
+      config: a prior's.
+      tokenizer: module that encodes examples in the step; None if batches are codes.
+    """
     loss = config.loss
     permute = make_ramp(*loss.permute) if loss.permute else (lambda step: 1.0)
     return PriorRecipe(
@@ -49,43 +52,44 @@ def make_prior_recipe(config: ConfigDict, tokenizer: Any = None) -> PriorRecipe:
 def describe_codes(
     config: ConfigDict, tokenizer: TrainedTokenizer, classes: tuple[str, ...]
 ) -> None:
-    """Writes down in `config.codes` what the tokenizer and the data say.
+    """Fills in `config.codes`, from the tokenizer and the data.
 
     Raises:
-      UserError: the images are not of a size that the tokenizer takes.
+      UserError: the tokenizer takes examples of another shape or kind.
     """
-    data, theirs = config.data, tokenizer.config.data
-    shape = configs.image_shape(tokenizer.config)
-    if data.source != "codes" and configs.image_shape(config) != shape:
+    spec, theirs = tokenizer.codes, tokenizer.config
+    noun = tokenizer.modality.noun
+    if config.modality != theirs.modality:
         raise UserError(
-            f"the tokenizer was trained on {theirs.resolution}x{theirs.resolution}x"
-            f"{theirs.channels} images: use --config.data.resolution={theirs.resolution} "
-            f"--config.data.channels={theirs.channels}"
+            f"modality is {config.modality!r}, and the tokenizer's is {theirs.modality!r}"
         )
-    places = len(tokenizer.grid) - len(tokenizer.code_shape)
+    if config.data.source != "codes" and configs.spec_of(config).shape != tokenizer.spec.shape:
+        fields = tokenizer.modality.shape_fields
+        wanted = ", ".join(f"data.{field}={theirs.data[field]}" for field in fields)
+        raise UserError(
+            f"the tokenizer was trained on {noun}s of shape {tokenizer.spec.shape}: set {wanted}"
+        )
     codes = config.codes
-    codes.num_codes = tokenizer.num_codes
-    codes.books = math.prod(tokenizer.code_shape)
-    codes.grid = tokenizer.grid[:places]
-    codes.image = shape
+    codes.num_codes, codes.books, codes.grid = spec.num_codes, spec.books, spec.grid
+    codes.example = tokenizer.spec.shape
     codes.classes = classes if any(classes) else ()
     codes.condition = ()
-    if (degrade := configs.make_condition(config)) is not None:
+    if (make := configs.make_condition(config)) is not None:
         try:
-            worse = degrade(np.zeros(shape, np.uint8), None)
-            if tokenizer.factor is None and worse.shape != shape:
-                raise ValueError(f"it takes images of {shape[0]}x{shape[1]} pixels only")
-            codes.condition = jax.eval_shape(
-                tokenizer.encode_unchecked, jax.ShapeDtypeStruct((1, *worse.shape), np.float32)
-            ).shape[1 : 1 + places]
+            raw = make(tokenizer.modality.to_raw(np.zeros(tokenizer.spec.shape)), None)
+            if tokenizer.strides is None and raw.shape != tokenizer.spec.shape:
+                raise ValueError(f"it takes {noun}s of shape {tokenizer.spec.shape} only")
+            shape = jax.ShapeDtypeStruct((1, *raw.shape), tokenizer.spec.dtype)
+            encoded = jax.eval_shape(tokenizer.encode_unchecked, shape)
+            codes.condition = encoded.shape[1 : 1 + len(spec.grid)]
         except (ValueError, TypeError) as e:
             raise UserError(
-                f"condition {config.condition.name}: the tokenizer cannot take its image: {first_line(e)}"
+                f"condition {config.condition.name}: the tokenizer cannot encode it: {first_line(e)}"
             ) from e
 
 
-def _started(config: ConfigDict, workdir: Path, shapes: PriorState) -> Any:
-    """The params that `config.start_from` names; {} where it names none, or the run has its own."""
+def _initial_params(config: ConfigDict, workdir: Path, shapes: PriorState) -> Any:
+    """Reads the params that `config.start_from` names; {} if it names none, or the run has a checkpoint."""
     if not config.start_from or has_checkpoints(workdir):
         return {}
     params = jax.device_get(load_prior(config.start_from, config.tokenizer).params)
@@ -99,49 +103,54 @@ def _started(config: ConfigDict, workdir: Path, shapes: PriorState) -> Any:
 
 
 def prior_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
-    """The training that a prior's config describes.
+    """Makes the training run of a prior's config.
+
+    It is one function because the parts of the job are closures over the tokenizer and the recipe.
 
     Args:
       config: checked; its `codes` are filled in.
       workdir: the run's folder.
-      key: the params are drawn from it.
+      key: initialises the params.
     """
     parallel.check(config.parallel, config.data.batch_size)
-    tokenizer = load_tokenizer(config.tokenizer, "--config.tokenizer")
-    splits = open_source(config.data, config.seed)
+    tokenizer = load_tokenizer_of(config.tokenizer)
+    splits = modalities.open_source(config)
     from_codes = config.data.source == "codes"
     if from_codes:
-        about = read_about(Path(config.data.folder))
-        check_fingerprint(tokenizer, list(bytes.fromhex(about["fingerprint"])), config.data.folder)
+        metadata = read_metadata(Path(config.data.folder))
+        fingerprint = list(bytes.fromhex(metadata["fingerprint"]))
+        check_fingerprint(tokenizer, fingerprint, config.data.folder)
     with config.unlocked():
         describe_codes(config, tokenizer, splits.class_names)
-    degrade = configs.make_condition(config)
-    if next(eval_batches(splits.val, config.data, degrade), None) is None:
-        raise UserError("nothing held out could be read: see data.val_fraction and the log")
+    prepare = configs.make_prepare(config)
+    if next(eval_batches(splits.val, config.data, prepare), None) is None:  # fail early
+        noun = tokenizer.modality.noun
+        raise UserError(f"no held-out {noun} could be read: see data.val_fraction and the log")
     recipe = make_prior_recipe(config, None if from_codes else tokenizer.module)
-    fingerprint = np.frombuffer(tokenizer.fingerprint, np.uint8)
+    own_fingerprint = np.frombuffer(tokenizer.fingerprint, np.uint8)
     variables = {} if from_codes else jax.device_get(tokenizer.variables)
 
     fresh = partial(init_prior_state, recipe)
-    started = _started(config, workdir, jax.eval_shape(fresh, key, fingerprint, variables))
+    params = _initial_params(
+        config, workdir, jax.eval_shape(fresh, key, own_fingerprint, variables)
+    )
 
-    def init(key: jax.Array, fingerprint: Any, variables: Any, started: Any) -> PriorState:
+    def init(key: jax.Array, fingerprint: Any, variables: Any, params: Any) -> PriorState:
         state = fresh(key, fingerprint, variables)
-        if not started:
+        if not params:
             return state
-        copy = jax.tree.map(jnp.copy, started)
-        return state.replace(prior=state.prior.replace(params=started, ema_params=copy))
+        copy = jax.tree.map(jnp.copy, params)
+        return state.replace(prior=state.prior.replace(params=params, ema_params=copy))
 
     def make() -> PriorState:
-        return parallel.make_state(init, key, fingerprint, variables, started, fsdp=config.fsdp)
+        return parallel.make_state(init, key, own_fingerprint, variables, params, fsdp=config.fsdp)
 
-    def measured(state: PriorState, console: Console) -> dict[str, Any]:
+    def model(state: PriorState) -> TrainedPrior | None:
         params = parallel.fetch(state.prior.ema_params)
         if jax.process_index():
-            return {}
+            return None
         params = jax.device_put(params, jax.local_devices()[0])
-        prior = TrainedPrior(config, tokenizer, recipe.prior, params, int(state.step))
-        return measure(prior, splits, workdir, console)
+        return TrainedPrior(config, tokenizer, recipe.prior, params, int(state.step))
 
     return Job(
         config=config,
@@ -152,19 +161,19 @@ def prior_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
             splits.train,
             config.data,
             config.seed,
+            configs.make_prepare(config, train=True),
             jax.process_index(),
             jax.process_count(),
-            degrade=degrade,
             place=partial(parallel.shard_batch, parallel=config.parallel),
         ),
         init=make,
         step=lambda phase: partial(prior_step, recipe=recipe),
-        prepare=lambda state, step, key: state,
+        before_step=lambda state, step, key: state,
         networks=lambda state: {"prior": state.prior.params},
         watch=lambda state, warn: Watch(int(state.skipped)),
-        measure=measured,
+        model=model,
         check=lambda state: check_fingerprint(tokenizer, state.fingerprint, workdir),
-        places={"nearest training images": "nearest.png", "samples by class": "samples.png"}
-        if degrade is None
-        else {"as given, made better, originals": "samples.png"},
+        files={"nearest training examples": "nearest.png", "samples by class": "samples.png"}
+        if config.condition.name == "none"
+        else {"as given, improved, original": "samples.png"},
     )

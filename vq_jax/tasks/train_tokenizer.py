@@ -1,4 +1,4 @@
-"""Training a tokenizer, phase by phase: what the loop of `train.py` has to know of it."""
+"""The training run of a tokenizer, for the loop in `train.py`."""
 
 import dataclasses
 import math
@@ -9,35 +9,38 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from vq_jax import config as configs
+from vq_jax import modalities
 from vq_jax.config import PHASES
+from vq_jax.console import stderr
 from vq_jax.data.pipeline import eval_batches, train_batches
-from vq_jax.data.sources import open_source
 from vq_jax.errors import UserError
-from vq_jax.interop.lpips import load_lpips
 from vq_jax.interop.weights import differences, flat, listing, read_group
-from vq_jax.losses import ADVERSARIAL, GENERATOR, RECONSTRUCTION
-from vq_jax.models.perceptual import lpips
-from vq_jax.tasks.evaluate_tokenizer import measure
+from vq_jax.losses import ADVERSARIAL, GENERATOR
+from vq_jax.runs import has_checkpoints, load_tokenizer
 from vq_jax.tasks.job import Job
-from vq_jax.tokenizer import TrainedTokenizer, has_checkpoints, load
+from vq_jax.tokenizer import TrainedTokenizer
 from vq_jax.training import parallel
 from vq_jax.training.optim import make_optimizer, make_ramp
-from vq_jax.training.report import stderr
 from vq_jax.training.state import GanState
-from vq_jax.training.steps import Phase, Recipe, init_state, initialise_codebook, train_step
+from vq_jax.training.steps import (
+    Recipe,
+    TokenizerPhase,
+    init_state,
+    initialise_codebook,
+    train_step,
+)
 from vq_jax.training.watch import TokenizerWatch
 
 
-def make_phases(config: ConfigDict) -> list[Phase]:
-    """The schedule: the phases of the config that are not empty, in order."""
+def make_phases(config: ConfigDict) -> list[TokenizerPhase]:
+    """Returns the schedule: the phases of the config that are not empty, in order."""
     phases, start = [], 0
-    lpips_from = PHASES.index(config.loss.perceptual_from)
+    perceptual_from = PHASES.index(config.loss.get("perceptual_from", PHASES[0]))
     for i, name in enumerate(PHASES):
         steps = config.phases[name]
-        phase = Phase(name, steps, start, perceptual=i >= lpips_from)
+        phase = TokenizerPhase(name, steps, start, perceptual=i >= perceptual_from)
         if name == "autoencoder":
             phase = dataclasses.replace(phase, trains=("encoder", "decoder"), quantize=False)
         elif name == "quantizer":
@@ -51,30 +54,24 @@ def make_phases(config: ConfigDict) -> list[Phase]:
 
 
 def make_recipe(config: ConfigDict) -> Recipe:
-    """Modules, optimizers, losses and weights of a config."""
+    """Makes the modules, optimizers and losses of a config."""
     loss, adversarial = config.loss, config.adversarial
-    perceptual = None
-    if loss.perceptual_weight:
-        lpips_params = load_lpips(folder=config.start_from or None)
-
-        def perceptual(a, b):
-            return lpips(lpips_params, a, b)
-
+    modality = modalities.of(config)
     of_discriminator, of_generator = ADVERSARIAL[adversarial.loss]
     if adversarial.generator_loss:
         of_generator = GENERATOR[adversarial.generator_loss]
-    pixel_loss, variance = RECONSTRUCTION[loss.reconstruction], loss.data_variance
+    reconstruction, variance = modality.losses[loss.reconstruction], loss.data_variance
     return Recipe(
         tokenizer=configs.make_tokenizer(config),
         discriminator=configs.make_discriminator(config),
         optimizer=make_optimizer(config.optim, sum(config.phases.values())),
         disc_optimizer=make_optimizer(config.disc_optim, max(1, config.phases.adversarial)),
-        reconstruction=lambda prediction, target: pixel_loss(prediction, target) / variance,
+        reconstruction=lambda prediction, target: reconstruction(prediction, target) / variance,
         reconstruction_weight=loss.reconstruction_weight,
         codebook_weight=loss.codebook_weight,
-        perceptual_weight=loss.perceptual_weight,
-        perceptual=perceptual,
-        perceptual_stride=loss.perceptual_stride,
+        perceptual_weight=loss.get("perceptual_weight", 0.0),
+        perceptual=modality.perceptual(config),
+        perceptual_stride=loss.get("perceptual_stride", 1),
         adversarial=(of_discriminator, of_generator),
         adversarial_weight=adversarial.weight,
         adaptive_limit=adversarial.adaptive_limit,
@@ -89,34 +86,38 @@ def make_recipe(config: ConfigDict) -> Recipe:
     )
 
 
-def _started(config: ConfigDict, workdir: Path, shapes: GanState) -> dict[str, Any]:
-    """The weights that `config.start_from` names: `params`, `stats` and, where there are some that
-    fit, the `discriminator`'s; {} where it names none, or the run has its own already."""
+def _initial_weights(config: ConfigDict, workdir: Path, shapes: GanState) -> dict[str, Any]:
+    """Reads the weights that `config.start_from` names.
+
+    Returns:
+      `params`, `stats` and `discriminator`; {} if it names none, or the run has a checkpoint. The
+      discriminator is {} if there is none that fits.
+    """
     if not config.start_from or has_checkpoints(workdir):
         return {}
     folder = Path(config.start_from)
-    opened = load(folder)
+    opened = load_tokenizer(folder)
     variables = jax.device_get(opened.variables)
     wanted = {"params": shapes.generator.params, **shapes.generator.stats}
     if lines := differences(flat(variables), flat(wanted)):
         if (sides := _scaled_attention(config, opened.config)) is not None:
             raise UserError(
-                f"start_from={folder} has its attention at other levels: for images of "
-                f"{config.data.resolution} pixels add --config.model.attn_resolutions={sides}"
+                f"start_from={folder} has attention at other levels: for images of "
+                f"{config.data.resolution} pixels set model.attn_resolutions={sides}"
             )
         raise UserError(f"start_from={folder} does not fit this config:" + listing(lines))
-    judge = read_group(folder, "discriminator")
-    if judge and differences(flat(judge), flat(shapes.discriminator.params)):
+    discriminator = read_group(folder, "discriminator")
+    if discriminator and differences(flat(discriminator), flat(shapes.discriminator.params)):
         stderr(
-            f"the discriminator in {folder} is not this config's: training starts with a new one"
+            f"the discriminator in {folder} does not fit this config: training starts with a new one"
         )
-        judge = {}
+        discriminator = {}
     stats = {name: tree for name, tree in variables.items() if name != "params"}
-    return {"params": variables["params"], "stats": stats, "discriminator": judge}
+    return {"params": variables["params"], "stats": stats, "discriminator": discriminator}
 
 
 def _scaled_attention(config: ConfigDict, before: ConfigDict) -> str | None:
-    """`model.attn_resolutions` of another config at this one's resolution, if that differs."""
+    """Scales `model.attn_resolutions` of another config to this one's resolution; None if it fits."""
     if "attn_resolutions" not in config.model or "attn_resolutions" not in before.model:
         return None
     old, new = before.data.resolution, config.data.resolution
@@ -126,26 +127,30 @@ def _scaled_attention(config: ConfigDict, before: ConfigDict) -> str | None:
 
 
 def networks(state: GanState) -> dict[str, Any]:
-    """The params of a tokenizer's state, by network and group."""
-    judge = state.discriminator.params
+    """Returns the params of a tokenizer's state, by network and group."""
+    discriminator = state.discriminator.params
     generator = {"generator": state.generator.params}
-    return generator | ({"discriminator": {"all": judge}} if judge else {})
+    return generator | ({"discriminator": {"all": discriminator}} if discriminator else {})
 
 
 def tokenizer_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
-    """The training that a tokenizer's config describes.
+    """Makes the training run of a tokenizer's config.
+
+    It is one function because the parts of the job are closures over the data and the recipe.
 
     Args:
       config: checked.
       workdir: the run's folder.
-      key: the params are drawn from it.
+      key: initialises the params.
     """
-    stride = config.loss.perceptual_stride if config.loss.perceptual_weight else 1
-    parallel.check(config.parallel, config.data.batch_size, stride)
-    splits = open_source(config.data, config.seed)
-    if next(eval_batches(splits.val, config.data), None) is None:  # rather now than at the end
-        raise UserError("no held-out image could be read: see data.val_fraction and the log")
     phases, recipe = make_phases(config), make_recipe(config)
+    stride = recipe.perceptual_stride if recipe.perceptual_weight else 1
+    parallel.check(config.parallel, config.data.batch_size, stride)
+    splits = modalities.open_source(config)
+    prepare = configs.make_prepare(config)
+    if next(eval_batches(splits.val, config.data, prepare), None) is None:  # fail early
+        noun = modalities.of(config).noun
+        raise UserError(f"no held-out {noun} could be read: see data.val_fraction and the log")
     quantized_from = next((phase.start for phase in phases if phase.quantize), -1)
 
     def batches(together: int = 1) -> Any:
@@ -153,14 +158,15 @@ def tokenizer_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
             splits.train,
             config.data,
             config.seed,
+            configs.make_prepare(config, train=True),
             jax.process_index(),
             jax.process_count(),
             together=together,
             place=partial(parallel.shard_batch, parallel=config.parallel),
         )
 
-    def prepare(state: GanState, step: int, key: jax.Array) -> GanState:
-        """Starts the codebook from the first batches, drawn anew so that training's place stays."""
+    def before_step(state: GanState, step: int, key: jax.Array) -> GanState:
+        """Initialises the codebook from the first batches, with an iterator of its own."""
         count = config.kmeans_batches
         if step != quantized_from or not count:
             return state
@@ -170,32 +176,31 @@ def tokenizer_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
 
     def watch(state: GanState, warn: Any) -> TokenizerWatch:
         quantizer = recipe.tokenizer.quantizer
-        _, grid = configs.grids(config, recipe.tokenizer)
-        codes = config.data.batch_size * math.prod(grid) // math.prod(quantizer.code_shape)
+        spec, _ = configs.code_spec(config, recipe.tokenizer)
+        codes = config.data.batch_size * math.prod(spec.grid)
         return TokenizerWatch(config, codes, quantizer.num_codes, int(state.skipped), warn)
 
-    def measured(state: GanState, console: Console) -> dict[str, Any]:
+    def model(state: GanState) -> TrainedTokenizer | None:
         variables = {"params": state.generator.ema_params, **state.generator.stats}
         variables = parallel.fetch(variables)
         if jax.process_index():
-            return {}
+            return None
         variables = jax.device_put(variables, jax.local_devices()[0])
-        tokenizer = TrainedTokenizer(config, recipe.tokenizer, variables, int(state.step))
-        return measure(tokenizer, splits.val, workdir, console)
+        return TrainedTokenizer(config, recipe.tokenizer, variables, int(state.step))
 
-    fresh = partial(init_state, recipe, image_shape=configs.image_shape(config))
-    started = _started(config, workdir, jax.eval_shape(fresh, key))
+    fresh = partial(init_state, recipe, shape=configs.spec_of(config).shape)
+    weights = _initial_weights(config, workdir, jax.eval_shape(fresh, key))
 
-    def init(key: jax.Array, started: dict[str, Any]) -> GanState:
+    def init(key: jax.Array, weights: dict[str, Any]) -> GanState:
         state = fresh(key)
-        if not started:
+        if not weights:
             return state
-        params, stats, judge = (started[name] for name in ("params", "stats", "discriminator"))
+        params, stats = weights["params"], weights["stats"]
         copy = jax.tree.map(jnp.copy, params)
         generator = state.generator.replace(params=params, ema_params=copy, stats=stats)
         discriminator = state.discriminator
-        if judge:
-            discriminator = discriminator.replace(params=judge)
+        if weights["discriminator"]:
+            discriminator = discriminator.replace(params=weights["discriminator"])
         return state.replace(generator=generator, discriminator=discriminator)
 
     return Job(
@@ -204,14 +209,14 @@ def tokenizer_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
         phases=phases,
         splits=splits,
         batches=batches,
-        init=lambda: parallel.make_state(init, key, started),
+        init=lambda: parallel.make_state(init, key, weights),
         step=lambda phase: partial(train_step, recipe=recipe, phase=phase),
-        prepare=prepare,
+        before_step=before_step,
         networks=networks,
         watch=watch,
-        measure=measured,
-        places={
+        model=model,
+        files={
             "originals over reconstructions": "reconstructions.png",
-            "codebook: use and spread": "codebook.png",
+            "use of the codebook": "codebook.png",
         },
     )

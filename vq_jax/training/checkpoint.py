@@ -1,4 +1,4 @@
-"""Checkpoints on disk: the only file that names Orbax."""
+"""Checkpoints on disk. This is the only module that uses Orbax."""
 
 import json
 import logging
@@ -17,40 +17,41 @@ from vq_jax.errors import UserError, first_line
 
 log = logging.getLogger("vq_jax")
 
-# What the iterator's position is kept under, beside the trees.
+# Name of the iterator's position in a checkpoint, beside the trees.
 _DATA = "data"
-# Written into a checkpoint once it is complete: the length and CRC-32 of each of its files. Orbax
-# checks its indices but not its arrays, where a changed bit would pass unseen.
+# The length and CRC-32 of each file of a checkpoint, written once the checkpoint is complete. Orbax
+# checks its indices but not its arrays, so it would not notice a changed bit.
 _CHECKSUMS = "checksums.json"
 
 
 class _Damaged(Exception):
-    """A checkpoint that cannot be read, or reads other than it was written."""
+    """A checkpoint that cannot be read, or has changed since it was written."""
 
 
 def _position_file() -> str:
-    """The file that Grain keeps this process's place in the data in."""
+    """Returns the name of the file in which Grain stores this process's position in the data."""
     return f"process_{jax.process_index()}-of-{jax.process_count()}.json"
 
 
 class Checkpoints:
-    """The checkpoints of one run: saved in the background, the newest `keep` of them kept.
+    """Saves the checkpoints of one run in the background, keeps the newest, and restores them.
 
-    A checkpoint is a folder `<step>` with a subfolder for each tree given to `save`, so that a tree
-    can be read without the others.
+    A checkpoint is a folder `<step>` with a subfolder for each tree given to `save`, so that each
+    tree can be read separately.
     """
 
     def __init__(self, folder: Path, keep: int = 2, *, writes: bool = True):
         """Opens a folder of checkpoints.
 
         Args:
-          folder: where they lie, or will.
-          keep: how many stay.
-          writes: False for a reader, who leaves what another process is just writing alone.
+          folder: the folder; it need not exist yet.
+          keep: number of checkpoints to keep.
+          writes: False for a process that only reads, and must not remove the unfinished files of a
+            process that writes.
         """
         self._folder = folder.absolute()
         self._saving: tuple[int, Any] | None = None
-        with _Quiet():
+        with _SilencedLog():
             self._checkpointer = ocp.training.Checkpointer(
                 self._folder,
                 preservation_policy=ocp.training.preservation_policies.LatestN(keep),
@@ -58,19 +59,19 @@ class Checkpoints:
             )
 
     def steps(self) -> list[int]:
-        """The steps of all complete checkpoints."""
-        with _Quiet():
+        """Returns the steps of all complete checkpoints."""
+        with _SilencedLog():
             return [c.step for c in self._checkpointer.checkpoints]
 
     def latest_step(self) -> int | None:
-        """The newest complete checkpoint's step, or None where there is none."""
+        """Returns the step of the newest complete checkpoint, or None if there is none."""
         return max(self.steps(), default=None)
 
     def save(self, step: int, trees: dict[str, Any], iterator: Any) -> None:
         """Starts saving trees of arrays and the data iterator's position.
 
-        Call it before the iterator is advanced for step `step`. Returns once the arrays are copied.
-        A checkpoint of the same step (a damaged one, say) is replaced.
+        Call it before the iterator is advanced for step `step`. It returns once the arrays are
+        copied. It replaces a checkpoint of the same step, such as a damaged one.
         """
         self._finish_saving()
         response = self._checkpointer.save_checkpointables_async(
@@ -80,7 +81,7 @@ class Checkpoints:
         response.on_complete(lambda _: self._seal(step))
 
     def _seal(self, step: int) -> None:
-        """Writes the checksums of a complete checkpoint; one killed before that is read on trust."""
+        """Writes the checksums of a complete checkpoint; one without checksums is not verified."""
         folder = self._folder / str(step)
         if jax.process_index() or not folder.is_dir() or (folder / _CHECKSUMS).exists():
             return
@@ -89,88 +90,90 @@ class Checkpoints:
             temporary = folder / f".{_CHECKSUMS}.tmp"
             temporary.write_text(json.dumps(sums))
             temporary.replace(folder / _CHECKSUMS)
-        except FileNotFoundError:  # a newer checkpoint has taken its place
+        except FileNotFoundError:  # Removed, because there is a newer checkpoint.
             pass
 
     def restore(
         self, trees: dict[str, Any], iterator: Any = None, *, before: int | None = None
     ) -> tuple[int, dict[str, Any]]:
-        """Reads trees of the newest checkpoint back, and moves `iterator` to where it stood.
+        """Restores trees and the position of `iterator` from the newest checkpoint.
 
-        A damaged checkpoint is named in a warning, and the one before is read.
+        If that checkpoint is damaged, logs a warning and uses the one before it.
 
         Args:
-          trees: name -> tree of arrays (or shapes) of the structure wanted; the arrays read are
-            laid out over devices as these are.
-          iterator: the data iterator to move, or None to leave the position unread.
-          before: only checkpoints of earlier steps are looked at, where it is given.
+          trees: name -> tree of arrays or shapes with the wanted structure; the restored arrays get
+            the same sharding.
+          iterator: the data iterator to restore, or None.
+          before: if given, only checkpoints of earlier steps are used.
 
         Returns:
-          the checkpoint's step; name -> tree of arrays.
+          the step of the checkpoint; name -> tree of arrays.
 
         Raises:
-          UserError: the checkpoint's arrays have other names or shapes (the text lists them), or it
-            was written by another number of processes, or there is none that can be read.
+          UserError: the arrays of the checkpoint have other names or shapes (the text lists them),
+            it was written by another number of processes, or no checkpoint can be read.
         """
         self._finish_saving()
         names = [*trees] if iterator is None else [*trees, _DATA]
-        while (step := self._newest_sound(names, before)) is not None:
+        while (step := self._newest_undamaged(names, before)) is not None:
             try:
                 return step, self._restore(step, trees, iterator)
             except _Damaged as e:
-                if jax.process_count() > 1:  # the others may have read it
-                    raise UserError(f"checkpoint {self._folder / str(step)}: {e}") from e
-                self._pass_over(step, e)
+                if jax.process_count() > 1:  # The other processes may have restored this step.
+                    raise UserError(
+                        f"checkpoint {self._folder / str(step)} is damaged ({e}): remove it"
+                    ) from e
+                self._warn(step, e)
                 before = step
         raise UserError(
-            f"no checkpoint in {self._folder} can be read: take another --workdir, or remove that "
-            "folder to start anew"
+            f"no checkpoint in {self._folder} can be read: use another workdir, or remove that "
+            "folder to start from scratch"
         )
 
-    def _newest_sound(self, names: list[str], before: int | None) -> int | None:
-        """The newest step whose files are as they were written; process 0 decides for all."""
-        found = -1
+    def _newest_undamaged(self, names: list[str], before: int | None) -> int | None:
+        """Returns the newest step whose files match their checksums; process 0 decides for all."""
+        newest = -1
         if jax.process_index() == 0:
             for step in sorted(self.steps(), reverse=True):
                 if before is None or step < before:
                     try:
                         self._verify(step, names)
                     except _Damaged as e:
-                        self._pass_over(step, e)
+                        self._warn(step, e)
                     else:
-                        found = step
+                        newest = step
                         break
         if jax.process_count() > 1:
-            found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
-        return None if found < 0 else found
+            newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))
+        return None if newest < 0 else newest
 
-    def _pass_over(self, step: int, e: Exception) -> None:
-        place = self._folder / str(step)
-        log.warning("warning: checkpoint %s is damaged (%s): passed over", place, e)
+    def _warn(self, step: int, e: _Damaged) -> None:
+        path = self._folder / str(step)
+        log.warning("warning: checkpoint %s is damaged (%s): skipped", path, e)
 
     def _restore(self, step: int, trees: dict[str, Any], iterator: Any) -> dict[str, Any]:
         if differences := self._differences(step, trees):
             shown = "; ".join(differences[:6])
             more = f"; and {len(differences) - 6} more" if len(differences) > 6 else ""
             raise UserError(
-                f"checkpoint {step} in {self._folder} does not fit this config: {shown}{more}. "
-                "Use the config (and version of vq_jax) it was trained with, or another --workdir"
+                f"checkpoint {step} in {self._folder} does not fit this config: {shown}{more}; use "
+                "the config and version of vq_jax that it was trained with, or another workdir"
             )
         wanted = {name: jax.tree.map(_abstract, tree) for name, tree in trees.items()}
         if iterator is not None:
             self._check_processes(step)
             wanted[_DATA] = iterator
         try:
-            with _Quiet():
+            with _SilencedLog():
                 restored = self._checkpointer.load_checkpointables(step, wanted)
-        except Exception as e:  # whatever a damaged file makes Orbax, or a parser below it, raise
+        except Exception as e:  # For a damaged file, Orbax may raise anything.
             if (self._folder / str(step) / _CHECKSUMS).exists():
-                raise  # its files are sound: something else is wrong
+                raise  # The checksums match, so the files are not damaged.
             raise _Damaged(first_line(e)[:200]) from e
         return {name: restored[name] for name in trees}
 
     def _verify(self, step: int, names: list[str]) -> None:
-        """Raises `_Damaged` where files of the named parts are not as they were written."""
+        """Raises `_Damaged` if files of these trees are missing or differ from their checksums."""
         folder = self._folder / str(step)
         for name in names:
             if not (folder / name).is_dir():
@@ -184,38 +187,40 @@ class Checkpoints:
         for file, expected in sums.items():
             if Path(file).parts[0] in names or len(Path(file).parts) == 1:
                 try:
-                    sound = _checksum(folder / file) == expected
+                    matches = _checksum(folder / file) == expected
                 except FileNotFoundError as e:
                     raise _Damaged(f"{file} is missing") from e
                 except OSError as e:
                     raise _Damaged(f"{file} cannot be read: {e.strerror}") from e
-                if not sound:
-                    raise _Damaged(f"{file} is not as it was written")
+                if not matches:
+                    raise _Damaged(f"{file} does not match its checksum")
 
     def _differences(self, step: int, trees: dict[str, Any]) -> list[str]:
+        """Lists the arrays whose names or shapes differ between `trees` and the checkpoint."""
         try:
-            with _Quiet():
+            with _SilencedLog():
                 saved = self._checkpointer.checkpointables_metadata(step).metadata
         except Exception as e:
             raise _Damaged(first_line(e)[:200]) from e
-        found = []
+        differences = []
         for name, tree in trees.items():
             if not saved.get(name):
                 raise _Damaged(f"the index of {name} cannot be read")
-            here, there = _shapes(tree), _shapes(saved[name])
-            for path in sorted(here.keys() | there.keys()):
-                a, b = here.get(path, "absent"), there.get(path, "absent")
+            wanted, found = _shapes(tree), _shapes(saved[name])
+            for path in sorted(wanted.keys() | found.keys()):
+                a, b = wanted.get(path, "absent"), found.get(path, "absent")
                 if a != b:
-                    found.append(f"{path} is {a} here, {b} there")
-        return found
+                    differences.append(f"{path} is {a} in this config, {b} in the checkpoint")
+        return differences
 
     def _check_processes(self, step: int) -> None:
+        """Raises UserError if a checkpoint was written by another number of processes."""
         positions = list((self._folder / str(step) / _DATA).glob("process_*-of-*.json"))
         if positions and not any(p.name == _position_file() for p in positions):
             count = positions[0].stem.rpartition("-")[2]
             raise UserError(
-                f"checkpoint {step} in {self._folder} was written by {count} processes, and the "
-                f"place in the data of {jax.process_count()} cannot be told from it: start {count}"
+                f"checkpoint {step} in {self._folder} was written by {count} processes and has no "
+                f"position in the data for {jax.process_count()}: start {count} processes"
             )
 
     def _finish_saving(self) -> None:
@@ -226,7 +231,7 @@ class Checkpoints:
             self._saving = None
 
     def wait(self) -> None:
-        """Blocks until everything started is on disk."""
+        """Blocks until all saves are on disk, and closes the folder."""
         self._finish_saving()
         self._checkpointer.close()
 
@@ -238,33 +243,33 @@ class Checkpoints:
 
 
 def read_newest(workdir: Path, name: str, shapes: Any) -> tuple[int, Any]:
-    """One tree of a run's newest checkpoint, on this process's first device.
+    """Reads one tree of a run's newest checkpoint onto this process's first device.
 
     Args:
       workdir: the run's folder.
-      name: of the tree.
-      shapes: a tree of arrays or shapes of its structure.
+      name: name of the tree.
+      shapes: a tree of arrays or shapes with the same structure.
 
     Returns:
-      the checkpoint's step; the tree.
+      the step of the checkpoint; the tree.
 
     Raises:
       UserError: there is no checkpoint yet, or none that fits.
     """
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    wanted = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here), shapes)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    wanted = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes)
     folder = workdir / "checkpoints"
     if not folder.is_dir():
         raise UserError(f"no checkpoint in {workdir}: train there first")
     with Checkpoints(folder, writes=False) as checkpoints:
         if checkpoints.latest_step() is None:
-            raise UserError(f"no checkpoint in {workdir}: let the training save one first")
+            raise UserError(f"no checkpoint in {workdir}: wait until training has saved one")
         step, trees = checkpoints.restore({name: wanted})
     return step, trees[name]
 
 
-class _Quiet:
-    """Keeps the libraries' log to itself where an error is expected and told in our own words."""
+class _SilencedLog:
+    """Silences Orbax's log for expected errors."""
 
     def __enter__(self) -> None:
         self._before = absl_logging.get_verbosity()
@@ -279,7 +284,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _checksum(path: Path) -> list[int]:
-    """[length in bytes, CRC-32] of a file."""
+    """Computes [length in bytes, CRC-32] of a file."""
     length, crc = 0, 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -292,6 +297,7 @@ def _abstract(x: Any) -> jax.ShapeDtypeStruct:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a tree's leaves, by path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
     return {
         "/".join(str(_key(k)) for k in path): tuple(np.array(leaf.shape).tolist())
@@ -300,6 +306,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _key(k: Any) -> Any:
+    """Returns the dict key, index or attribute name in an entry of a JAX key path."""
     for attribute in ("key", "idx", "name"):
         if hasattr(k, attribute):
             return getattr(k, attribute)

@@ -8,11 +8,11 @@ from vq_jax.errors import UserError
 
 
 def make_schedule(config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
-    """Learning rate over optimizer updates: linear warm-up, then constant or cosine to `lr_end`.
+    """Returns the learning rate: linear warm-up, then constant or cosine decay to `lr_end`.
 
     Args:
-      config: the section `optim` or `disc.optim`.
-      steps: how many updates there will be.
+      config: the section `optim` or `disc_optim`.
+      steps: total number of optimizer updates.
     """
     warmup = min(config.warmup_steps, steps)
     if config.schedule == "constant":
@@ -29,30 +29,28 @@ def make_schedule(config: ml_collections.ConfigDict, steps: int) -> optax.Schedu
 
 
 def make_ramp(start: float, end: float, first_step: int, last_step: int) -> optax.Schedule:
-    """`start` up to `first_step`, `end` from `last_step` on, linear between."""
+    """Returns a schedule: `start` up to `first_step`, `end` from `last_step` on, linear between."""
     return optax.linear_schedule(start, end, last_step - first_step, first_step)
 
 
 def _decayed(params):
-    """Weight decay is for kernels: not for biases and norms, nor for the codebook."""
+    """Mask of the params with weight decay: kernels, but not biases, norms and codebooks."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: getattr(path[-1], "key", None) == "kernel", params
     )
 
 
 def make_optimizer(config: ml_collections.ConfigDict, steps: int) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019; Adam at weight decay 0) with clipping and accumulation.
+    """Makes AdamW (Loshchilov & Hutter 2019) with gradient clipping and accumulation.
 
     Args:
-      config: the section `optim` or `disc.optim`: lr, lr_end, schedule, warmup_steps, b1, b2,
-        weight_decay, clip_norm (0 for none), accumulate (batches an update).
-      steps: training steps in all; the schedule counts updates, steps / accumulate.
+      config: the section `optim` or `disc_optim`.
+      steps: total number of training steps; the schedule counts updates, steps / accumulate.
     """
     if config.accumulate < 1:
         raise UserError(f"optim.accumulate is {config.accumulate}: use 1 or more")
     schedule = make_schedule(config, steps // config.accumulate)
-    # Without clipping something stands in for it: the optimizer's state keeps its shape, and a run
-    # that has diverged can go on with it.
+    # The identity keeps the structure of the state, so that a run can continue with clipping turned on.
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     tx = optax.chain(
         clip,

@@ -1,4 +1,4 @@
-"""One step on many devices and processes: the only file that names pmap, meshes and shardings."""
+"""Runs a step on many devices and processes; only this file uses pmap, meshes and shardings."""
 
 import ctypes
 import importlib.util
@@ -21,7 +21,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSha
 from vq_jax.errors import UserError, first_line
 from vq_jax.files import cache_folder
 
-# glibc's malloc.h: no allocations apart from the heap, never a smaller heap, one heap of all threads.
+# Options of glibc's mallopt: no mmap for large blocks, no trimming, one arena for all threads.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 PARALLEL = ("pmap", "jit")
@@ -35,36 +35,36 @@ def _mesh() -> jax.sharding.Mesh:
 def join_processes(
     coordinator: str | None = None, processes: int | None = None, process: int | None = None
 ) -> None:
-    """Makes this process one of many; call it before anything else of JAX.
+    """Connects this process with the others; call it before any other function of JAX.
 
     Args:
-      coordinator: HOST:PORT of process 0; all three may be None where the cluster tells them.
-      processes: how many there are.
-      process: which of them this is.
+      coordinator: HOST:PORT of process 0; all three may be None if the cluster provides them.
+      processes: number of processes.
+      process: index of this process.
 
     Raises:
-      UserError: they did not find each other.
+      UserError: the processes did not connect.
     """
     try:
         jax.distributed.initialize(
             coordinator,
             processes,
             process,
-            # At the end the others wait for process 0, which measures.
+            # The others wait for process 0 while it evaluates.
             shutdown_timeout_seconds=24 * 3600,
         )
     except (ValueError, RuntimeError) as e:
         raise UserError(
-            f"the processes did not find each other ({first_line(e)}): give "
-            "--coordinator=HOST:PORT, --processes and --process, unless the cluster tells them"
+            f"the processes did not connect ({first_line(e)}): give coordinator=HOST:PORT, processes and "
+            "process, unless the cluster provides them"
         ) from e
 
 
 class Preemption:
-    """While it is entered, SIGTERM and Ctrl-C ask the loop to stop instead of ending the process.
+    """A context in which SIGTERM and Ctrl-C ask the training loop to stop.
 
-    Processes of one run agree on the step to stop at, however the signals reach them. A second Ctrl-C
-    does what Ctrl-C did before.
+    All processes of a run agree on the step to stop at, whichever of them gets the signal. A second
+    Ctrl-C calls the handler that was installed before.
 
     Attributes:
       interrupted: whether it was Ctrl-C.
@@ -73,9 +73,9 @@ class Preemption:
     def __enter__(self) -> Self:
         self._asked = self._begun = self.interrupted = False
         self._before: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():  # others cannot catch signals
+        if threading.current_thread() is threading.main_thread():  # only it can handle signals
             self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._ask)
-            if jax.process_count() == 1:  # of many processes JAX itself listens
+            if jax.process_count() == 1:  # with several processes, JAX handles it
                 self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._ask)
         return self
 
@@ -87,21 +87,21 @@ class Preemption:
                 return
             self.interrupted = True
             os.write(2, b"\nstopping at the next step; Ctrl-C again stops at once\n")
-            if jax.process_count() > 1:  # JAX tells the others, and all stop at one step
+            if jax.process_count() > 1:  # JAX tells the others, so that all stop at the same step
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
         self._asked = True
 
     @property
     def asked_by(self) -> str:
-        """What asked, in the user's words."""
+        """Name of the signal, for messages."""
         return "Ctrl-C" if self.interrupted else "SIGTERM"
 
     def asked(self, step: int) -> bool:
-        """Whether to stop before step `step`; to be asked at every step, by every process."""
+        """Whether to stop before step `step`; every process must call it at every step."""
         if jax.process_count() > 1:
             if not self._begun:
-                # Told before the first step, the processes agree on step 1, wherever they begin.
+                # A signal before the first step is agreed on at step 1, wherever the run begins.
                 self._begun = True
                 self._asked = multihost_utils.reached_preemption_sync_point(1)
             return self._asked or multihost_utils.reached_preemption_sync_point(step)
@@ -113,13 +113,13 @@ class Preemption:
 
 
 def check(parallel: str, batch_size: int, stride: int = 1) -> None:
-    """Raises UserError when the run cannot be spread as asked.
+    """Raises UserError if the run cannot be spread over the devices.
 
     Args:
       parallel: one of `PARALLEL`.
-      batch_size: images over all devices.
-      stride: a step may look at every so manieth image; a device's share is a multiple of it, so
-        that the choice does not depend on the number of devices.
+      batch_size: number of examples over all devices.
+      stride: the perceptual loss is computed on every `stride`-th example. A device's share must be a
+        multiple of it, so that the choice does not depend on the number of devices.
     """
     if parallel not in PARALLEL:
         raise UserError(f"parallel is {parallel!r}: use one of {', '.join(PARALLEL)}")
@@ -130,16 +130,17 @@ def check(parallel: str, batch_size: int, stride: int = 1) -> None:
     if batch_size // jax.device_count() % stride:
         raise UserError(
             f"loss.perceptual_stride {stride} does not divide the "
-            f"{batch_size // jax.device_count()} images of each device"
+            f"{batch_size // jax.device_count()} examples of each device"
         )
     if parallel == "pmap" and jax.process_count() > 1:
-        raise UserError("parallel='pmap' is for one host; use --config.parallel=jit on many")
+        raise UserError("parallel='pmap' is for one host; use parallel='jit' on many")
 
 
 def keep_compiled() -> None:
-    """Keeps compiled programs in the cache folder, for later processes; at most 1 GiB of them.
+    """Caches compiled programs on disk for later processes, at most 1 GiB.
 
-    Where JAX was told of a folder of its own, that one is used; where none can be written, none is.
+    A folder set in JAX's own configuration is used instead. Nothing is cached if the folder cannot be
+    written.
     """
     if jax.config.jax_compilation_cache_dir:
         return
@@ -155,13 +156,12 @@ def keep_compiled() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def keep_memory() -> None:
-    """Has this process keep the memory it frees, for good, where its C library is glibc; call it
-    before JAX starts its threads.
+def disable_malloc_trim() -> None:
+    """Makes glibc keep freed memory in this process; call it before JAX starts its threads.
 
-    A prior's step on a CPU takes and frees hundreds of megabytes, the codec's networks tens for every
-    layer. Given back to the system, the same pages come back to be zeroed in every step: a fifth of a
-    prior's time, up to half of the networks'.
+    On a CPU, a prior's step allocates and frees hundreds of megabytes, and the codec's networks tens of
+    megabytes a layer. If glibc returns them to the system, the kernel zeroes the same pages again in
+    every step: a fifth of a prior's time, up to half of the networks'.
     """
     if sys.platform != "linux":
         return
@@ -171,31 +171,32 @@ def keep_memory() -> None:
 
 
 def make_state(init: Callable[..., Any], *args: Any, fsdp: bool = False) -> Any:
-    """Runs `init(*args)`, compiled, and lays what it makes out over all devices.
+    """Runs `init(*args)`, compiled, with its result on all devices.
 
     Args:
-      init: draws a state from its arguments.
+      init: makes a state.
       args: arrays.
-      fsdp: spread the large arrays instead of having a copy on every device (`_spread`).
+      fsdp: whether to shard large arrays instead of replicating them (`_sharded`).
     """
     mesh = _mesh()
     shapes = jax.eval_shape(init, *args)
     layout = jax.tree.map(
-        lambda s: NamedSharding(mesh, _spread(s.shape) if fsdp else PartitionSpec()), shapes
+        lambda s: NamedSharding(mesh, _sharded(s.shape) if fsdp else PartitionSpec()), shapes
     )
-    # Drawing params at full optimization takes XLA longer to compile than a small run's first
-    # epoch.
-    return jax.jit(init, out_shardings=layout, compiler_options=_in_a_hurry())(*args)
+    # With all optimizations, compiling the initialisation takes longer than an epoch of a small run.
+    return jax.jit(init, out_shardings=layout, compiler_options=_fast_compile_options())(*args)
 
 
-# Arrays of fewer elements are copied to every device: spreading them would cost more than it saves.
+# Smaller arrays are replicated: sharding them would cost more than it saves.
 _SMALL = 2**14
 
 
-def _spread(shape: tuple[int, ...]) -> PartitionSpec:
-    """The one rule of fully sharded training (Rajbhandari et al. 2020, ZeRO-3): a large array is cut
-    along its longest axis that the devices divide. Params, gradients, moments and averages, being of
-    the same shapes, are cut alike."""
+def _sharded(shape: tuple[int, ...]) -> PartitionSpec:
+    """Returns how fully sharded training lays out an array (Rajbhandari et al. 2020, ZeRO-3).
+
+    A large array is cut along its longest axis that the number of devices divides. Params, gradients,
+    moments and averages have the same shapes, and so the same layout.
+    """
     devices = jax.device_count()
     cut = [i for i, side in enumerate(shape) if side % devices == 0]
     if math.prod(shape) < _SMALL or not cut:
@@ -205,22 +206,22 @@ def _spread(shape: tuple[int, ...]) -> PartitionSpec:
 
 
 def fetch(tree: Any) -> Any:
-    """NumPy arrays of a tree, on every process; all of them must ask."""
+    """Returns a tree as NumPy arrays, on every process; all processes must call it."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     everywhere = NamedSharding(_mesh(), PartitionSpec())
     return jax.device_get(jax.jit(lambda x: x, out_shardings=everywhere)(tree))
 
 
-def _in_a_hurry() -> dict[str, Any]:
-    """Compiler options that leave out machine code's optimization; memory stays as planned."""
-    if jax.default_backend() != "cpu":  # other backends do not know these
+def _fast_compile_options() -> dict[str, Any]:
+    """Compiler options without optimization of machine code; the memory plan stays the same."""
+    if jax.default_backend() != "cpu":  # other backends do not have these options
         return {}
     return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def shard_batch(batch: dict[str, np.ndarray], parallel: str) -> dict[str, Any]:
-    """Puts a process's share of a batch on its devices, a part on each.
+    """Puts a process's share of a batch on its devices, an equal part on each.
 
     Args:
       batch: arrays [B_process, ...].
@@ -236,10 +237,10 @@ def shard_batch(batch: dict[str, np.ndarray], parallel: str) -> dict[str, Any]:
 
 
 def compile_step(step: Callable, parallel: str, state: Any) -> Callable:
-    """Compiles `step(state, batch, key, *, axis_name)` over all devices.
+    """Compiles `step(state, batch, key, *, axis_name)` for all devices.
 
-    The state stays laid out as `state` is, the batch (from `shard_batch`) is spread, the key is the
-    same everywhere, and the state given in is used up.
+    The state keeps the layout of `state`, the batch comes from `shard_batch`, and the key is the same
+    everywhere. The state passed in is donated.
     """
     if parallel == "pmap":
         return jax.pmap(
@@ -255,25 +256,32 @@ def compile_step(step: Callable, parallel: str, state: Any) -> Callable:
 
 
 def compile_for(step: Callable, *args: Any, tpu: str | None = None) -> tuple[Any, Any]:
-    """Compiles a step for one device without running it, for what it would cost.
+    """Compiles a step for one accelerator without running it, to learn what it costs.
+
+    On a CPU, the program of an accelerator is compiled: convolutions of `models.convolution` that are
+    for CPUs only would count other operations and memory.
 
     Args:
-      step: `step(state, batch, key)`; the state is used up.
+      step: `step(state, batch, key)`; the state is donated.
       args: its arguments, or their shapes.
-      tpu: a TPU topology such as "v5e:2x2", compiled for without having one (needs libtpu), or
-        None for the device at hand.
+      tpu: a TPU topology such as "v5e:2x2" to compile for (needs libtpu, but no TPU); None compiles for
+        the local device.
 
     Returns:
-      what was lowered, for the device at hand (`cost_analysis`), and what was compiled
-      (`memory_analysis`).
+      the lowered program (for `cost_analysis`), and the compiled one (for `memory_analysis`).
 
     Raises:
       UserError: libtpu is not installed.
     """
     jitted = jax.jit(step, donate_argnums=(0,))
-    lowered = jitted.lower(*args)
+    if jax.default_backend() == "cpu":
+        anywhere = [jax.export.DisabledSafetyCheck.platform()]
+        program = jax.export.export(jitted, platforms=("tpu",), disabled_checks=anywhere)(*args)
+        lowered = jax.jit(program.call, donate_argnums=(0,)).lower(*args)
+    else:
+        lowered = jitted.lower(*args)
     if tpu is None:
-        return lowered, lowered.compile(_in_a_hurry())
+        return lowered, lowered.compile(_fast_compile_options())
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("planning for a TPU needs its compiler: pip install 'vq_jax[tpu]'")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to ask

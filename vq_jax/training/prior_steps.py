@@ -1,4 +1,4 @@
-"""A prior's training step, a pure function of state, batch and key as `steps.py`'s is."""
+"""The training step of a prior, a pure function of state, batch and key."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,27 +14,27 @@ from vq_jax.models import Tokenizer, Transformer
 from vq_jax.models.transformer import init_params
 from vq_jax.sampling import log_probability, row_keys
 from vq_jax.training.state import PriorState, TrainState
-from vq_jax.training.update import close_step, moving_average, update
+from vq_jax.training.update import finalize_step, moving_average, update
 
 Batch = Mapping[str, jax.Array]
 
-# Folded into a step's key for dropout; no row has this number.
+# Folded into a step's key for dropout; no row of a batch has this number.
 _DROPOUT = 2**32 - 2
 
 
 @dataclasses.dataclass(frozen=True)
 class PriorRecipe:
-    """Everything a prior's step needs that no step changes.
+    """What is fixed for all steps of a prior's run.
 
     Attributes:
       prior: the module.
-      tokenizer: makes codes of images in the step, or None where batches are codes.
+      tokenizer: encodes examples in the step; None if batches are codes.
       optimizer: its Optax chain.
       label_smoothing: share of the target's probability that is spread over all codes.
-      label_dropout: share of images whose label is left out.
-      least_masked: for a masked prior, the least share of an image's codes that is masked.
-      permute: step -> share of images in an order of their own, for a prior that can.
-      ema_decay: of the params kept for sampling.
+      label_dropout: share of examples whose label is dropped.
+      least_masked: for a masked prior, the smallest share of an example's codes that is masked.
+      permute: step -> share of examples in a random order, for a target-aware prior.
+      ema_decay: decay of the averaged params used in sampling.
     """
 
     prior: Transformer
@@ -50,13 +50,13 @@ class PriorRecipe:
 def init_prior_state(
     recipe: PriorRecipe, key: jax.Array, fingerprint: np.ndarray, tokenizer: Any
 ) -> PriorState:
-    """A fresh state.
+    """Initialises the state.
 
     Args:
-      recipe: what is to be trained.
+      recipe: what is trained.
       key: PRNG key.
-      fingerprint: uint8 [32], the tokenizer's.
-      tokenizer: its variables, or {}.
+      fingerprint: uint8 [32], of the tokenizer.
+      tokenizer: variables of the tokenizer, or {}.
     """
     params = init_params(recipe.prior, key)
     return PriorState(
@@ -76,27 +76,33 @@ def init_prior_state(
 def codes_of(
     tokenizer: Tokenizer | None, variables: Any, batch: Batch
 ) -> tuple[jax.Array, jax.Array | None]:
-    """A batch's codes, int32 [B, N], and its condition's [B, M] or None, made of images if need be."""
+    """Returns a batch's codes int32 [B, N], and those of its condition [B, M] or None.
 
-    def encode(images):
+    Examples are encoded, unless the batch has codes already.
+    """
+
+    def encode(x):
         assert tokenizer is not None
-        z = tokenizer.apply(variables, images, method="encode")
+        z = tokenizer.apply(variables, x, method="encode")
         codes: Any = tokenizer.apply(variables, z, method="quantize")[1]
         return codes.reshape(codes.shape[0], -1)
 
-    codes = batch["codes"] if "codes" in batch else encode(batch["image"])
+    codes = batch["codes"] if "codes" in batch else encode(batch["x"])
     return codes, encode(batch["condition"]) if "condition" in batch else None
 
 
 def mask_codes(key: jax.Array, length: int, share: jax.Array) -> jax.Array:
-    """bool [length], True at ceil(share * length) places drawn without replacement, at least one."""
+    """Draws bool [length], True at ceil(share * length) random places, at least one."""
     count = jnp.maximum(1, jnp.ceil(share * length - 1e-4).astype(jnp.int32))
     return jnp.argsort(jax.random.uniform(key, (length,))).argsort() < count
 
 
 def draw_masks(keys_B: jax.Array, length: int, least: float = 0.0) -> jax.Array:
-    """bool [B, length], what a masked prior is to predict: a share cos(pi u / 2) of each image's
-    codes with u uniform in [0, 1] (Chang et al. 2022, sec. 3.1), never less than `least`."""
+    """Draws bool [B, length], the codes that a masked prior predicts.
+
+    The share of each example is cos(pi u / 2) with u uniform in [0, 1] (Chang et al. 2022, sec. 3.1), and
+    never less than `least`.
+    """
 
     def of_row(key):
         u = jax.random.uniform(jax.random.fold_in(key, 0))
@@ -107,7 +113,7 @@ def draw_masks(keys_B: jax.Array, length: int, least: float = 0.0) -> jax.Array:
 
 
 def draw_orders(keys_B: jax.Array, positions: int, share: jax.Array | float) -> jax.Array:
-    """int32 [B, positions]: a random order in about `share` of the rows, row by row in the others."""
+    """Draws orders int32 [B, positions]: random in about `share` of the rows, else ascending."""
 
     def of_row(key):
         order = jax.random.permutation(jax.random.fold_in(key, 0), positions)
@@ -125,21 +131,21 @@ def prior_step(
     recipe: PriorRecipe,
     axis_name: str | None = None,
 ) -> tuple[PriorState, dict[str, jax.Array]]:
-    """One update of a prior by cross-entropy, of all codes or of the masked ones.
+    """Updates a prior by the cross-entropy of all codes, or of the masked ones.
 
-    What is drawn for an image (its mask, order, whether its label is left out) depends on its place
-    in the batch of all devices; dropout alone depends on the device.
+    The mask, order and label dropout of an example depend on its index in the batch of all devices.
+    Only dropout depends on the device.
 
     Args:
       state: before the step.
-      batch: this device's share: `codes` int32 [B, N], or `image` float32 [B, H, W, C]; `label`
-        int32 [B]; `condition`, images, where the prior has one.
-      key: the run's PRNG key; the step's own is fold_in(key, state.step).
+      batch: this device's share: `codes` int32 [B, N], or examples `x`; `label` int32 [B]; and
+        `condition` if the prior has one.
+      key: the run's PRNG key; the step uses fold_in(key, state.step).
       recipe: static.
       axis_name: mapped axis, or None.
 
     Returns:
-      the state after the step, and metrics: float32 scalars, over all devices.
+      the state after the step, and metrics: float32 scalars, averaged over devices.
     """
     prior = recipe.prior
     codes_BN, condition_BM = codes_of(recipe.tokenizer, state.tokenizer, batch)
@@ -193,4 +199,4 @@ def prior_step(
         trained.params, state.prior.ema_params, state.step, recipe.ema_decay
     )
     after = state.replace(prior=trained.replace(ema_params=ema_params))
-    return close_step(state, after, report)
+    return finalize_step(state, after, report)

@@ -1,14 +1,13 @@
-"""What a run says while it goes: the progress bar, metrics.jsonl, TensorBoard, wandb, curves."""
+"""Reports of a run: progress bar, metrics.jsonl, TensorBoard, wandb, tables and curves."""
 
 import hashlib
 import importlib.util
 import json
 import math
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,12 +20,12 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.progress import track as rich_track
 from rich.table import Table
 
+from vq_jax.console import SECONDS_BETWEEN_LINES, is_live
 from vq_jax.files import write, writing
 
-# Shown beside the bar, where a step has them.
+# Metrics shown beside the bar.
 _SHOWN = {
     "loss_reconstruction": "rec",
     "loss_perceptual": "lpips",
@@ -34,37 +33,15 @@ _SHOWN = {
     "perplexity": "perplexity",
     "bits_per_code": "bits/code",
 }
-_SECONDS_BETWEEN_LINES = 10.0
-T = TypeVar("T")
-
-
-def is_live(console: Console) -> bool:
-    """Whether a bar can be drawn and redrawn there."""
-    return console.is_terminal and not console.is_dumb_terminal
-
-
-def track(items: Sequence[T], what: str) -> Iterator[T]:
-    """The items, with their progress on standard error: a bar on a terminal, elsewhere a line every ten
-    seconds."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    if is_live(console):
-        yield from rich_track(items, what, console=console, transient=True, disable=len(items) < 2)
-        return
-    last = time.perf_counter()
-    for done, item in enumerate(items):
-        if (now := time.perf_counter()) - last > _SECONDS_BETWEEN_LINES:
-            last = now
-            console.print(f"{what} {done} of {len(items)}")
-        yield item
 
 
 def make_console() -> Console:
-    """Where process 0 speaks to the user; the others' is silent."""
+    """Returns the console of process 0; those of other processes are silent."""
     return Console(quiet=jax.process_index() != 0, highlight=False, soft_wrap=True)
 
 
 class Report:
-    """Writes a run's metrics everywhere they go. Only process 0 writes anything."""
+    """Writes a run's metrics to all writers. Only process 0 writes."""
 
     def __init__(
         self,
@@ -75,7 +52,20 @@ class Report:
         tensorboard: bool = False,
         wandb: str = "",
         wandb_config: dict[str, Any] | None = None,
+        noun: str = "image",
     ):
+        """Opens the writers.
+
+        Args:
+          workdir: the run's folder.
+          total_steps: number of steps of the run.
+          start_step: step that the run continues from.
+          tensorboard: whether to write TensorBoard's files, if tensorboardX is installed.
+          wandb: project to log to; "" does not.
+          wandb_config: config to log there.
+          noun: name of an example, in rates.
+        """
+        self._noun = noun
         self.active = jax.process_index() == 0
         self._workdir = workdir
         self.console = make_console()
@@ -122,17 +112,23 @@ class Report:
             self._progress.start()
 
     def step(
-        self, step: int, phase: str, metrics: dict[str, float], images: int, wait: float, log: bool
+        self,
+        step: int,
+        phase: str,
+        metrics: dict[str, float],
+        batch_size: int,
+        wait: float,
+        log: bool,
     ) -> None:
         """Takes the metrics of a finished step.
 
         Args:
-          step: how many steps are done with it.
+          step: number of steps done, including it.
           phase: its phase.
           metrics: scalars of the step.
-          images: images a step.
+          batch_size: number of examples a step.
           wait: seconds spent waiting for data since the last logged step.
-          log: whether to write them, or only to move the bar.
+          log: whether to write the metrics, or only to move the bar.
         """
         if not self.active:
             return
@@ -144,24 +140,26 @@ class Report:
         self._clock = (now, step)
         seconds = max(now - then, 1e-9)
         values = {k: float(v) for k, v in metrics.items()}
-        values["images_per_second"] = images * (step - since) / seconds
+        rate = f"{self._noun}s_per_second"
+        values[rate] = batch_size * (step - since) / seconds
         values["data_wait"] = wait / seconds
         self.write(step, values, phase=phase)
-        shown = f"{values['images_per_second']:.0f} images/s " + " ".join(
+        shown = f"{values[rate]:.0f} {self._noun}s/s " + " ".join(
             f"{name} {values[key]:.3g}" for key, name in _SHOWN.items() if key in values
         )
         if values.get("skipped"):
             shown += f" skipped {values['skipped']:.0f}"
         if self._progress is not None:
             self._progress.update(self._task, shown=shown)
-        elif now - self._last_line > _SECONDS_BETWEEN_LINES or step == self._total:
+        elif now - self._last_line > SECONDS_BETWEEN_LINES or step == self._total:
             self._last_line = now
-            rate = max(values["images_per_second"] / images, 1e-9)
-            eta = time.strftime("%H:%M:%S", time.gmtime((self._total - step) / rate))
+            steps_per_second = max(values[rate] / batch_size, 1e-9)
+            left = (self._total - step) / steps_per_second
+            eta = time.strftime("%H:%M:%S", time.gmtime(left))
             self.console.print(f"{phase:<12}{step}/{self._total}  ETA {eta}  {shown}")
 
     def write(self, step: int, values: dict[str, float], **words: str) -> None:
-        """Appends a line to metrics.jsonl and to the other writers; what is not finite is left out."""
+        """Writes a line to all writers, without values that are NaN or infinite."""
         if not self.active:
             return
         values = {k: v for k, v in values.items() if math.isfinite(v)}
@@ -172,18 +170,18 @@ class Report:
             add(step, values)
 
     def warn(self, text: str) -> None:
-        """Says what the user should not overlook."""
+        """Prints a warning."""
         self.console.print("warning:", text, style="yellow", markup=False)
 
     def rewind(self, step: int) -> None:
-        """Goes on from `step`: the lines of later steps are taken back."""
+        """Continues from `step`: removes the lines of later steps."""
         if self.active:
             self._file.close()
             self._file = _rewind(self._workdir / "metrics.jsonl", step)
             self.restart_clock(step)
 
     def restart_clock(self, step: int) -> None:
-        """Starts measuring rates anew at `step`, after something that was no training."""
+        """Restarts the measurement of rates at `step`, after a pause in training."""
         self._clock = (time.perf_counter(), step)
 
     def close(self) -> None:
@@ -197,7 +195,7 @@ class Report:
 
 
 def _rewind(path: Path, step: int) -> Any:
-    """Opens metrics.jsonl for appending, without the lines a resumed run is about to write again."""
+    """Opens metrics.jsonl for appending, without lines of steps after `step`."""
     if path.exists():
         kept = [line for line in read_lines(path) if line["step"] <= step]
         write("".join(json.dumps(line) + "\n" for line in kept).encode(), path)
@@ -205,7 +203,7 @@ def _rewind(path: Path, step: int) -> Any:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; one cut short by a crash is left out."""
+    """Reads the lines of a metrics.jsonl, without one that a crash has truncated."""
     lines = []
     for text in path.read_text().splitlines():
         try:
@@ -216,7 +214,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def print_parameters(console: Console, networks: dict[str, dict[str, Any]]) -> None:
-    """Prints how many parameters each group of each network has."""
+    """Prints the number of parameters of each group of each network."""
     for title, params in networks.items():
         _print_parameters(console, title, params)
 
@@ -237,9 +235,9 @@ def _print_parameters(console: Console, title: str, params: dict[str, Any]) -> N
 
 
 def show_figures(
-    console: Console, figures: dict[str, Any], rows: dict[str, tuple[str, str]]
+    console: Console, figures: dict[str, Any], rows: Mapping[str, tuple[str, str]]
 ) -> None:
-    """Prints held-out figures; `rows` has each one's heading and format, in the order shown."""
+    """Prints held-out figures; `rows` has their headings and formats, in order."""
     table = Table(title="held-out split", title_justify="left")
     table.add_column("measure")
     table.add_column("value", justify="right")
@@ -250,7 +248,7 @@ def show_figures(
 
 
 def save_figures(figures: dict[str, Any], workdir: Path) -> None:
-    """Writes evaluation.json; the last thing a run does, which is finished once it has it."""
+    """Writes evaluation.json. A run that has it is finished."""
     write((json.dumps(figures, indent=2) + "\n").encode(), workdir / "evaluation.json")
 
 
@@ -275,7 +273,7 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def plot_curves(metrics_file: Path, path: Path) -> None:
-    """Draws the losses, and what else tells how it went, over the steps of a metrics.jsonl."""
+    """Plots losses and other metrics over the steps of a metrics.jsonl."""
     lines = [line for line in read_lines(metrics_file) if "phase" in line]
     panels = [
         [("loss_reconstruction", "reconstruction")],
@@ -283,7 +281,7 @@ def plot_curves(metrics_file: Path, path: Path) -> None:
         [("loss_commitment", "commitment")],
         [("perplexity", "perplexity of a batch")],
         [("bits_per_code", "bits per code")],
-        [("accuracy", "likeliest code is right")],
+        [("accuracy", "accuracy of the likeliest code")],
         [("loss_generator", "generator"), ("loss_discriminator", "discriminator")],
         [("logits_real", "logits of real"), ("logits_fake", "logits of fake")],
     ]
@@ -327,11 +325,11 @@ def plot_curves(metrics_file: Path, path: Path) -> None:
 
 
 def plot_codebook(counts_QK: np.ndarray, distances_QK: np.ndarray | None, path: Path) -> None:
-    """Draws how often each code occurs, and how far each entry is from the nearest other one.
+    """Plots the frequency of each code, and the distance of each entry to its nearest neighbour.
 
     Args:
-      counts_QK: occurrences over a whole split, of each codebook (level, head).
-      distances_QK: to the nearest entry of the same codebook, or None where codes are fixed points.
+      counts_QK: counts of the codes of a whole split, for each codebook (level, head).
+      distances_QK: to the nearest entry of the same codebook; None if entries are fixed.
       path: of the PNG.
     """
     books, size = counts_QK.shape
@@ -345,7 +343,7 @@ def plot_codebook(counts_QK: np.ndarray, distances_QK: np.ndarray | None, path: 
         axes[0].plot(np.where(frequency_K > 0, frequency_K, np.nan), label=label, linewidth=1.2)
         if distances_QK is not None:
             axes[1].plot(np.sort(distances_QK[q])[::-1], linewidth=1.2)
-    axes[0].axhline(1 / size, color="grey", linestyle=":", label="all codes alike")
+    axes[0].axhline(1 / size, color="grey", linestyle=":", label="uniform")
     axes[0].set_yscale("log")
     axes[0].set_ylabel("share of the held-out codes")
     axes[0].set_xlabel("code, by rank")
@@ -357,8 +355,3 @@ def plot_codebook(counts_QK: np.ndarray, distances_QK: np.ndarray | None, path: 
     for axis in axes:
         axis.set_xlim(0, size)
     _save(figure, path)
-
-
-def stderr(message: str) -> None:
-    """One line for the user's eyes only."""
-    print(message, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What training carries from step to step: arrays only."""
+"""Training states: pytrees of arrays only."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ class TrainState:
     Attributes:
       params: float32 params.
       opt_state: its Optax state.
-      ema_params: moving average of `params`, for evaluation; an empty dict where none is kept.
-      stats: the variables that are not trained by gradient (codebook statistics); may be empty.
+      ema_params: moving average of `params`, for evaluation; an empty dict if none is kept.
+      stats: variables that are not trained by gradient (codebook statistics); may be empty.
     """
 
     params: Tree
@@ -31,9 +31,9 @@ class GanState:
 
     Attributes:
       step: int32 [], steps taken.
-      skipped: int32 [], how many of them changed nothing because a number in them was not finite.
+      skipped: int32 [], number of steps skipped because of NaN or infinite values.
       generator: encoder, quantizer and decoder.
-      discriminator: empty trees where the recipe has none.
+      discriminator: empty trees if the recipe has none.
       lecam: float32 `real` [] and `fake` [], moving averages of the discriminator's logits.
     """
 
@@ -43,17 +43,36 @@ class GanState:
     discriminator: TrainState
     lecam: dict[str, jax.Array]
 
+    def split(self) -> dict[str, Any]:
+        """Splits the state in two trees for a checkpoint.
+
+        Returns:
+          `tokenizer`, all that using the tokenizer needs ({"params": averaged params, "stats"}), and
+          `training`, the rest.
+        """
+        tokenizer = {"params": self.generator.ema_params, "stats": self.generator.stats}
+        generator = self.generator.replace(ema_params={}, stats={})
+        return {"tokenizer": tokenizer, "training": self.replace(generator=generator)}
+
+    def join(self, parts: dict[str, Any]) -> "GanState":
+        """Inverts `split`; `self` is a state of the same run."""
+        training, tokenizer = parts["training"], parts["tokenizer"]
+        generator = training.generator.replace(
+            ema_params=tokenizer["params"], stats=tokenizer["stats"]
+        )
+        return training.replace(generator=generator)
+
 
 @struct.dataclass
 class PriorState:
     """A prior under training.
 
     Attributes:
-      step, skipped: as a tokenizer's.
+      step, skipped: as in `GanState`.
       prior: the transformer.
       fingerprint: uint8 [32], of the tokenizer whose codes it learns.
-      tokenizer: that tokenizer's variables, fixed, where codes are made in the step; else empty.
-        It is no part of a checkpoint.
+      tokenizer: the frozen variables of that tokenizer if the step encodes examples, else empty. They
+        are not part of a checkpoint.
     """
 
     step: jax.Array
@@ -62,31 +81,22 @@ class PriorState:
     fingerprint: jax.Array
     tokenizer: Tree
 
+    def split(self) -> dict[str, Any]:
+        """Splits the state in two trees for a checkpoint.
 
-def split(state: GanState | PriorState) -> dict[str, Any]:
-    """The state in two parts for a checkpoint: all that using the network takes, and the rest.
-
-    The first, `tokenizer` or `prior`, is {"params": averaged params, ...}: with a tokenizer's
-    statistics (`stats`), or a prior's `fingerprint`. `join` puts the two together.
-    """
-    if isinstance(state, PriorState):
-        prior = {"params": state.prior.ema_params, "fingerprint": state.fingerprint}
-        training = state.replace(
-            prior=state.prior.replace(ema_params={}), fingerprint=(), tokenizer={}
+        Returns:
+          `prior`, all that using the prior needs ({"params": averaged params, "fingerprint"}), and
+          `training`, the rest.
+        """
+        prior = {"params": self.prior.ema_params, "fingerprint": self.fingerprint}
+        training = self.replace(
+            prior=self.prior.replace(ema_params={}), fingerprint=(), tokenizer={}
         )
         return {"prior": prior, "training": training}
-    tokenizer = {"params": state.generator.ema_params, "stats": state.generator.stats}
-    generator = state.generator.replace(ema_params={}, stats={})
-    return {"tokenizer": tokenizer, "training": state.replace(generator=generator)}
 
-
-def join(parts: dict[str, Any], like: Any) -> Any:
-    """The state that `split` took apart; `like` has what a checkpoint does not."""
-    training = parts["training"]
-    if isinstance(like, PriorState):
+    def join(self, parts: dict[str, Any]) -> "PriorState":
+        """Inverts `split`; `self` is a state of the same run, whose tokenizer is kept."""
+        training = parts["training"]
         prior = training.prior.replace(ema_params=parts["prior"]["params"])
         fingerprint = parts["prior"]["fingerprint"]
-        return training.replace(prior=prior, fingerprint=fingerprint, tokenizer=like.tokenizer)
-    tokenizer = parts["tokenizer"]
-    generator = training.generator.replace(ema_params=tokenizer["params"], stats=tokenizer["stats"])
-    return training.replace(generator=generator)
+        return training.replace(prior=prior, fingerprint=fingerprint, tokenizer=self.tokenizer)

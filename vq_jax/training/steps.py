@@ -2,8 +2,8 @@
 
     step(state, batch, key, *, axis_name=None) -> (state, metrics)
 
-What is fixed for a run (modules, optimizers, weights) comes in a `Recipe`, what is fixed for a
-phase in a `Phase`; `parallel.py` binds both, compiles the step and spreads it over devices.
+A `Recipe` holds what is fixed for a run (modules, optimizers, loss weights), a `Phase` what is fixed
+for a phase. `parallel.py` compiles the step and spreads it over devices.
 """
 
 import dataclasses
@@ -19,32 +19,42 @@ from vq_jax import losses, metrics
 from vq_jax.collectives import pmean
 from vq_jax.models import Tokenizer
 from vq_jax.training.state import GanState, TrainState
-from vq_jax.training.update import close_step, moving_average, update
+from vq_jax.training.update import finalize_step, moving_average, update
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 _MUTABLE = ("params", "codebook")
-_NOISE = 2**32 - 2  # folded into a step's key for the quantizer's noise; no level or head has it
+# Folded into a step's key for the quantizer's noise; levels and heads fold in smaller numbers.
+_NOISE = 2**32 - 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """One leg of the schedule.
+    """A phase of training.
 
     Attributes:
       name: as in the config.
-      steps: its length.
-      start: the step it begins at.
-      trains: the generator's param groups it changes; the others do not move.
-      quantize: False lets the latents through to the decoder without rounding them to codes.
-      adversarial: whether there is a discriminator in it.
-      perceptual: whether LPIPS counts in it.
+      steps: number of steps.
+      start: first step.
     """
 
     name: str
     steps: int
     start: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerPhase(Phase):
+    """A phase of a tokenizer's training.
+
+    Attributes:
+      trains: param groups of the generator that are updated; the others are frozen.
+      quantize: whether latents are quantized; otherwise the decoder gets them as they are.
+      adversarial: whether the discriminator takes part.
+      perceptual: whether the perceptual loss is on.
+    """
+
     trains: tuple[str, ...] = ("encoder", "quantizer", "decoder")
     quantize: bool = True
     adversarial: bool = False
@@ -53,25 +63,25 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Everything a step needs that no step changes.
+    """What is fixed for all steps of a run.
 
     Attributes:
       tokenizer: a `models.Tokenizer`.
       discriminator: a discriminator module, or None.
       optimizer, disc_optimizer: their Optax chains.
       reconstruction: unreduced loss of (prediction, target).
-      reconstruction_weight, codebook_weight, perceptual_weight: factors of the loss terms.
-      perceptual: LPIPS, images x images -> [B], or None.
-      perceptual_stride: LPIPS looks at every n-th image of the batch.
+      reconstruction_weight, codebook_weight, perceptual_weight: weights of the loss terms.
+      perceptual: perceptual loss (reconstruction, example) -> [B], or None.
+      perceptual_stride: the perceptual loss is computed on every n-th example of the batch.
       adversarial: (discriminator's loss, generator's loss), unreduced, of logits.
-      adversarial_weight: the generator's, before the adaptive weight.
+      adversarial_weight: weight of the generator's adversarial loss, before the adaptive weight.
       adaptive_limit: clip of the adaptive weight; 0 for a fixed weight.
-      disc_warmup: steps the discriminator trains before the generator feels it.
-      disc_ramp: steps over which the generator's weight then grows from 0.
-      r1_weight, r1_every: lazy R1 (Karras et al. 2020, appendix B): gamma, every so many steps.
-      lecam_weight, lecam_decay: LeCAM and its moving averages.
-      ema_decay: of the params kept for evaluation.
-      anneal: fields of the quantizer that change: name -> its value at a step, int32 [].
+      disc_warmup: steps in which the discriminator trains and does not affect the generator.
+      disc_ramp: steps in which the weight of the adversarial loss then grows from 0.
+      r1_weight, r1_every: lazy R1 (Karras et al. 2020, appendix B): gamma, and steps between.
+      lecam_weight, lecam_decay: weight of LeCAM and decay of its moving averages.
+      ema_decay: decay of the averaged params used in evaluation.
+      anneal: quantizer fields that change: name -> schedule of the step, int32 [].
     """
 
     tokenizer: Tokenizer
@@ -97,16 +107,16 @@ class Recipe:
     anneal: Mapping[str, optax.Schedule] = dataclasses.field(default_factory=dict)
 
 
-def init_state(recipe: Recipe, key: jax.Array, image_shape: tuple[int, ...]) -> GanState:
-    """A fresh state.
+def init_state(recipe: Recipe, key: jax.Array, shape: tuple[int, ...]) -> GanState:
+    """Initialises the state.
 
     Args:
-      recipe: what is to be trained.
+      recipe: what is trained.
       key: PRNG key.
-      image_shape: (H, W, C) of the images.
+      shape: of one example, such as (H, W, C).
     """
     key_generator, key_discriminator = jax.random.split(key)
-    x = jnp.zeros((1, *image_shape), jnp.float32)
+    x = jnp.zeros((1, *shape), jnp.float32)
     variables = recipe.tokenizer.init(key_generator, x)
     params = variables["params"]
     generator = TrainState(
@@ -140,13 +150,13 @@ def initialise_codebook(
     batches: int = 1,
     axis_name: str | None = None,
 ) -> tuple[GanState, Metrics]:
-    """Sets the codebook from the latents of a batch (k-means); takes no step.
+    """Initialises the codebook from the latents of a batch (k-means), without a training step.
 
-    Args, returns: as `train_step`; `batches` says how many batches were put together into `batch`.
+    Args and returns are those of `train_step`; `batches` is the number of batches joined in `batch`.
     """
     generator = state.generator
     variables = {"params": generator.params, **generator.stats}
-    z = recipe.tokenizer.apply(variables, batch["image"], method="encode")
+    z = recipe.tokenizer.apply(variables, batch["x"], method="encode")
     _, changed = recipe.tokenizer.apply(
         variables,
         z,
@@ -157,7 +167,7 @@ def initialise_codebook(
         mutable=list(_MUTABLE),
     )
     params, stats = _merge(generator.params, generator.stats, changed)
-    # The averaged params must not drag behind a codebook that has just been replaced.
+    # The average must not lag behind a codebook that has just been replaced.
     ema_params = {**generator.ema_params, "quantizer": params.get("quantizer", {})}
     ema_params = {name: ema_params[name] for name in generator.ema_params}
     generator = generator.replace(params=params, stats=stats, ema_params=ema_params)
@@ -170,31 +180,33 @@ def train_step(
     key: jax.Array,
     *,
     recipe: Recipe,
-    phase: Phase,
+    phase: TokenizerPhase,
     axis_name: str | None = None,
 ) -> tuple[GanState, Metrics]:
-    """One update of the generator and, in an adversarial phase, of the discriminator.
+    """Updates the generator and, in an adversarial phase, the discriminator.
 
-    The generator runs forward once: the losses' gradients are taken at its output, weighed against
-    each other at its last layer, and sent back through it together; the discriminator judges the
-    same output. A step in which a loss or a gradient is not finite only counts itself.
+    The generator runs forward once. The gradients of all losses are taken at its output, weighted by
+    their norms at its last layer, and propagated back together. The discriminator sees the same output.
+    A step with a loss or gradient that is NaN or infinite changes nothing but the step counters.
+
+    It is one function because the two `jax.vjp`s share the forward pass, and all parts use its closures.
 
     Args:
       state: before the step.
-      batch: `image` float32 [B, H, W, C] in [-1, 1]; this device's share.
-      key: the run's PRNG key; the step's own is fold_in(key, state.step).
+      batch: `x` float32 [B, ...], this device's share of the examples.
+      key: the run's PRNG key; the step uses fold_in(key, state.step).
       recipe, phase: static.
       axis_name: mapped axis, or None.
 
     Returns:
-      the state after the step, and metrics: float32 scalars, averaged over devices; `skipped` is
-      how many steps were skipped so far.
+      the state after the step, and metrics: float32 scalars, averaged over devices. `skipped` is the
+      number of skipped steps so far.
     """
-    x = batch["image"]
+    x = batch["x"]
     key = jax.random.fold_in(key, state.step)
     generator = state.generator
     trained = {name: generator.params[name] for name in phase.trains if name in generator.params}
-    now = {name: value(state.step) for name, value in recipe.anneal.items()}
+    scheduled = {name: value(state.step) for name, value in recipe.anneal.items()}
     noise_key = jax.random.fold_in(key, _NOISE)
 
     def apply(params, *args, method):
@@ -204,14 +216,14 @@ def train_step(
     def body(params):
         z = apply(params, x, method="encode")
         if phase.quantize:
-            z_q, codes, aux = apply(params, z, axis_name, noise_key, now, method="quantize")
+            z_q, codes, aux = apply(params, z, axis_name, noise_key, scheduled, method="quantize")
         else:
             z_q, codes = apply(params, z, method="pass_through"), None
             aux = {"loss": jnp.zeros((), jnp.float32)}
         return (apply(params, z_q, method="features"), aux["loss"]), (z, codes, aux)
 
     (h, quantizer_loss), body_vjp, (z, codes, aux) = jax.vjp(body, trained, has_aux=True)
-    output, pixels_vjp = jax.vjp(lambda p, h: apply(p, h, method="to_pixels"), trained, h)
+    output, head_vjp = jax.vjp(lambda p, h: apply(p, h, method="head"), trained, h)
 
     reconstruct = jax.value_and_grad(_reconstruction_loss, has_aux=True)
     (_, report), d_output = reconstruct(output, x, recipe, phase)
@@ -220,12 +232,12 @@ def train_step(
 
     disc_state, lecam = state.discriminator, state.lecam
     if phase.adversarial:
-        d_adversarial, disc_grads, disc_report, lecam = _adversary(
+        d_adversarial, disc_grads, disc_report, lecam = _adversarial_gradients(
             state, x, output, recipe, axis_name
         )
         weight = recipe.adversarial_weight * _ramp(state.step - phase.start, recipe)
         if recipe.adaptive_limit:
-            last = [pmean(pixels_vjp(d)[0], axis_name) for d in (d_output, d_adversarial)]
+            last = [pmean(head_vjp(d)[0], axis_name) for d in (d_output, d_adversarial)]
             adaptive = losses.adaptive_weight(
                 losses.kernel_norm(last[0]), losses.kernel_norm(last[1]), recipe.adaptive_limit
             )
@@ -236,7 +248,7 @@ def train_step(
         disc_state = update(disc_state, disc_grads, recipe.disc_optimizer)
         report |= disc_report | {"disc_grad_norm": optax.tree.norm(disc_grads)}
 
-    last_grads, d_h = pixels_vjp(d_output)
+    last_grads, d_h = head_vjp(d_output)
     (body_grads,) = body_vjp((d_h, jnp.float32(recipe.codebook_weight)))
     grads = pmean(jax.tree.map(jnp.add, body_grads, last_grads), axis_name)
     report["grad_norm"] = optax.tree.norm(grads)
@@ -264,20 +276,20 @@ def train_step(
         generator.params, state.generator.ema_params, state.step, recipe.ema_decay
     )
     if renewed and "quantizer" in ema_params:
-        # An average of an entry's dead place and its new one would be neither.
+        # A revived entry moves far: its average with the old place would be meaningless.
         ema_params["quantizer"] = _overwrite(
             ema_params["quantizer"], generator.params["quantizer"], renewed
         )
     generator = generator.replace(ema_params=ema_params)
 
     after = state.replace(generator=generator, discriminator=disc_state, lecam=lecam)
-    return close_step(state, after, pmean(report, axis_name))
+    return finalize_step(state, after, pmean(report, axis_name))
 
 
-def _reconstruction_loss(output, x, recipe: Recipe, phase: Phase):
-    pixel = jnp.mean(recipe.reconstruction(output, x))
-    loss = recipe.reconstruction_weight * pixel
-    report = {"loss_reconstruction": pixel}
+def _reconstruction_loss(output, x, recipe: Recipe, phase: TokenizerPhase):
+    reconstruction = jnp.mean(recipe.reconstruction(output, x))
+    loss = recipe.reconstruction_weight * reconstruction
+    report = {"loss_reconstruction": reconstruction}
     if phase.perceptual and recipe.perceptual is not None:
         stride = recipe.perceptual_stride
         perceptual = jnp.mean(recipe.perceptual(output[::stride], x[::stride]))
@@ -287,29 +299,27 @@ def _reconstruction_loss(output, x, recipe: Recipe, phase: Phase):
 
 
 def _ramp(steps_in_phase: jax.Array, recipe: Recipe) -> jax.Array:
-    """0 while the discriminator warms up, then linearly to 1."""
-    felt = (steps_in_phase - recipe.disc_warmup + 1) / max(1, recipe.disc_ramp)
-    return jnp.clip(felt, 0.0, 1.0).astype(jnp.float32)
+    """Weight of the adversarial loss: 0 while the discriminator warms up, then linear up to 1."""
+    weight = (steps_in_phase - recipe.disc_warmup + 1) / max(1, recipe.disc_ramp)
+    return jnp.clip(weight, 0.0, 1.0).astype(jnp.float32)
 
 
-def _adversary(state: GanState, x, output, recipe: Recipe, axis_name: str | None):
-    """Gradients of the adversarial losses: at the generator's output and at the discriminator.
-
-    One pass of the discriminator over the output serves both.
+def _adversarial_gradients(state: GanState, x, output, recipe: Recipe, axis_name: str | None):
+    """Gradients of the adversarial losses, from one pass of the discriminator over the output.
 
     Returns:
-      d generator loss / d output; the discriminator's gradients; a report; LeCAM's averages.
+      d generator loss / d output; the gradients of the discriminator; metrics; LeCAM's averages.
     """
     discriminator = recipe.discriminator
     assert discriminator is not None
     disc_loss, gen_loss = recipe.adversarial
 
-    def judge(params, images):
-        return discriminator.apply({"params": params}, images, axis_name=axis_name)
+    def logits_of(params, examples):
+        return discriminator.apply({"params": params}, examples, axis_name=axis_name)
 
     params = state.discriminator.params
-    fake, fake_vjp = jax.vjp(judge, params, output)
-    real, real_vjp = jax.vjp(lambda p: judge(p, x), params)
+    fake, fake_vjp = jax.vjp(logits_of, params, output)
+    real, real_vjp = jax.vjp(lambda p: logits_of(p, x), params)
 
     generator_loss, d_fake = jax.value_and_grad(lambda logits: gen_loss(logits).mean())(fake)
     _, d_output = fake_vjp(d_fake)
@@ -336,7 +346,7 @@ def _adversary(state: GanState, x, output, recipe: Recipe, axis_name: str | None
     if recipe.r1_weight:
 
         def penalty(p):
-            r1 = losses.r1_penalty(lambda images: judge(p, images), x).mean()
+            r1 = losses.r1_penalty(lambda examples: logits_of(p, examples), x).mean()
             return 0.5 * recipe.r1_weight * recipe.r1_every * r1
 
         r1_grads = jax.lax.cond(
@@ -354,25 +364,25 @@ def _adversary(state: GanState, x, output, recipe: Recipe, axis_name: str | None
 
 
 def _merge(params, stats, changed):
-    """Params and statistics with the variables a mutable apply has changed put in."""
+    """Returns params and statistics with the variables that a mutable apply has changed."""
     changed = dict(changed)
     params = {**params, **changed.pop("params", {})}
     return params, {**stats, **changed}
 
 
 def _revived(masks) -> jax.Array:
-    """How many codebook entries were set anew."""
+    """Number of revived codebook entries."""
     leaves = jax.tree_util.tree_leaves_with_path(masks)
     return jnp.float32(sum(mask.sum() for path, mask in leaves if path[-1].key == "codebook"))
 
 
-def _overwrite(average, now, masks):
-    """`average` with the values of `now` where the masks say so, in the params they name."""
+def _overwrite(average, current, masks):
+    """Replaces values of `average` by those of `current` where masks are True."""
     merged = dict(average)
     for name, mask in masks.items():
         if isinstance(mask, Mapping):
             if name in average:
-                merged[name] = _overwrite(average[name], now[name], mask)
+                merged[name] = _overwrite(average[name], current[name], mask)
         elif name in average:
-            merged[name] = jnp.where(mask, now[name], average[name])
+            merged[name] = jnp.where(mask, current[name], average[name])
     return merged

@@ -1,4 +1,4 @@
-"""What every training step ends with: the optimizer's update, the average, the count."""
+"""The end of every training step: optimizer update, moving average, counters."""
 
 from functools import partial
 from typing import Any
@@ -11,14 +11,14 @@ from vq_jax.training.state import TrainState
 
 
 def update(state: TrainState, grads, optimizer) -> TrainState:
-    """One optimizer update; param groups without gradients do not move by a bit."""
+    """Applies one optimizer update; param groups without gradients stay exactly as they are."""
     frozen = {name: tree for name, tree in state.params.items() if name not in grads}
     full = {**jax.tree.map(jnp.zeros_like, frozen), **grads}
     full = {name: full[name] for name in state.params}
     updates, opt_state = optimizer.update(full, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     params = {name: frozen.get(name, params[name]) for name in state.params}
-    # Nor do their moments fade: a frozen group goes on later as it stood.
+    # The moments of frozen groups do not decay either.
     opt_state = jax.tree_util.tree_map_with_path(
         lambda path, new, old: old if any(getattr(k, "key", None) in frozen for k in path) else new,
         opt_state,
@@ -28,21 +28,21 @@ def update(state: TrainState, grads, optimizer) -> TrainState:
 
 
 def moving_average(params: Any, average: Any, step: jax.Array, decay: float) -> Any:
-    """Moving average that starts as a plain one, so that early averages are not mostly noise."""
+    """Updates a moving average whose decay grows from 0.1, so that early averages follow the params."""
     count = step.astype(jnp.float32)
     rate = 1 - jnp.minimum(decay, (1 + count) / (10 + count))
     return optax.incremental_update(params, average, rate)
 
 
-def close_step(before: Any, after: Any, report: dict[str, jax.Array]) -> tuple[Any, Any]:
-    """Counts a step; one whose report is not finite on every line changes nothing else.
+def finalize_step(before: Any, after: Any, report: dict[str, jax.Array]) -> tuple[Any, Any]:
+    """Counts a step, and discards its update if any metric is NaN or infinite.
 
     Args:
       before, after: states with `step` and `skipped`.
       report: float32 scalars, the same on all devices.
 
     Returns:
-      the state to go on with; the report, with how many steps were skipped so far.
+      the next state; the report with the number of skipped steps so far.
     """
     finite = jnp.isfinite(jnp.stack([*report.values()])).all()
     after = jax.tree.map(partial(jnp.where, finite), after, before)

@@ -1,4 +1,4 @@
-"""What goes wrong in training without stopping it, and which config field to turn."""
+"""Warnings about training that has gone wrong, with the config fields to change."""
 
 from collections.abc import Callable, Mapping
 
@@ -6,21 +6,21 @@ from ml_collections import ConfigDict
 
 from vq_jax.training.steps import Phase
 
-# Steps in a row that something must last before it is worth a warning.
+# Consecutive steps of a condition before a warning.
 _PATIENCE = 50
-# A codebook whose batches use no more codes than this share of those they could has collapsed.
+# A codebook has collapsed if its perplexity in a batch is below this share of the possible codes.
 _COLLAPSED = 0.01
-# A discriminator that tells more than this share of patches apart has won.
+# A discriminator with a higher accuracy dominates the generator.
 _WON = 0.99
 
 
-def what_to_turn(config: ConfigDict) -> str:
-    """The fields of a config that bring more of the codebook into use, with their values."""
+def usage_advice(config: ConfigDict) -> str:
+    """Names the config fields that bring more of the codebook into use, with their values."""
     section, place = config.quantizer, "quantizer"
     if "inner" in section:
         section, place = section.inner, "quantizer.inner"
 
-    def now(*names: str) -> str:
+    def current(*names: str) -> str:
         found = [
             f"anneal.{name} (now {config.anneal[name]})"
             if config.anneal.get(name)
@@ -32,34 +32,34 @@ def what_to_turn(config: ConfigDict) -> str:
             found.append(f"kmeans_batches (now {config.kmeans_batches})")
         return " or ".join(found)
 
-    up = now("revive_below", "entropy_weight", "kl_weight")
-    down = now("beta")
+    up = current("revive_below", "entropy_weight", "kl_weight")
+    down = current("beta")
     if not up:
-        return f"Use fewer codes: {now('levels', 'bits', 'num_codes')}"
+        return f"Use fewer codes: {current('levels', 'bits', 'num_codes')}"
     return f"Raise {up}" + (f"; lower {down}" if down else "")
 
 
 class Watch:
-    """Reads the metrics of every step, in order.
+    """Follows the metrics of every step, in order.
 
     Attributes:
-      streak: how many steps in a row, up to the last one, were skipped as not finite.
+      streak: number of consecutive skipped steps up to the last one.
     """
 
     def __init__(self, skipped: int):
-        """Starts watching a run of which so many steps were skipped so far."""
+        """Starts with the number of steps skipped so far."""
         self._skipped = skipped
         self.streak = 0
 
     def step(self, step: int, phase: Phase, metrics: Mapping[str, float]) -> None:
-        """Takes the metrics of the step that `step` counts as done."""
+        """Takes the metrics of a step; `step` counts it as done."""
         skipped = int(metrics["skipped"])
         self.streak = self.streak + 1 if skipped > self._skipped else 0
         self._skipped = skipped
 
 
 class TokenizerWatch(Watch):
-    """Warns of a codebook that has collapsed and of a discriminator that has won."""
+    """Warns of a collapsed codebook and of a dominant discriminator."""
 
     def __init__(
         self,
@@ -69,14 +69,14 @@ class TokenizerWatch(Watch):
         skipped: int,
         warn: Callable[[str], None],
     ):
-        """Starts watching.
+        """Starts the watch.
 
         Args:
-          config: the run's.
-          codes_per_batch: how many codes a batch is turned into.
-          num_codes: entries of the codebook.
-          skipped: how many steps were skipped so far.
-          warn: told each warning, once until it has ceased.
+          config: the run's config.
+          codes_per_batch: number of codes of a batch.
+          num_codes: number of entries of the codebook.
+          skipped: number of steps skipped so far.
+          warn: called with each warning, once per episode.
         """
         super().__init__(skipped)
         self._config, self._warn = config, warn
@@ -85,7 +85,7 @@ class TokenizerWatch(Watch):
         self._lasted = {"collapsed": 0, "won": 0}
 
     def step(self, step: int, phase: Phase, metrics: Mapping[str, float]) -> None:
-        """Takes the metrics of the step that `step` counts as done."""
+        """Takes the metrics of a step; `step` counts it as done."""
         super().step(step, phase, metrics)
         if self.streak:
             return
@@ -94,21 +94,21 @@ class TokenizerWatch(Watch):
         if self._lasts("collapsed", perplexity < self._low):
             self._warn(
                 f"the codebook has collapsed: for {_PATIENCE} steps the batches used about "
-                f"{perplexity:.1f} of {self._num_codes} codes. {what_to_turn(config)}"
+                f"{perplexity:.1f} of {self._num_codes} codes. {usage_advice(config)}"
             )
         adversarial = config.adversarial
-        felt = step > phase.start + adversarial.warmup_steps + adversarial.ramp_steps
+        active = step > phase.start + adversarial.warmup_steps + adversarial.ramp_steps
         accuracy = metrics.get("disc_accuracy", 0.0)
-        if self._lasts("won", felt and accuracy > _WON):
+        if self._lasts("won", active and accuracy > _WON):
             self._warn(
-                f"the discriminator has won: for {_PATIENCE} steps it told {accuracy:.1%} of the "
-                "patches apart, and the generator learns little from it. Lower disc_optim.lr (now "
+                f"the discriminator has won: for {_PATIENCE} steps its accuracy was {accuracy:.1%}, and "
+                "the generator learns little from it. Lower disc_optim.lr (now "
                 f"{config.disc_optim.lr}), or raise adversarial.r1_weight "
                 f"({adversarial.r1_weight}) or adversarial.lecam_weight "
                 f"({adversarial.lecam_weight})"
             )
 
     def _lasts(self, what: str, holds: bool) -> bool:
-        """Whether it holds for exactly as long as it takes to be worth a warning."""
+        """Whether a condition has just held for the number of steps that a warning needs."""
         self._lasted[what] = self._lasted[what] + 1 if holds else 0
         return self._lasted[what] == _PATIENCE

@@ -1,0 +1,156 @@
+"""Opens what runs, imports and exports hold: tokenizers and priors, by folder or by name."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vq_jax import config as configs
+from vq_jax.errors import UserError
+from vq_jax.files import expanded
+from vq_jax.interop.weights import holds_arrays, read_folder
+from vq_jax.models.transformer import init_params
+from vq_jax.prior import TrainedPrior
+from vq_jax.tokenizer import TrainedTokenizer
+
+RUNS = Path("runs")  # where runs are, if a name is no folder
+
+
+def find(name_or_path: str | Path) -> Path:
+    """Returns the folder of a run: the path itself, or runs/NAME if only that exists."""
+    path = expanded(name_or_path)
+    if not path.exists() and (RUNS / path / configs.FILE).is_file():
+        return RUNS / path
+    return path
+
+
+def load(name_or_path: str | Path) -> TrainedTokenizer | TrainedPrior:
+    """Opens a trained tokenizer or prior.
+
+    Args:
+      name_or_path: folder of a run, an import or an export; or a name in the folder `runs`.
+
+    Raises:
+      UserError: there is no such run, it has no checkpoint yet, or it does not fit its config.
+    """
+    folder = find(name_or_path)
+    return LOADERS[configs.kind_of_run(folder)](folder)
+
+
+def load_tokenizer(name_or_path: str | Path) -> TrainedTokenizer:
+    """Opens a trained tokenizer, with averaged params.
+
+    Args:
+      name_or_path: see `load`. The folder has `config.json`, and `checkpoints/` (the newest is read) or
+        `model.safetensors`.
+
+    Raises:
+      UserError: see `load`; or it is a prior.
+    """
+    folder = find(name_or_path)
+    config = configs.load(folder / configs.FILE)
+    if configs.kind_of(config) != "tokenizer":
+        raise UserError(
+            f"{folder} holds a prior, not a tokenizer; its tokenizer is {config.tokenizer}"
+        )
+    module = configs.make_tokenizer(config)
+    shapes = configs.variable_shapes(config, module)
+    if in_one_file(folder):
+        step, tree = read_folder(folder, shapes)
+        return TrainedTokenizer(config, module, jax.tree.map(jnp.asarray, tree), step)
+    from vq_jax.training.checkpoint import read_newest  # imports Orbax, which takes a while
+
+    stats = {name: tree for name, tree in shapes.items() if name != "params"}
+    step, tree = read_newest(folder, "tokenizer", {"params": shapes["params"], "stats": stats})
+    return TrainedTokenizer(config, module, {"params": tree["params"], **tree["stats"]}, step)
+
+
+def load_prior(name_or_path: str | Path, tokenizer: str | Path | None = None) -> TrainedPrior:
+    """Opens a trained prior and its tokenizer.
+
+    Args:
+      name_or_path: see `load`.
+      tokenizer: the tokenizer's run, if it is not the one in the prior's config.
+
+    Raises:
+      UserError: either cannot be opened, or the prior is for another tokenizer.
+    """
+    folder = find(name_or_path)
+    config = configs.load(folder / configs.FILE)
+    if configs.kind_of(config) != "prior":
+        raise UserError(
+            f"{folder} holds a tokenizer, not a prior: train one with the recipe prior_default and "
+            f"tokenizer={folder}"
+        )
+    opened = load_tokenizer_of(tokenizer or config.tokenizer)
+    module = configs.make_prior(config)
+    params = jax.eval_shape(partial(init_params, module), jax.random.key(0))
+    wanted = {"params": params, "fingerprint": jax.ShapeDtypeStruct((32,), jnp.uint8)}
+    if in_one_file(folder):
+        step, tree = read_folder(folder, wanted)
+    else:
+        from vq_jax.training.checkpoint import read_newest  # imports Orbax, which takes a while
+
+        step, tree = read_newest(folder, "prior", wanted)
+    tree = jax.tree.map(jnp.asarray, tree)
+    check_fingerprint(opened, tree["fingerprint"], folder)
+    return TrainedPrior(config, opened, module, tree["params"], step)
+
+
+LOADERS: dict[str, Callable[[Path], TrainedTokenizer | TrainedPrior]] = {
+    "tokenizer": load_tokenizer,
+    "prior": load_prior,
+}
+
+
+def load_tokenizer_of(tokenizer: str | Path) -> TrainedTokenizer:
+    """Opens a prior's tokenizer.
+
+    Raises:
+      UserError: see `load`; the message says which argument or config field to change.
+    """
+    try:
+        return load_tokenizer(tokenizer)
+    except UserError as e:
+        raise UserError(
+            f"the prior's tokenizer: {e}; set tokenizer to the folder of its run"
+        ) from e
+
+
+def tokenizer_folder(name_or_path: str | Path, tokenizer: str | Path | None = None) -> Path:
+    """Returns the folder of a run's tokenizer: its own, or that of a prior's tokenizer."""
+    folder = find(name_or_path)
+    if configs.kind_of_run(folder) == "tokenizer":
+        return folder
+    return find(tokenizer or configs.load(folder / configs.FILE).tokenizer)
+
+
+def check_fingerprint(tokenizer: TrainedTokenizer, fingerprint: Any, owner: str | Path) -> None:
+    """Raises UserError unless a prior, or a set of codes, is of this tokenizer.
+
+    Args:
+      tokenizer: the one given.
+      fingerprint: uint8 [32], of the tokenizer that is needed.
+      owner: what needs it, for the message.
+    """
+    needed = bytes(np.asarray(fingerprint, np.uint8))
+    if needed != tokenizer.fingerprint:
+        raise UserError(
+            f"{owner} is for the codes of another tokenizer: its fingerprint is {needed.hex()[:12]}, "
+            f"that of the tokenizer given {tokenizer.fingerprint.hex()[:12]}; name the right one, or "
+            "train anew"
+        )
+
+
+def in_one_file(folder: Path) -> bool:
+    """Whether a folder's arrays are in `model.safetensors`, because it was not trained further."""
+    return holds_arrays(folder) and not has_checkpoints(folder)
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether training has saved a checkpoint in a folder."""
+    return any((folder / "checkpoints").glob("[0-9]*"))
