@@ -1,4 +1,4 @@
-"""The program: python -m vq_jax.main --help"""
+"""The program: `python -m vq_jax.main --help`."""
 
 from vq_jax.cli import run
 
