@@ -1,4 +1,4 @@
-"""The tables in the READMEs say what the committed JSON does."""
+"""The numbers in the READMEs are those of the committed JSON files."""
 
 import json
 import re
@@ -10,12 +10,12 @@ ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
 
 
-def read(name):
+def read_json(name):
     return json.loads((EXPERIMENTS / name).read_text())
 
 
 def cells(file, *beginning):
-    """The cells of the one table row of a README whose first cells are these."""
+    """Returns the other cells of the only table row in a README that begins with these cells."""
     rows = []
     for line in (ROOT / file).read_text().splitlines():
         found = [cell.strip() for cell in line.strip("| ").split("|")]
@@ -25,35 +25,35 @@ def cells(file, *beginning):
     return rows[0]
 
 
-def shown(text):
-    """The numbers in a cell, with how many decimals each is given."""
+def numbers_in(text):
+    """Returns (number, number of decimals) for each number in a cell."""
     numbers = re.findall(r"(?<![\w.])(\d*\.?\d+)", text.replace(",", ""))
     return [(float(n), len(n.partition(".")[2])) for n in numbers]
 
 
-def holds(text, *values):
-    """Whether a cell shows these values, rounded as it rounds."""
-    found = shown(text)
+def assert_shows(text, *values):
+    """Asserts that a cell shows these values, rounded to its decimals."""
+    found = numbers_in(text)
     assert len(found) == len(values), (text, values)
     for (number, decimals), value in zip(found, values, strict=True):
         assert abs(number - value) <= 0.5001 * 10**-decimals, (text, values)
 
 
-def spread(text, figure):
-    """A mean with the least and the most behind it, as "164.0 (162.1 to 166.3)"."""
-    holds(text, figure["mean"], figure["least"], figure["most"])
+def assert_shows_range(text, figure):
+    """Asserts that a cell shows a mean with its range, such as "164.0 (162.1 to 166.3)"."""
+    assert_shows(text, figure["mean"], figure["least"], figure["most"])
 
 
-def test_the_main_command():
-    figures = read("default/evaluation.json")
+def test_readmes_show_the_evaluation_of_the_main_command():
+    figures = read_json("default/evaluation.json")
     used = round(figures["usage"] * figures["num_codes"])
     row = cells("README.md", "`python -m vq_jax.main --config=default`")
-    holds(row[1], figures["psnr"])
+    assert_shows(row[1], figures["psnr"])
     for cell, name in zip(row[2:4], ("ssim", "lpips"), strict=True):
-        holds(cell, figures[name])
-    holds(row[4], used, figures["num_codes"])
-    holds(row[5], figures["perplexity"])
-    holds(row[6], figures["bits_per_pixel"])
+        assert_shows(cell, figures[name])
+    assert_shows(row[4], used, figures["num_codes"])
+    assert_shows(row[5], figures["perplexity"])
+    assert_shows(row[6], figures["bits_per_pixel"])
     file = "experiments/default/README.md"
     for name, values in {
         "PSNR": [figures["psnr"]],
@@ -65,10 +65,10 @@ def test_the_main_command():
         "perplexity": [figures["perplexity"]],
         "bits per pixel": [figures["bits_per_pixel"], figures["entropy_bits_per_pixel"]],
     }.items():
-        holds(cells(file, name)[0], *values)
+        assert_shows(cells(file, name)[0], *values)
 
 
-# run and how it was drawn from -> the row of experiments/prior_default/README.md
+# row of experiments/prior_default/README.md -> run, sampling settings
 ROWS = {
     "temperature 1": ("prior_default", {"temperature": 1.0}),
     "temperature 1, guidance 2": ("prior_default", {"temperature": 1.0, "guidance": 2.0}),
@@ -90,41 +90,40 @@ ROWS = {
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_prior_drawn_from_with_three_seeds(name):
-    run, how = ROWS[name]
-    rows = read("prior_default/figures.json")["rows"]
-    (row,) = (row for row in rows if (row["run"], row["how"]) == (run, how))
+def test_readme_shows_the_samples_of_three_seeds(name):
+    run, settings = ROWS[name]
+    rows = read_json("prior_default/figures.json")["rows"]
+    (row,) = (row for row in rows if (row["run"], row["how"]) == (run, settings))
     frechet, precision, recall = cells("experiments/prior_default/README.md", name)
-    spread(frechet, row["efficientnet_frechet"])
-    spread(precision, row["precision"])
-    spread(recall, row["recall"])
+    assert_shows_range(frechet, row["efficientnet_frechet"])
+    assert_shows_range(precision, row["precision"])
+    assert_shows_range(recall, row["recall"])
 
 
-def test_the_default_prior():
-    found = read("prior_default/figures.json")
-    evaluation = read("prior_default/evaluation.json")
+def test_readmes_show_the_evaluation_of_the_default_prior():
+    figures = read_json("prior_default/figures.json")
+    evaluation = read_json("prior_default/evaluation.json")
     (row,) = (
-        row for row in found["rows"]
+        row for row in figures["rows"]
         if (row["run"], row["how"]) == ("prior_default", {"temperature": 0.8})
     )  # fmt: skip
-    floor, file = found["references"], "experiments/prior_default/README.md"
-    assert found["bits_per_code"]["prior_default"] == evaluation["bits_per_code"]
-    holds(cells(file, "bits a pixel")[0], evaluation["bits_per_pixel"])
+    references, file = figures["references"], "experiments/prior_default/README.md"
+    assert figures["bits_per_code"]["prior_default"] == evaluation["bits_per_code"]
+    assert_shows(cells(file, "bits a pixel")[0], evaluation["bits_per_pixel"])
     frechet = cells(file, "Frechet distance, EfficientNet-lite0, to 1,024 training images")
-    spread(frechet[0], row["efficientnet_frechet"])
-    holds(frechet[1], floor["efficientnet_frechet_reconstructed"])
-    holds(frechet[2], floor["efficientnet_frechet_floor"])
+    assert_shows_range(frechet[0], row["efficientnet_frechet"])
+    assert_shows(frechet[1], references["efficientnet_frechet_reconstructed"])
+    assert_shows(frechet[2], references["efficientnet_frechet_floor"])
     precision = cells(file, "precision, recall")
-    holds(precision[2], floor["precision_floor"], floor["recall_floor"])
+    assert_shows(precision[2], references["precision_floor"], references["recall_floor"])
     nearest = cells(file, "mean distance to the nearest training image")
-    spread(nearest[0], row["nearest"])
-    holds(nearest[2], floor["nearest_floor"])
+    assert_shows_range(nearest[0], row["nearest"])
+    assert_shows(nearest[2], references["nearest_floor"])
     readme = (ROOT / "README.md").read_text()
     for number in (
         f"{evaluation['bits_per_code']:.2f} bits a code",
-        f"EfficientNet-lite0 {row['efficientnet_frechet']['mean']:.1f}",
-        f"have {floor['efficientnet_frechet_floor']:.1f}",
-        f"{floor['efficientnet_frechet_reconstructed']:.1f} once",
+        f"Frechet distance {row['efficientnet_frechet']['mean']:.1f}",
+        f"held-out images {references['efficientnet_frechet_floor']:.1f}",
     ):
         assert number in " ".join(readme.split()), number
 
@@ -136,11 +135,11 @@ def test_the_default_prior():
         ("restore/README.md", "restore/figures.json", "damaged, as given"),
     ],
 )
-def test_images_made_better(file, figures, given):
-    found = read(figures)
+def test_readmes_show_upscaling_and_restoring(file, figures, given):
+    results = read_json(figures)
     text = (EXPERIMENTS / file).read_text().partition("## By 2")[0]
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    for first, which in (
+    for first, suffix in (
         (given, "_before"),
         ("this prior", ""),
         ("the originals through", "_ceiling"),
@@ -148,24 +147,26 @@ def test_images_made_better(file, figures, given):
         (row,) = (row for row in rows if row.startswith(f"| {first}"))
         row = [cell.strip() for cell in row.strip("| ").split("|")][1:]
         for cell, name in zip(row, ("psnr", "ssim", "lpips"), strict=True):
-            figure = found[name + which]
-            if which:
-                holds(cell, figure["mean"])
+            figure = results[name + suffix]
+            if suffix:
+                assert_shows(cell, figure["mean"])
             else:
-                spread(cell, figure)
-    label = {"upscale": "`prior_upscale`, by 4", "restore": "`prior_restore`"}[
-        file.partition("/")[0]
-    ]
-    readme = (ROOT / "README.md").read_text()
-    (line,) = (line for line in readme.splitlines() if line.startswith(f"| {label}"))
-    row = line.strip("| ").split("|")
-    for cell, which in zip(row[1:], ("_before", "", "_ceiling"), strict=True):
-        numbers = [found[name + which]["mean"] for name in ("psnr", "lpips")]
-        holds(re.sub(r"\(.*?\)", "", cell), *numbers)
+                assert_shows_range(cell, figure)
 
 
-def test_inpainting():
-    found, file = read("edits/inpaint.json"), "experiments/edits/README.md"
+def test_readme_shows_the_lpips_of_edits():
+    text = " ".join((ROOT / "README.md").read_text().replace(" .", " 0.").split())
+    inpaint, upscale = read_json("edits/inpaint.json"), read_json("upscale/by_4.json")
+    ours, opencv = (
+        inpaint[name]["lpips"] for name in ("this prior, temperature 0.3", "OpenCV, Telea")
+    )
+    assert f"inpainting LPIPS {ours:.3f} (OpenCV {opencv:.3f})" in text
+    upscaled, bicubic = (upscale[name]["mean"] for name in ("lpips", "lpips_before"))
+    assert f"upscaling by 4 LPIPS {upscaled:.3f} (bicubic {bicubic:.3f})" in text
+
+
+def test_readme_shows_inpainting():
+    results, file = read_json("edits/inpaint.json"), "experiments/edits/README.md"
     for row, name in {
         "this prior, temperature .8": "this prior",
         "this prior, temperature .3": "this prior, temperature 0.3",
@@ -174,12 +175,31 @@ def test_inpainting():
         "OpenCV, Navier-Stokes": "OpenCV, Navier-Stokes",
     }.items():
         lpips, psnr = cells(file, row)
-        holds(lpips, found[name]["lpips"])
-        holds(psnr, found[name]["psnr_inside"])
+        assert_shows(lpips, results[name]["lpips"])
+        assert_shows(psnr, results[name]["psnr_inside"])
 
 
-def test_cifar10():
-    figures = read("vqvae_cifar10/evaluation.json")
+def test_readme_shows_the_evaluation_on_cifar10():
+    figures = read_json("vqvae_cifar10/evaluation.json")
     text = " ".join((ROOT / "README.md").read_text().split())
     assert f"error {figures['nmse']:.4f}".replace("0.", ".") in text
     assert f"perplexity {figures['perplexity']:.0f}" in text
+
+
+def test_readmes_show_the_evaluation_of_semantic_ids():
+    figures, peer = read_json("semantic_ids/evaluation.json"), read_json("semantic_ids/peer.json")
+    file = "experiments/semantic_ids/README.md"
+    for row, name, factor in (
+        ("squared error over variance", "relative_error", 1),
+        ("items with a code of their own", "unique_share", 100),
+        ("perplexity, mean of the levels", "perplexity", 1),
+    ):
+        ours, theirs = cells(file, row)
+        assert_shows(ours, factor * figures[name])
+        assert_shows(theirs, factor * peer[name])
+    assert_shows(cells(file, "items that share one code, at most")[0], figures["largest_collision"])
+    share = f"{100 * figures['unique_share']:.1f}% of held-out items"
+    assert share in (ROOT / "README.md").read_text()
+    page = (ROOT / "docs" / "semantic_ids.md").read_text()
+    for name in ("relative_error", "cosine_similarity"):
+        assert f"| {figures[name]:.3f} |".replace("0.", ".") in page
