@@ -1,8 +1,9 @@
-"""Tests run on four CPU devices, with no network and nothing written outside their own folders.
+"""Shared fixtures and options. Tests run on four CPU devices and write only to temporary folders.
 
-Compiling takes most of the suite's time, so in these processes XLA leaves most optimizations out;
-`pytest --optimized` does not. The processes that tests start are compiled as a user's are: see
-`running.environment`.
+Compilation takes most of the suite's time, so XLA skips most optimizations in the test processes.
+`pytest --optimized` keeps XLA's defaults. Processes that tests start always use them; see
+`running.environment`. `pytest --accelerator FILES` runs tests that need a single device on the
+local GPU or TPU, with XLA's defaults.
 """
 
 import os
@@ -10,16 +11,20 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-OPTIMIZED = "--optimized" in sys.argv or os.environ.get("VQ_JAX_TESTS_OPTIMIZED") == "1"
+ACCELERATOR = "--accelerator" in sys.argv
+OPTIMIZED = (
+    ACCELERATOR or "--optimized" in sys.argv or os.environ.get("VQ_JAX_TESTS_OPTIMIZED") == "1"
+)
 if OPTIMIZED:
-    os.environ["VQ_JAX_TESTS_OPTIMIZED"] = "1"  # of xdist's workers, whose arguments are others
+    os.environ["VQ_JAX_TESTS_OPTIMIZED"] = "1"  # xdist workers have other arguments
 XLA_FLAGS = ["--xla_force_host_platform_device_count=4"]
 if not OPTIMIZED:
     XLA_FLAGS.append("--xla_cpu_parallel_codegen_split_count=1")
-    if version("jaxlib") < "0.11":  # later ones do not know it, and end the process
+    if version("jaxlib") < "0.11":  # newer versions abort on this flag
         XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *XLA_FLAGS])
-os.environ["JAX_PLATFORMS"] = "cpu"
+if not ACCELERATOR:
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *XLA_FLAGS])
+    os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["MPLBACKEND"] = "Agg"
 
 import jax
@@ -27,12 +32,12 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from vq_jax.config import base
-from vq_jax.data.sources import open_source
+from vq_jax.config import base, make_prepare
+from vq_jax.modalities import open_source
 
 TESTS = Path(__file__).parent
 DEVICES = 4
-# What takes longest comes first, so that no worker is left alone with it at the end.
+# The slowest files run first, which balances the load of the workers.
 SLOW_FIRST = (
     "tasks/test_program.py",
     "tasks/test_prior_program.py",
@@ -40,8 +45,8 @@ SLOW_FIRST = (
     "tasks/test_import.py",
     "tasks/test_import_forms.py",
     "tasks/test_compress.py",
-    "test_codec.py",
-    "tasks/test_frechet.py",
+    "codec/test_codec.py",
+    "tasks/test_sets.py",
 )
 
 
@@ -49,32 +54,36 @@ def pytest_addoption(parser):
     parser.addoption(
         "--optimized",
         action="store_true",
-        help="compile all tests as a user's runs are, which takes twice as long",
+        help="compile all tests with XLA's default optimizations, which takes twice as long",
+    )
+    parser.addoption(
+        "--accelerator",
+        action="store_true",
+        help="run on the local GPU or TPU; for tests that need a single device, with -n 0",
     )
 
 
 def pytest_collection_modifyitems(items):
-    place = {name: i for i, name in enumerate(SLOW_FIRST)}
+    positions = {name: i for i, name in enumerate(SLOW_FIRST)}
 
-    def rank(item):
-        return place.get(str(item.path.relative_to(TESTS)), len(place))
+    def position(item):
+        return positions.get(str(item.path.relative_to(TESTS)), len(positions))
 
-    items.sort(key=rank)
+    items.sort(key=position)
 
 
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory, worker_id):
-    """A folder that all workers of a session share."""
+    """The temporary folder shared by all workers of a session."""
     folder = tmp_path_factory.getbasetemp()
     return folder if worker_id == "master" else folder.parent
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _private_folders(tmp_path_factory, shared_folder):
-    """Caches of the session's own, so that no test sees what another run left behind.
+    """Sets cache folders for this session, so that tests do not read the files of earlier runs.
 
-    Compiled programs are shared by all workers and by the processes that tests start, as a user's
-    are by one command and the next.
+    All workers and the processes that tests start share one cache of compiled programs.
     """
     os.environ["VQ_JAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["TFDS_DATA_DIR"] = str(tmp_path_factory.mktemp("tfds"))
@@ -83,32 +92,32 @@ def _private_folders(tmp_path_factory, shared_folder):
     jax.config.update("jax_compilation_cache_dir", compiled)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
-    assert jax.device_count() == DEVICES
+    assert ACCELERATOR or jax.device_count() == DEVICES
 
 
 @pytest.fixture(scope="session")
 def data_dir(shared_folder):
-    """Where the session's prepared data sets lie."""
+    """The folder of prepared data sets, shared by the session."""
     return str(shared_folder / "data")
 
 
 @pytest.fixture(scope="session")
 def emoji(data_dir, shared_folder):
-    """The embedded data set, prepared once."""
+    """The embedded emoji data set, prepared once per session."""
     config = base("vqvae")
     config.data.dir = data_dir
     with FileLock(shared_folder / "data.lock"):
-        return open_source(config.data)
+        return open_source(config)
 
 
 @pytest.fixture(scope="session")
 def emoji_images(emoji):
-    """16 emoji, float32 [16, 32, 32, 3] in [-1, 1]."""
+    """A batch of 16 training images, float32 [16, 32, 32, 3] in [-1, 1]."""
     from vq_jax.data.pipeline import train_batches
 
     config = base("vqvae")
     config.data.batch_size = 16
-    return next(train_batches(emoji.train, config.data, seed=0))["image"]
+    return next(train_batches(emoji.train, config.data, 0, make_prepare(config, train=True)))["x"]
 
 
 @pytest.fixture

@@ -1,19 +1,22 @@
-"""Compression against the same model in PyTorch with zlib, and how it grows with the image.
+"""Compares compression speed with PyTorch and zlib, and measures how it scales with image size.
 
     pip install -e '.[bench]'
     python -m experiments.benchmarks.codec sides --output=codec.json
     python -m experiments.benchmarks.codec growth --output=codec_growth.json
 
-`sides`: images uint8 to bytes and bytes to images, by `vq_jax.codec` and by diffusers' `VQModel` with the
-same weights (`--mode=export` wrote them), its codes as int16 through `zlib`, and back the same way. Each
-side has a process, as its users run it, and they take turns; medians over the rounds. Ours keeps the memory
-it frees, as --mode=compress does; PyTorch does not of itself, and is timed with that, too. The weights are
-random (those of configs/vqgan_photos.py's model), which changes nothing in what is computed. PyTorch takes
-an image whole; the codec takes one of more than 576 pixels in tiles that overlap.
+`sides` times uint8 images to bytes and back. One side is `vq_jax.codec`. The other is diffusers'
+`VQModel` with the same weights (written by `--mode=export`); it stores its codes as int16,
+compressed with `zlib`. Each side runs in its own process, as a user would run it, and the sides
+alternate. The results are medians over the rounds. vq_jax keeps the memory it frees, as
+--mode=compress does. PyTorch does not do this by default, so it is timed both ways. The weights are
+random (the model of configs/vqgan_photos.py), which does not change the amount of computation.
+PyTorch processes an image as a whole. The codec processes an image of more than 576 pixels in
+overlapping tiles.
 
-`growth`: images of .1 to 100 megapixels from a PNG file to a `.vqz` file and back, with the model of
-configs/codec.py at 8x8 pixels a position and 8 levels, each in a process of its own: seconds and that
-process's largest memory, compiling and reading and writing the files included.
+`growth` compresses images of .1 to 100 megapixels from a PNG file to a `.vqz` file and back. It
+uses the model of configs/codec.py with 8x8 pixels per position and 8 levels, and one process per
+size. It reports seconds and the peak memory of the process, including compilation, reading and
+writing.
 """
 
 import argparse
@@ -39,13 +42,15 @@ from configs import codec as codec_config
 from configs import vqgan_photos
 from vq_jax import codec
 from vq_jax import config as configs
+from vq_jax.codec.counts import count_codes
 from vq_jax.data.images import read_image, save_image
 from vq_jax.interop.weights import ARRAYS, CONFIG, save_arrays
-from vq_jax.tasks.export import export, own_arrays
+from vq_jax.tasks.export import export
+from vq_jax.tasks.model_files import own_arrays
 from vq_jax.tokenizer import TrainedTokenizer
 from vq_jax.training import parallel
 
-# name -> how many images at a time, and their sides.
+# name -> (images per call, height, width)
 CASES = {
     "1 of 256x256": (1, 256, 256),
     "16 of 256x256": (16, 256, 256),
@@ -56,10 +61,10 @@ MEGAPIXELS = (0.1, 0.4, 1, 4, 10, 40, 100)
 
 
 def random_tokenizer(config) -> TrainedTokenizer:
-    """A tokenizer with random params, whose latents fall on many codes."""
+    """Returns a tokenizer with random params whose latents use many codes."""
     config.phases = configs.ConfigDict({"joint": 1})
     module = configs.make_tokenizer(config)
-    x = jnp.zeros((1, *configs.image_shape(config)))
+    x = jnp.zeros((1, *configs.spec_of(config).shape))
     variables = jax.jit(module.init)(jax.random.key(0), x)
     variables["params"]["quantizer"] = jax.tree.map(
         lambda p: 100 * p, variables["params"]["quantizer"]
@@ -68,7 +73,7 @@ def random_tokenizer(config) -> TrainedTokenizer:
 
 
 def write(tokenizer: TrainedTokenizer, folder: Path) -> Path:
-    """Puts a tokenizer into a folder that every mode opens."""
+    """Writes a tokenizer to a folder that every mode can open, and returns the folder."""
     folder.mkdir(parents=True)
     config, arrays, step = own_arrays(tokenizer, folder)
     save_arrays(arrays, folder / ARRAYS, step=str(step))
@@ -77,7 +82,7 @@ def write(tokenizer: TrainedTokenizer, folder: Path) -> Path:
 
 
 def image(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Something between noise and a photograph: smooth shapes under grain, uint8 [H, W, 3]."""
+    """Returns a synthetic image of smooth shapes with grain, uint8 [H, W, 3]."""
     rng = np.random.default_rng(seed)
     y, x = np.ogrid[:height, :width]
     waves = [
@@ -88,23 +93,28 @@ def image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.clip(128 + 50 * smooth + grain, 0, 255).astype(np.uint8)
 
 
-# --- the two sides --------------------------------------------------------------------------------
+# --- vq_jax and diffusers -------------------------------------------------------------------------
 
 
 def ours(folder: Path) -> tuple[Callable, Callable]:
-    """(images -> bytes of each, (bytes of each, shape) -> images), by this package."""
+    """Returns the two functions to time, with vq_jax.
+
+    Returns:
+      compress: images -> bytes of each image.
+      decompress: (bytes of each image, shape) -> images.
+    """
     opened = codec.load(folder / "run")
-    opened.add_counts(codec.count(opened.tokenizer, opened.medium.encode([image(512, 512, 99)])))
+    opened.add_counts(count_codes(opened.tokenizer, opened.tiler.encode([image(512, 512, 99)])))
 
     def decompress(data, shape):
-        del shape  # it is in the bytes
-        return list(opened.medium.decode(*zip(*(opened.read(d) for d in data), strict=True)))
+        del shape  # the bytes contain it
+        return list(opened.tiler.decode(*zip(*(opened.read(d) for d in data), strict=True)))
 
     return opened.compress_all, decompress
 
 
 def theirs(folder: Path) -> tuple[Callable, Callable]:
-    """The same by diffusers and zlib."""
+    """Returns the functions of `ours`, with diffusers and zlib."""
     import torch
     from diffusers import VQModel
 
@@ -131,7 +141,7 @@ def theirs(folder: Path) -> tuple[Callable, Callable]:
     return compress, decompress
 
 
-# name -> how it is made, and whether its process keeps the memory it frees.
+# name -> (function that makes the side, whether its process keeps the memory it frees)
 SIDES = {
     "vq_jax": (ours, True),
     "diffusers": (theirs, False),
@@ -140,10 +150,10 @@ SIDES = {
 
 
 def serve(side: str, folder: Path, pipe: Connection) -> None:
-    """One side, in a process of its own: gets names of cases, sends what it did and how long it took."""
+    """Serves one side in its own process: receives case names, sends times, sizes and an image."""
     make, keep = SIDES[side]
     if keep:
-        parallel.keep_memory()
+        parallel.disable_malloc_trim()
     compress, decompress = make(folder)
     while name := pipe.recv():
         count, height, width = CASES[name]
@@ -172,7 +182,7 @@ def sides(rounds: int) -> dict:
             megapixels = count * height * width / 1e6
             times: dict[str, list] = {side: [] for side in SIDES}
             said = {}
-            for _ in range(rounds + 1):  # the first does not count: it compiles
+            for _ in range(rounds + 1):  # the first round compiles and is discarded
                 for side, pipe in pipes.items():
                     pipe.send(name)
                     *milliseconds, size, back = pipe.recv()
@@ -212,8 +222,8 @@ def sides(rounds: int) -> dict:
 
 
 def one_size(run: Path, source: Path, folder: Path) -> dict:
-    """Both ways for one file; what this process took for it."""
-    parallel.keep_memory()
+    """Compresses and decompresses one file; returns the time and memory this process needed."""
+    parallel.disable_malloc_trim()
     opened = codec.load(run)
     started = time.perf_counter()
     data = opened.compress(read_image(source, 3), entropy="fixed")

@@ -1,11 +1,12 @@
-"""How fast the data pipeline is, alone and under training.
+"""Measures the speed of the data pipeline, alone and during training.
 
     pip install -e '.[demo]'
     python -m experiments.benchmarks.data --output=data.json
 
-Makes a folder of 256-pixel JPEGs (crops of the embedded photographs), reads it and the emoji of the
-default config through `train_batches` with 0, 1, 2, ... worker processes, and prints images/s; then
-trains on both for a short while and prints `data_wait`, the share of its time that the step waited.
+Makes a folder of 256-pixel JPEGs (crops of the embedded photographs). Reads this folder and the
+emoji of the default config through `train_batches` with 0, 1, 2, ... worker processes, and prints
+images/s. Then trains on both for a short time and prints `data_wait`, the share of the time that
+the step waits for data.
 """
 
 import argparse
@@ -24,16 +25,16 @@ from PIL import Image
 from configs.default import get_config
 from vq_jax import config as configs
 from vq_jax.data.pipeline import train_batches
-from vq_jax.data.sources import open_source
+from vq_jax.modalities import open_source
 
 
 def make_folder(folder: Path, count: int) -> None:
     """Writes `count` 256x256 JPEGs of quality 90 from random boxes of the embedded photographs."""
-    config = configs.base("vqvae").data
-    config.source = "photos"
+    config = configs.base("vqvae")
+    config.data.source = "photos"
     source = open_source(config).train
     rng = np.random.default_rng(0)
-    photos = [source[i]["image"] for i in range(len(source))]
+    photos = [source[i]["x"] for i in range(len(source))]
     for i in range(count):
         photo = Image.fromarray(photos[i % len(photos)]).convert("RGB")
         left, top = (int(rng.integers(0, max(1, side - 255))) for side in photo.size)
@@ -44,7 +45,8 @@ def make_folder(folder: Path, count: int) -> None:
 
 
 def images_per_second(config, seconds: float) -> float:
-    batches = train_batches(open_source(config).train, config, 0)
+    prepare = configs.make_prepare(config, train=True)
+    batches = train_batches(open_source(config).train, config.data, 0, prepare)
     for _ in range(4):
         next(batches)
     started, count = time.perf_counter(), 0
@@ -54,7 +56,7 @@ def images_per_second(config, seconds: float) -> float:
 
 
 def data_wait(*arguments: str) -> float:
-    """The median of `data_wait` over the logged steps of a short run, without its first ones."""
+    """Returns the median `data_wait` of a short run, without the first quarter of its log."""
     with tempfile.TemporaryDirectory() as workdir:
         command = [sys.executable, "-m", "vq_jax.main", f"--workdir={workdir}", *arguments]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -68,18 +70,20 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--output", type=Path, help="a JSON file")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     options = parser.parse_args()
     figures: dict = {"cores": os.cpu_count(), "images_per_second": {}, "data_wait": {}}
     with tempfile.TemporaryDirectory() as folder:
         make_folder(Path(folder), options.images)
-        emoji = get_config().data
+        emoji = get_config()
         jpegs = emoji.copy_and_resolve_references()
-        jpegs.update(source="folder", folder=folder, resolution=256, crop="random", batch_size=8)
+        jpegs.data.update(
+            source="folder", folder=folder, resolution=256, crop="random", batch_size=8
+        )
         for name, config in (("emoji, 32 pixels", emoji), ("JPEGs, 256 pixels", jpegs)):
             rates = figures["images_per_second"][name] = {}
             for workers in options.workers:
-                config.workers = workers
+                config.data.workers = workers
                 rates[workers] = images_per_second(config, options.seconds)
                 print(f"{name}, {workers} workers: {rates[workers]:.0f} images/s", flush=True)
         short = [

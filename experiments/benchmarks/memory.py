@@ -1,11 +1,11 @@
-"""Peak memory of the taming f16 step at 256x256: by batch, dtype and rematerialisation.
+"""Measures the peak memory of taming's f16 step at 256x256 by batch size, dtype and remat.
 
     pip install -e '.[demo,tpu]'
     python -m experiments.benchmarks.memory --device=tpu-v5e --output=memory.json
 
-Compiles `configs/vqgan_imagenet256.py` (LPIPS and the discriminator included) for the device without
-having one, and reads the compiler's own account. Without --device it compiles for the device at
-hand; XLA's CPU compiler undoes rematerialisation, so there "remat" changes nothing.
+Compiles `configs/vqgan_imagenet256.py` (including LPIPS and the discriminator) for the device and
+reads the compiler's memory analysis. The device itself is not needed. Without --device it compiles
+for the local device. XLA's CPU compiler undoes rematerialisation, so "remat" has no effect there.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--remat", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--output", type=Path, required=True, help="a JSON file, added to")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to append to")
     options = parser.parse_args()
     rows = json.loads(options.output.read_text()) if options.output.exists() else []
     for dtype, remat, batch in itertools.product(options.dtypes, options.remat, options.batches):

@@ -1,27 +1,28 @@
-"""Drawing images from a prior against what a user would take instead, taking turns.
+"""Times a prior's sampling and training step against PyTorch alternatives.
 
     pip install -e '.[bench]'
     python -m experiments.benchmarks.sampling sampling --output=sampling.json
     python -m experiments.benchmarks.sampling training --output=prior_step.json
 
-A class-conditional prior of 12 layers x 768 over 1,024 codes draws 256 tokens an image, one image and
-16 at a time:
+`sampling` uses a class-conditional prior of 12 layers x 768 over 1,024 codes. It draws 256 tokens
+per image, one image and 16 images at a time:
 
   causal            one code after another, keys and values cached, one compiled loop
-  masked 8, 12      MaskGIT's parallel decoding in so many steps
-  halton 12         the same along a Halton order
-  uncached          the same causal prior, all tokens so far read again for each (taming's way)
+  masked 8, 12      MaskGIT's parallel decoding in 8 and 12 steps
+  halton 12         the same in 12 steps along a Halton order
+  uncached          the same causal prior, rereading all tokens so far for each token (as in taming)
   transformers      Hugging Face GPT-2 of the same shape with its own cache, `generate`
   transformers, uncached   the same with use_cache=False
 
-The two uncached ones are timed at 8 lengths, evenly spread, and the sum taken over all 256.
+The two uncached samplers are timed at 8 evenly spaced lengths, and the sum over all 256 is
+extrapolated.
 
-`training` is a step of the causal prior, 8 images of 256 tokens, beside the same in PyTorch
-(transformers' GPT-2 with AdamW and clipping, no dropout in either), after four that do not count: the
-heap still grows in those. It keeps what memory it frees, as the program's training does; PyTorch, in
-the same process, has that too, and is the faster for it.
+`training` times a step of the causal prior on 8 images of 256 tokens. The PyTorch version is
+transformers' GPT-2 with AdamW and gradient clipping. Neither uses dropout. Four warm-up steps are
+discarded, because the heap still grows during them. The process keeps the memory it frees, as
+training with vq_jax does. PyTorch shares the process and gets faster by it, too.
 
-Medians over the rounds, and ratios.
+The results are medians over the rounds, and ratios.
 """
 
 import argparse
@@ -41,7 +42,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from experiments.benchmarks.turns import in_turns
 from vq_jax.config import base_prior
-from vq_jax.models.transformer import PRIORS, init_params
+from vq_jax.models import PRIORS
+from vq_jax.models.transformer import init_params
 from vq_jax.prior import _fill
 from vq_jax.sampling import Draw, row_keys
 from vq_jax.tasks.train_prior import make_prior_recipe
@@ -53,7 +55,7 @@ LENGTHS = tuple(range(16, 257, 32))
 
 
 def make(name: str, dtype: str):
-    """A prior of GPT-2's shape, with its params on the device."""
+    """Returns a prior of GPT-2's shape, and its params on the device."""
     module = PRIORS[name](
         num_codes=CODES, grid=GRID, books=1, classes=1000, condition=(), dtype=jnp.dtype(dtype),
         layers=12, width=768, heads=12, position="learned", norm="layer", activation="gelu",
@@ -63,7 +65,7 @@ def make(name: str, dtype: str):
 
 
 def ours(rows: int, dtype: str) -> dict[str, Callable[[], object]]:
-    """Samplers of this package, each a function that draws `rows` images."""
+    """Returns vq_jax's samplers by name, each a function that draws `rows` images."""
     keys = row_keys(jax.random.key(0), 0, rows)
     nothing = jnp.zeros((rows, TOKENS), jnp.int32)
     everything, labels = nothing == 0, nothing[:, 0]
@@ -93,7 +95,7 @@ def ours(rows: int, dtype: str) -> dict[str, Callable[[], object]]:
 
 
 def at_lengths(read: Callable[[int], object]) -> Callable[[], float]:
-    """Runs a reading at each of `LENGTHS`; the milliseconds that all lengths up to 256 would take."""
+    """Returns a function that times `read` at `LENGTHS` and returns the ms for all 256 lengths."""
 
     def run() -> float:
         spent = 0.0
@@ -107,7 +109,7 @@ def at_lengths(read: Callable[[int], object]) -> Callable[[], float]:
 
 
 def gpt2(device: str, dtype: torch.dtype) -> GPT2LMHeadModel:
-    """The same shape in transformers: a class is one of 1,000 tokens more."""
+    """Returns GPT-2 of the same shape; classes are 1,000 extra tokens in its vocabulary."""
     config = GPT2Config(
         vocab_size=CODES + 1001, n_positions=TOKENS + 1, n_embd=768, n_layer=12, n_head=12,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=CODES, eos_token_id=None,
@@ -117,7 +119,7 @@ def gpt2(device: str, dtype: torch.dtype) -> GPT2LMHeadModel:
 
 
 def theirs(rows: int, device: str, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
-    """transformers' samplers."""
+    """Returns transformers' samplers by name."""
     model = gpt2(device, dtype)
     prompt = torch.full((rows, 1), CODES, device=device)
     mask = torch.ones_like(prompt)
@@ -139,7 +141,7 @@ def theirs(rows: int, device: str, dtype: torch.dtype) -> dict[str, Callable[[],
 
 
 def training(rows: int, device: str, dtype: str) -> dict[str, Callable[[], object]]:
-    """A training step of the causal prior, here and in PyTorch."""
+    """Returns a training step of the causal prior, in vq_jax and in PyTorch."""
     config = base_prior("causal")
     config.dtype = dtype
     config.codes.update(num_codes=CODES, grid=GRID, classes=tuple(map(str, range(1000))))
@@ -186,10 +188,10 @@ def training(rows: int, device: str, dtype: str) -> dict[str, Callable[[], objec
 
 
 def show(title: str, times: dict[str, list[float]], images: int) -> dict[str, dict[str, float]]:
-    """Prints the medians beside the first contender's."""
+    """Prints and returns the medians; times are also shown relative to the first contender."""
     medians = {name: statistics.median(ms) for name, ms in times.items()}
     first = next(iter(medians.values()))
-    print(f"{title}\n  {'':<24}{'ms':>10}{'images/s':>10}{'time, of the first':>20}")
+    print(f"{title}\n  {'':<24}{'ms':>10}{'images/s':>10}{'relative time':>20}")
     for name, ms in medians.items():
         print(f"  {name:<24}{ms:>10.0f}{1e3 * images / ms:>10.2f}{ms / first:>20.2f}", flush=True)
     return {
@@ -207,7 +209,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     arguments = parser.parse_args()
     if arguments.part == "training":
-        parallel.keep_memory()  # before JAX starts, as the program does
+        parallel.disable_malloc_trim()  # must run before JAX starts
     device = "cuda" if torch.cuda.is_available() else "cpu"
     results: dict[str, object] = {
         "machine": f"{platform.machine()}, {jax.device_count()} {jax.devices()[0].device_kind}",

@@ -1,13 +1,19 @@
-"""The full VQGAN training step against PyTorch doing the same work, taking turns.
+"""Times the full VQGAN training step against the same work in PyTorch.
 
     pip install -e '.[bench]'
     python -m experiments.benchmarks.train_step
 
-Both sides: the taming-transformers architecture (ours, and diffusers' `VQModel`), a PatchGAN with
-BatchNorm, L1, codebook and commitment losses, hinge losses with the adaptive weight, one generator
-forward for both updates, Adam for each network; float32 master weights. Ours also keeps averaged
-params and codebook statistics. The same batch, on the same cores or the same GPU, in rounds; the
-medians over the rounds and their ratio are printed and, with --output, written as JSON.
+Both sides use:
+
+  - the taming-transformers architecture (in PyTorch: diffusers' `VQModel`),
+  - a PatchGAN with BatchNorm,
+  - L1, codebook and commitment losses, and hinge losses with the adaptive weight,
+  - one generator forward for both updates, and Adam for each network,
+  - float32 master weights.
+
+vq_jax also keeps averaged params and codebook statistics. Both sides get the same batch on the same
+cores or the same GPU, and alternate in rounds. The medians over the rounds and their ratio are
+printed and, with --output, written as JSON.
 """
 
 import argparse
@@ -55,10 +61,10 @@ def make_config(options: argparse.Namespace):
 def ours(options: argparse.Namespace, x: np.ndarray) -> Callable[[], None]:
     config = make_config(options)
     recipe, (phase,) = make_recipe(config), make_phases(config)
-    init = partial(init_state, recipe, image_shape=x.shape[1:])
+    init = partial(init_state, recipe, shape=x.shape[1:])
     state = parallel.make_state(init, jax.random.key(0))
     step = parallel.compile_step(partial(train_step, recipe=recipe, phase=phase), "pmap", state)
-    batch = parallel.shard_batch({"image": x}, "pmap")
+    batch = parallel.shard_batch({"x": x}, "pmap")
     key = jax.random.key(1)
 
     def run() -> None:
@@ -168,7 +174,7 @@ def measure(options: argparse.Namespace) -> dict:
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(options.rounds):
         for name, run in runs.items():
-            run()  # a turn begins by taking back memory that was given up in the other's
+            run()  # untimed: allocates memory again that was freed during the other sides' turns
             times[name].append(seconds(run, options.steps))
     medians = {name: statistics.median(t) for name, t in times.items()}
     return {
@@ -192,17 +198,19 @@ def main() -> None:
     parser.add_argument("--disc_layers", type=int, default=3)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=3, help="timed in a turn")
-    parser.add_argument("--compile", action="store_true", help="torch.compile as well")
-    parser.add_argument("--channels_last", action="store_true", help="torch so as well")
-    parser.add_argument("--output", type=Path, help="a JSON file")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps per turn")
+    parser.add_argument("--compile", action="store_true", help="also time torch.compile")
+    parser.add_argument(
+        "--channels_last", action="store_true", help="also time torch with channels-last layout"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     options = parser.parse_args()
     figures = measure(options)
     for name, rate in figures["images_per_second"].items():
         spread = figures["milliseconds"][name]
-        print(f"{name:<22}{rate:7.2f} images/s   {min(spread):.0f}-{max(spread):.0f} ms a step")
+        print(f"{name:<22}{rate:7.2f} images/s   {min(spread):.0f}-{max(spread):.0f} ms per step")
     for name, ratio in figures["ratio"].items():
-        print(f"vq_jax is {ratio:.2f}x {name}")
+        print(f"vq_jax runs at {ratio:.2f}x the speed of {name}")
     if options.output:
         options.output.write_text(json.dumps(figures, indent=2) + "\n")
 

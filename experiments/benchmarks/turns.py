@@ -1,4 +1,4 @@
-"""Timing contenders side by side: a machine that slows down slows all of them down."""
+"""Times contenders alternately, so that a slowdown of the machine affects all of them."""
 
 import time
 from collections.abc import Callable
@@ -7,12 +7,16 @@ from collections.abc import Callable
 def in_turns(
     contenders: dict[str, Callable[[], object]], rounds: int, warm: int = 1
 ) -> dict[str, list[float]]:
-    """Milliseconds of each contender in each round.
+    """Times each contender once per round.
 
     Args:
-      contenders: name -> what to time; one that returns a float has timed itself.
-      rounds: turns that count.
-      warm: turns before them that do not.
+      contenders: name -> function to time. If it returns a float, that is taken as its time in
+        milliseconds.
+      rounds: number of timed rounds.
+      warm: number of untimed rounds before them.
+
+    Returns:
+      name -> milliseconds of each round.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(warm + rounds):
