@@ -1,0 +1,136 @@
+"""Makes modules and functions from a config."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from vq_jax import modalities
+from vq_jax.codes import CodeSpec
+from vq_jax.data.pipeline import prepare_codes
+from vq_jax.errors import UserError
+from vq_jax.models import DISCRIMINATORS, MODELS, PRIORS, Tokenizer, Transformer
+from vq_jax.quantizers import QUANTIZERS, Quantizer
+from vq_jax.sampling import Draw
+
+
+def _kwargs(config: ConfigDict) -> dict[str, Any]:
+    return {field: value for field, value in config.items() if field != "name"}
+
+
+def spec_of(config: ConfigDict) -> jax.ShapeDtypeStruct:
+    """Returns the shape and dtype of one training example."""
+    return modalities.of(config).spec(config.data)
+
+
+def make_tokenizer(config: ConfigDict) -> Tokenizer:
+    """Makes the Flax module of `config.model` and `config.quantizer`."""
+    quantizer = make_quantizer(config.quantizer)
+    try:
+        encoder, decoder = MODELS[config.model.name].make(
+            spec=spec_of(config),
+            dim=quantizer.dim,
+            dtype=jnp.dtype(config.dtype),
+            **_kwargs(config.model),
+        )
+    except ValueError as e:
+        raise UserError(str(e)) from e
+    return Tokenizer(encoder=encoder, quantizer=quantizer, decoder=decoder)
+
+
+def make_quantizer(quantizer: ConfigDict) -> Quantizer:
+    """Makes the Flax module of a section `config.quantizer`."""
+    kwargs = _kwargs(quantizer)
+    if "inner" in kwargs:
+        kwargs["inner"] = make_quantizer(quantizer.inner)
+    return QUANTIZERS[quantizer.name](**kwargs)
+
+
+def make_discriminator(config: ConfigDict) -> nn.Module | None:
+    """Makes the discriminator, or None if no phase has one."""
+    if not config.phases.adversarial:
+        return None
+    made = DISCRIMINATORS[config.discriminator.name]
+    return made(dtype=jnp.dtype(config.dtype), **_kwargs(config.discriminator))
+
+
+def make_prior(config: ConfigDict) -> Transformer:
+    """Makes the Flax module of `config.prior`, for the codes of `config.codes`."""
+    codes = config.codes
+    try:
+        return PRIORS[config.prior.name](
+            num_codes=codes.num_codes,
+            grid=tuple(codes.grid),
+            books=codes.books,
+            classes=len(codes.classes),
+            condition=tuple(codes.condition),
+            dtype=jnp.dtype(config.dtype),
+            **_kwargs(config.prior),
+        )
+    except ValueError as e:
+        raise UserError(str(e)) from e
+
+
+def make_draw(config: ConfigDict, **changes: Any) -> Draw:
+    """Returns how codes are drawn from a prior: `config.sampling`, with some fields changed."""
+    fields = {f.name: config.sampling[f.name] for f in dataclasses.fields(Draw)}
+    try:
+        return Draw(**fields | changes)
+    except ValueError as e:
+        raise UserError(f"sampling: {e}") from e
+
+
+def make_condition(config: ConfigDict) -> Callable | None:
+    """Makes the function that turns an example into a prior's condition, or None."""
+    if "condition" not in config:
+        return None
+    maker = modalities.of(config).conditions[config.condition.name]
+    try:
+        return maker(**_kwargs(config.condition))
+    except ValueError as e:
+        raise UserError(f"condition: {e}") from e
+
+
+def make_prepare(config: ConfigDict, train: bool = False) -> Callable[..., dict[str, Any]]:
+    """Makes the function (example, rng) -> member of a batch.
+
+    Args:
+      config: a tokenizer's or a prior's.
+      train: whether to augment.
+    """
+    if config.data.source == "codes":
+        return prepare_codes
+    return modalities.of(config).prepare(config.data, train, make_condition(config))
+
+
+def variable_shapes(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Returns the shapes of a tokenizer's variables: nested dicts, by collection."""
+    spec = spec_of(config)
+    x = jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype)
+    return jax.eval_shape(tokenizer.init, jax.random.key(0), x)
+
+
+def code_spec(config: ConfigDict, tokenizer: Tokenizer) -> tuple[CodeSpec, tuple[int, ...] | None]:
+    """Returns what the codes of a training example look like, and the strides of the tokenizer.
+
+    Strides are the number of elements that a position spans along each axis. They are None if the
+    tokenizer takes examples of the training size only: the model does, or the quantizer gives codes
+    on another grid than that of the latents.
+    """
+    spec = spec_of(config)
+    x = jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype)
+
+    def shapes(key, x):
+        z, _ = tokenizer.init_with_output(key, x, method="encode")
+        return z, tokenizer.init_with_output(key, z, method="quantize")[0][1]
+
+    z, codes = jax.eval_shape(shapes, jax.random.key(0), x)
+    quantizer = tokenizer.quantizer
+    positions = codes.ndim - len(quantizer.code_shape)
+    grid = codes.shape[1:positions]
+    strides = tokenizer.encoder.strides if grid == z.shape[1:-1] else None
+    return CodeSpec(grid, quantizer.num_codes, quantizer.code_shape), strides
