@@ -1,33 +1,32 @@
 """Codes as bytes: the `.vqz` format, and the range coder that fills it.
 
-Nothing here knows what the codes are of. A file is, front to back:
+This module knows nothing of what the codes stand for. A file consists of, in this order:
 
     bytes   what
     3       "VQZ"
     1       version of the format: 1
     4       the tokenizer: the first bytes of its fingerprint
-    1       low half: the entropy model, 0 fixed, 1 static or 2 prior; high half: how many sizes follow
-    1-5 a   the sizes of what was compressed, such as height and width: varints, seven bits a byte,
-    size    lowest first, the high bit set where another byte follows; none is 0
-    1-5     codes a position, a varint: of a residual tokenizer those of the levels kept, otherwise all
-    0       fixed: nothing more
+    1       low half: the entropy model, 0 fixed, 1 static or 2 prior; high half: number of sizes
+    1-5 a   the sizes of the example, such as height and width: varints, seven bits a byte, lowest
+    size    first, the high bit set if another byte follows; none is 0
+    1-5     codes a position, a varint: the number of levels kept, of a residual tokenizer
+    0       fixed: nothing
     4       static: CRC-32 of the table of counts, int64, little-endian
     14      prior: the first 2 bytes of its fingerprint; CRC-32 of the codes, int32 little-endian; the
             platform, 0 CPU, 1 GPU, 2 TPU or 255; three bytes of JAX's version; CRC-32 of what the prior
-            answers to a fixed question (see `codec.PriorModel`)
-    ...     the codes, range coded; of more than 16,384 codes, zeros up to a byte for every 256 of those
-            beyond, so that a few bytes never stand for a vast image
-    4       CRC-32 of all that comes before, little-endian
+            computes for fixed codes (see `portability`)
+    ...     the codes, range coded; with more than 16,384 codes, padded with zeros to a byte for every
+            256 codes beyond, so that a few bytes cannot claim a vast example
+    4       CRC-32 of all bytes before, little-endian
 
-Fixed and static: level by level, the positions of each row by row, under equal weights or under counts
-plus one. Prior: window by window of the prior's own grid, row by row, so many at a time that they are a power
-of two; of those, code after code in its order, or group after group along the Halton order, under
-floor(2^23 p) plus one.
+Fixed and static code level by level, each row by row, with equal weights or with counts plus one. Prior
+codes the windows of the prior's grid row by row, in batches whose size is a power of two; in a batch, code
+by code in the prior's order, or group by group along the Halton order, with weights floor(2^23 p) + 1.
 
-The range coder is constriction's (words of 32 bits, a state of 64, probabilities of 24 bits, to which
-weights are brought by its `Categorical(perfect=False)` and `Uniform`), its words big-endian and cut after the
+The range coder is constriction's (words of 32 bits, a state of 64, probabilities of 24 bits, which
+`Categorical(perfect=False)` and `Uniform` make from the weights). Its words are big-endian, and cut after the
 last byte that is needed: a decoder reads zeros beyond the end. A symbol costs log2(sum / weight) bits, and up
-to a percent more where the 24 bits are few for as many symbols.
+to one percent more if 24 bits are few for the number of symbols.
 """
 
 import dataclasses
@@ -44,10 +43,10 @@ models, queue = constriction.stream.model, constriction.stream.queue
 
 MAGIC, VERSION = b"VQZ", 1
 SUFFIX = ".vqz"
-# Bytes that an entropy model puts into the header, by name, in the order of their numbers.
-ABOUT = {"fixed": 0, "static": 4, "prior": 14}
+# Bytes of an entropy model's metadata in the header, by name; the order is that of their numbers.
+METADATA = {"fixed": 0, "static": 4, "prior": 14}
 FINGERPRINT = 4
-# So many codes need no bytes, and those beyond a byte for each so many.
+# The payload of so many codes may be empty; the others need a byte for every 256.
 _FREE, _CODES_A_BYTE = 2**14, 256
 _MOST = 2**31  # of a size
 _CHUNK = 2**20  # symbols decoded in one call at most
@@ -55,38 +54,38 @@ _CHUNK = 2**20  # symbols decoded in one call at most
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What stands before the payload.
+    """What precedes the payload.
 
     Attributes:
-      fingerprint: 4 bytes, whose codes they are.
-      entropy: a name in `ABOUT`.
-      shape: the sizes of what was compressed.
-      levels: codes a position.
-      about: the entropy model's own bytes, as many as `ABOUT` says.
+      fingerprint: first 4 bytes of the tokenizer's fingerprint.
+      entropy: a name in `METADATA`.
+      shape: the sizes of the example.
+      levels: number of codes a position.
+      metadata: the entropy model's own bytes, as many as `METADATA` says.
     """
 
     fingerprint: bytes
     entropy: str
     shape: tuple[int, ...]
     levels: int
-    about: bytes = b""
+    metadata: bytes = b""
 
 
 def pack(header: Header, payload: bytes) -> bytes:
-    """A file's bytes, of its header and its payload."""
-    kind = list(ABOUT).index(header.entropy)
-    if len(header.fingerprint) != FINGERPRINT or len(header.about) != ABOUT[header.entropy]:
+    """Returns the bytes of a file with this header and payload."""
+    kind = list(METADATA).index(header.entropy)
+    if len(header.fingerprint) != FINGERPRINT or len(header.metadata) != METADATA[header.entropy]:
         raise ValueError(f"{header} does not fit the format")
     body = MAGIC + bytes([VERSION]) + header.fingerprint + bytes([kind | len(header.shape) << 4])
-    body += b"".join(map(_varint, (*header.shape, header.levels))) + header.about + payload
+    body += b"".join(map(_varint, (*header.shape, header.levels))) + header.metadata + payload
     return body + struct.pack("<I", zlib.crc32(body))
 
 
 def unpack(data: bytes) -> tuple[Header, bytes]:
-    """The inverse of `pack`.
+    """Inverts `pack`.
 
     Raises:
-      UserError: it is no such file, of a newer version, cut short or altered.
+      UserError: it is not such a file, of a newer version, truncated or altered.
     """
     data = bytes(data)
     if data[: len(MAGIC)] != MAGIC:
@@ -100,18 +99,18 @@ def unpack(data: bytes) -> tuple[Header, bytes]:
     if len(body) < 9 or struct.pack("<I", zlib.crc32(body)) != crc:
         raise UserError("this file is cut short or altered: its checksum does not fit")
     kind, sizes = body[8] & 15, body[8] >> 4
-    if body[3] != VERSION or kind >= len(ABOUT) or not sizes:
+    if body[3] != VERSION or kind >= len(METADATA) or not sizes:
         raise UserError("this file's header makes no sense: it was altered, or badly written")
     place, numbers = 9, []
     for _ in range(sizes + 1):
         number, place = _read_varint(body, place)
         numbers.append(number)
-    entropy = list(ABOUT)[kind]
-    about, payload = body[place : place + ABOUT[entropy]], body[place + ABOUT[entropy] :]
-    if len(about) < ABOUT[entropy]:
+    entropy = list(METADATA)[kind]
+    metadata, payload = body[place : place + METADATA[entropy]], body[place + METADATA[entropy] :]
+    if len(metadata) < METADATA[entropy]:
         raise UserError("this file's header makes no sense: it was altered, or badly written")
     *shape, levels = numbers
-    return Header(body[4:8], entropy, tuple(shape), levels, about), payload
+    return Header(body[4:8], entropy, tuple(shape), levels, metadata), payload
 
 
 def _varint(number: int) -> bytes:
@@ -124,7 +123,7 @@ def _varint(number: int) -> bytes:
 
 
 def _read_varint(data: bytes, place: int) -> tuple[int, int]:
-    """The number that begins at a place, and the place after it."""
+    """Reads the number at a place; returns it and the place after it."""
     number = 0
     for i, byte in enumerate(data[place : place + 5]):
         number |= (byte & 127) << 7 * i
@@ -137,20 +136,20 @@ def _read_varint(data: bytes, place: int) -> tuple[int, int]:
 
 # --- entropy models ---------------------------------------------------------------------------------
 
-# Of one symbol: constriction's own, or None where there is but one symbol and nothing to code.
+# Model of a symbol in constriction; None if there is only one symbol and nothing to code.
 Model = Any
 
 
 def uniform(symbols: int) -> Model:
-    """All symbols alike, log2(symbols) bits each."""
+    """Returns the model of equally likely symbols, log2(symbols) bits each."""
     return models.Uniform(symbols) if symbols > 1 else None
 
 
 def table(weights_K: np.ndarray) -> Model:
-    """The same weights, positive integers [K], for all symbols that are coded with it."""
+    """Returns the model with weights, positive integers [K]."""
     if len(weights_K) == 1:
         return None
-    # As float64, in which they and their sums are exact, so that all machines agree.
+    # Integers and their sums are exact in float64, so that all machines agree.
     return models.Categorical(np.asarray(weights_K, np.float64), perfect=False)
 
 
@@ -162,13 +161,13 @@ class Encoder:
         self._count = 0
 
     def put(self, codes_N: np.ndarray, model: Model) -> None:
-        """Appends codes, int [N], all under one model of `uniform` or `table`."""
+        """Appends codes int [N] under one model of `uniform` or `table`."""
         self._count += len(codes_N)
         if model is not None and len(codes_N):
             self._coder.encode(np.ascontiguousarray(codes_N, np.int32), model)
 
     def put_each(self, codes_N: np.ndarray, weights_NK: np.ndarray) -> None:
-        """Appends codes, int [N], each under weights of its own, positive integers [N, K]."""
+        """Appends codes int [N], each with its own weights, positive integers [N, K]."""
         self._count += len(codes_N)
         if weights_NK.shape[1] > 1 and len(codes_N):
             family = models.Categorical(perfect=False)
@@ -176,11 +175,11 @@ class Encoder:
             self._coder.encode(codes_N, family, np.asarray(weights_NK, np.float64))
 
     def finish(self) -> bytes:
-        """The payload: of all numbers that decode to the codes, the shortest."""
+        """Returns the payload, the shortest number that decodes to the codes."""
         words = self._coder.get_compressed()
         before, (low, width) = self._coder.pos()
-        # Any number in [low, low + width) does, to be read after the words before. Past 2^64 a carry
-        # goes into these: only numbers on the side that they were written for fit them.
+        # Any number in [low, low + width) after the words before will do. Beyond 2^64 it would carry into
+        # these words: only numbers on their side of the carry fit.
         window = [*words[before : before + 2], 0, 0][:2]
         if int(window[0]) << 32 | int(window[1]) < low:
             first, end = 0, low + width - 2**64
@@ -197,17 +196,17 @@ class Encoder:
 
 
 class Decoder:
-    """The codes of a payload, in the order they were put."""
+    """Reads the codes of a payload, in the order they were put."""
 
     def __init__(self, payload: bytes):
         padded = payload.ljust(-(-len(payload) // 4) * 4, b"\0")
         self._coder = queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
 
     def take(self, count: int, model: Model) -> np.ndarray:
-        """int32 [count] under one model.
+        """Reads int32 [count] under one model.
 
         Raises:
-          UserError: no codes were put that could have given this payload.
+          UserError: no codes give this payload.
         """
         if model is None:
             return np.zeros(count, np.int32)
@@ -218,7 +217,7 @@ class Decoder:
         return codes_N
 
     def take_each(self, weights_NK: np.ndarray) -> np.ndarray:
-        """int32 [N], each under weights of its own."""
+        """Reads int32 [N], each with its own weights."""
         if weights_NK.shape[1] == 1 or not len(weights_NK):
             return np.zeros(len(weights_NK), np.int32)
         return self._decode(models.Categorical(perfect=False), np.asarray(weights_NK, np.float64))
@@ -231,14 +230,14 @@ class Decoder:
 
 
 def least_bytes(codes: int) -> int:
-    """How long the payload of so many codes is at least; see the module's text."""
+    """Returns the smallest length of a payload with so many codes; see the module's docstring."""
     return max(0, -(-(codes - _FREE) // _CODES_A_BYTE))
 
 
 def check_size(codes: int, payload: bytes) -> None:
-    """Raises UserError where so many codes cannot lie in a payload, before any is decoded."""
+    """Raises UserError if a payload is too short for so many codes, before any is decoded."""
     if least_bytes(codes) > len(payload):
         raise UserError(
-            f"this file's sizes ask for {codes:,} codes, more than its {len(payload):,} bytes of "
-            "them can hold: it was altered"
+            f"the sizes in this file's header need {codes:,} codes, more than its payload of "
+            f"{len(payload):,} bytes can hold: it was altered"
         )

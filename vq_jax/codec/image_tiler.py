@@ -1,45 +1,41 @@
-"""Images of any size through a tokenizer, in tiles of bounded size: a medium of the codec.
+"""Images of any size to codes and back, in tiles of bounded size.
 
-A medium turns what it is made for into codes and back; the codec, its format and its commands know no
-more of images than they ask of this class.
-
-An image is mirrored over its lower and right edges to whole codes, and more, and cut into tiles that
-overlap. Of a tile's codes those nearer to it than to its neighbours are kept; decoded tiles give way to each
-other linearly, in the middle of where they overlap. A tokenizer that looks no further than 24 pixels around
-what it makes gives the codes and pixels of that image taken whole. Norms over the whole map and attention
-see a tile instead of it.
+An image is padded by mirroring at its lower and right edges, and cut into overlapping tiles. The codes of
+a tile up to the middle of each overlap are kept. Decoded tiles are blended linearly in the middle of their
+overlaps. For a tokenizer with a receptive field of at most 24 pixels around an output, the codes and
+pixels equal those of the padded image as a whole. Norms over the whole map and attention see a tile
+instead of the image.
 """
 
 import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from vq_jax.data.images import EXTENSIONS, read_image, save_image, to_float, to_uint8
+from vq_jax.data.images import to_float, to_uint8
 from vq_jax.tokenizer import TrainedTokenizer
 
-_SIDE = 576  # of a tile, in pixels, at most
-_MARGIN = 32  # pixels by which a tile reaches over its share
-_RAMP = 16  # pixels over which a decoded tile gives way to the next
-# So that few programs are compiled, sides are multiples of so many pixels: of tiles, where an image
-# takes several; and of an image that one tile holds, if it is larger than that, by mirroring.
+_SIDE = 576  # largest side of a tile, in pixels
+_MARGIN = 32  # pixels of a tile beyond the part that is kept
+_RAMP = 16  # pixels over which neighbouring tiles are blended
+# Sides are multiples of these numbers of pixels, so that few programs are compiled: the sides of tiles,
+# and of an image that is one tile.
 _STEP, _WHOLE_STEP = 32, 64
-_AT_ONCE = 64  # tiles in a batch at most
+_AT_ONCE = 64  # largest number of tiles in a batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """One side of an image, cut into tiles; all in codes.
+    """One axis of an image, cut into tiles. All numbers are codes.
 
     Attributes:
       size: of each tile.
       starts: where tiles begin.
-      seams: where one tile's share ends and the next one's begins; one fewer than tiles.
+      seams: where the kept part of one tile ends and that of the next begins; one fewer than tiles.
     """
 
     size: int
@@ -48,13 +44,13 @@ class Cut:
 
 
 def cut(codes: int, tile: int, margin: int, step: int = 1) -> Cut:
-    """Cuts a side into as few tiles as it takes, of equal size, that reach `margin` over their shares.
+    """Cuts an axis into the smallest number of equal tiles that overlap by twice the margin.
 
     Args:
-      codes: along the side.
-      tile: codes along a tile, at most.
-      margin: codes, less than half a tile.
-      step: tiles, where there are several, have a multiple of so many codes, unless they have the most.
+      codes: number of codes along the axis.
+      tile: largest number of codes along a tile.
+      margin: codes of a tile beyond the part that is kept, less than half a tile.
+      step: sizes of several tiles are multiples of it, or the largest size.
     """
     if codes <= tile:
         return Cut(codes, (0,), ())
@@ -66,46 +62,28 @@ def cut(codes: int, tile: int, margin: int, step: int = 1) -> Cut:
     return Cut(size, tuple(starts), tuple(seams))
 
 
-class ImageTiles:
-    """Images uint8 [H, W, C] to codes and back.
+class ImageTiler:
+    """Images uint8 [H, W, C] to codes and back; a `tilers.Tiler`.
 
-    The codes of an image are int32 [H / f, W / f, *code_shape], rounded up; where the tokenizer takes
-    images of one size only, [tiles, *grid], tiles row by row.
-
-    Attributes:
-      tokenizer: whose codes.
-      sizes: how many numbers `shape` has.
-      unit: what they count.
-      suffixes: of the files that `read` takes.
-      suffix: of the file that `write` makes where no other is named.
+    The codes of an image are int32 [H / f, W / f, *code_shape], rounded up. If the tokenizer takes images
+    of one size only, they are [tiles, *grid], tiles row by row.
     """
 
     sizes = 2
-    unit = "pixel"
-    suffixes = EXTENSIONS
-    suffix = ".png"
 
     def __init__(self, tokenizer: TrainedTokenizer, side: int = _SIDE):
         self.tokenizer = tokenizer
         resolution = tokenizer.config.data.resolution
         self._channels = tokenizer.config.data.channels
-        # Where there is no factor a tile is one code, as it were.
-        self._factor = tokenizer.factor or resolution
+        # Without strides, a tile counts as one code.
+        self._factor = tokenizer.strides[0] if tokenizer.strides else resolution
         self._tile, self._margin = 1, 0
-        if tokenizer.factor:
+        if tokenizer.strides:
             self._tile = max(side, resolution, 4 * _MARGIN) // self._factor
             self._margin = -(-_MARGIN // self._factor)
 
-    def read(self, path: Path) -> np.ndarray:
-        """The image in a file, upright, with the channels that the tokenizer takes."""
-        return read_image(path, self._channels)
-
-    def write(self, image: np.ndarray, path: Path) -> None:
-        """Writes it to a file, in the format that the suffix names."""
-        save_image(image, path)
-
     def check(self, image: Any) -> None:
-        """Raises ValueError unless it is an image that the tokenizer takes."""
+        """Raises ValueError if it is no image that the tokenizer takes."""
         shape, dtype = np.shape(image), getattr(image, "dtype", None)
         if dtype != np.uint8 or len(shape) != 3 or shape[2] != self._channels or 0 in shape:
             raise ValueError(
@@ -113,26 +91,25 @@ class ImageTiles:
             )
 
     def shape(self, image: np.ndarray) -> tuple[int, ...]:
-        """What of an image's shape the model does not tell: (H, W)."""
+        """Returns (H, W), the sizes that a file keeps."""
         return image.shape[:2]
 
     def nbytes(self, shape: Sequence[int]) -> int:
-        """How many bytes an image of this shape has, uncompressed."""
+        """Returns the uncompressed bytes of an image of these sizes."""
         return math.prod(shape) * self._channels
 
     def grid(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape of the positions of an image of this shape."""
+        """Returns the shape of the positions of an image of these sizes."""
         rows, columns = (-(-side // self._factor) for side in shape)
-        if self.tokenizer.factor:
+        if self.tokenizer.strides:
             return rows, columns
-        grid = self.tokenizer.grid
-        return rows * columns, *grid[: len(grid) - len(self.tokenizer.code_shape)]
+        return rows * columns, *self.tokenizer.codes.grid
 
     def _cuts(self, shape: Sequence[int]) -> tuple[Cut, Cut]:
-        """How rows and columns of codes are cut; those beyond the image are mirrored."""
+        """Cuts rows and columns of codes; those beyond the image are mirrored."""
 
         def of(side: int) -> Cut:
-            if self.tokenizer.factor and _WHOLE_STEP < side <= self._tile * self._factor:
+            if self.tokenizer.strides and _WHOLE_STEP < side <= self._tile * self._factor:
                 step = math.lcm(_WHOLE_STEP, self._factor)
                 side = min(-(-side // step) * step, self._tile * self._factor)
             step = max(1, _STEP // self._factor)
@@ -141,14 +118,14 @@ class ImageTiles:
         return of(shape[0]), of(shape[1])
 
     def _at_once(self, rows: Cut, columns: Cut) -> int:
-        """How many tiles make up a batch: a power of two, and together no more than a large tile."""
+        """Number of tiles in a batch: a power of two, together no larger than the largest tile."""
         fit = (self._tile * self._tile) // (rows.size * columns.size)
-        if not self.tokenizer.factor:
+        if not self.tokenizer.strides:
             fit = _SIDE**2 // self._factor**2
         return 1 << (max(1, min(_AT_ONCE, fit)).bit_length() - 1)
 
     def encode(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The codes of images, tiles of equal size in one batch, whichever image they are of."""
+        """Encodes images; tiles of equal size share batches across images."""
         for image in images:
             self.check(image)
         cuts = [self._cuts(image.shape[:2]) for image in images]
@@ -165,10 +142,12 @@ class ImageTiles:
 
         found, all_codes = _in_batches(tiles(), run), []
         for image, (rows, columns) in zip(images, cuts, strict=True):
-            codes = np.empty((*self.grid(image.shape[:2]), *self.tokenizer.code_shape), np.int32)
+            codes = np.empty(
+                (*self.grid(image.shape[:2]), *self.tokenizer.codes.code_shape), np.int32
+            )
             for y in range(len(rows.starts)):
                 for x in range(len(columns.starts)):
-                    if not self.tokenizer.factor:
+                    if not self.tokenizer.strides:
                         codes[y * len(columns.starts) + x] = next(found)
                         continue
                     (top, bottom), (left, right) = _share(rows, y), _share(columns, x)
@@ -181,16 +160,16 @@ class ImageTiles:
     def decode(
         self, all_codes: Sequence[np.ndarray], shapes: Sequence[tuple[int, ...]]
     ) -> Iterator[np.ndarray]:
-        """Images uint8 [H, W, C] of codes and shapes, in order and one at a time.
+        """Decodes codes to images uint8 [H, W, C] of the given sizes, one at a time.
 
-        Codes may be those of a residual tokenizer's first levels alone.
+        Codes may be those of the first levels of a residual tokenizer.
         """
         cuts = [self._cuts(shape) for shape in shapes]
 
         def tiles() -> Iterator[tuple[int, np.ndarray]]:
             for codes, (rows, columns) in zip(all_codes, cuts, strict=True):
                 for y, x in _order(rows, columns):
-                    if self.tokenizer.factor:
+                    if self.tokenizer.strides:
                         top, left = rows.starts[y], columns.starts[x]
                         tile = _mirrored(codes, (top, top + rows.size), (left, left + columns.size))
                     else:
@@ -213,7 +192,7 @@ class ImageTiles:
     def _assemble(
         self, image: np.ndarray, rows: Cut, columns: Cut, tiles: Iterator[np.ndarray]
     ) -> None:
-        """Fills an image with the tiles that come next, row by row; of floats it holds one row."""
+        """Fills an image with the next tiles, row by row; only one row of tiles is held as floats."""
         down, across = self._weights(rows), self._weights(columns)
         _, width = self._pixels(columns, columns.starts[-1])
         band = np.zeros((rows.size * self._factor, width, self._channels), np.float32)
@@ -231,11 +210,11 @@ class ImageTiles:
             band[len(band) - done :] = 0.0
 
     def _pixels(self, side: Cut, start: int) -> tuple[int, int]:
-        """The pixels [from, to) of the tile that begins there."""
+        """The pixels [from, to) of the tile that begins at a code."""
         return start * self._factor, (start + side.size) * self._factor
 
     def _weights(self, side: Cut) -> list[np.ndarray]:
-        """Weights of each tile's pixels along a side, float32: at every pixel they add up to 1."""
+        """Blending weights of each tile's pixels along an axis, float32; they sum to 1 at every pixel."""
         ramp = _RAMP if self._margin else 1e-3
         ends = [-np.inf, *(seam * self._factor for seam in side.seams), np.inf]
         weights = []
@@ -251,20 +230,20 @@ def _is_wide(rows: Cut, columns: Cut) -> bool:
 
 
 def _order(rows: Cut, columns: Cut) -> Iterator[tuple[int, int]]:
-    """Tiles in the order they are decoded: along the shorter side first, which is held in floats."""
+    """Order in which tiles are decoded: along the shorter axis first, which is held as floats."""
     if _is_wide(rows, columns):
         return ((y, x) for x in range(len(columns.starts)) for y in range(len(rows.starts)))
     return itertools.product(range(len(rows.starts)), range(len(columns.starts)))
 
 
 def _share(side: Cut, tile: int) -> tuple[int, int]:
-    """The codes [from, to) that are kept of a tile."""
+    """The codes [from, to) of a tile that are kept."""
     ends = [0, *side.seams, side.starts[-1] + side.size]
     return ends[tile], ends[tile + 1]
 
 
 def _mirrored(array: np.ndarray, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
-    """A window [from, to) of an array [H, W, ...], mirrored beyond its lower and right edges."""
+    """Returns a window of an array [H, W, ...], mirrored beyond its lower and right edges."""
     spans: list[Any] = []
     for (first, last), side in zip((rows, columns), array.shape, strict=False):
         if last <= side:
@@ -278,10 +257,10 @@ def _mirrored(array: np.ndarray, rows: tuple[int, int], columns: tuple[int, int]
 def _in_batches(
     tiles: Iterable[tuple[int, np.ndarray]], run: Callable[[np.ndarray], Any]
 ) -> Iterator[np.ndarray]:
-    """What `run` makes of each tile, in order.
+    """Yields the result of `run` for each tile, in order.
 
     Args:
-      tiles: how many tiles of its shape make up a batch, and a tile.
+      tiles: pairs of the batch size for tiles of this shape, and a tile.
       run: [B, ...] to [B, ...]; B is a power of two, so that few programs are compiled.
     """
 

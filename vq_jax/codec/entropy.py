@@ -1,0 +1,292 @@
+"""Entropy models: how likely the codes are, and so how many bits they take."""
+
+import itertools
+import math
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vq_jax import sampling
+from vq_jax import tokenizer as tokenizers
+from vq_jax.codec import bitstream, portability
+from vq_jax.codec.bitstream import Decoder, Encoder
+from vq_jax.codec.counts import FILE as COUNTS
+from vq_jax.errors import UserError
+from vq_jax.models.transformer import Transformer
+from vq_jax.prior import TrainedPrior
+
+_TOTAL = 2**23  # approximate sum of the weights of a prior's code
+_WINDOWS = 16  # largest number of windows in a batch of the prior
+_LOGITS = 2**25  # largest number of logits of a batch
+_CHUNK = 2**20  # logits that become weights at a time
+
+
+class CodeModel(Protocol):
+    """Writes codes int32 [*grid, levels] to an encoder, and reads them from a decoder.
+
+    `metadata` is what the file's header keeps of the model, as many bytes as `bitstream.METADATA` says.
+    """
+
+    def put(self, encoder: Encoder, codes: np.ndarray) -> bytes: ...
+
+    def take(
+        self, decoder: Decoder, metadata: bytes, grid: tuple[int, ...], levels: int
+    ) -> np.ndarray: ...
+
+
+class Tables:
+    """Codes under fixed weights, level by level.
+
+    Attributes:
+      models: one for each level, from `bitstream.uniform` or `bitstream.table`.
+      metadata: what the header keeps of them.
+    """
+
+    def __init__(self, models: Sequence[bitstream.Model], metadata: bytes = b""):
+        self.models, self.metadata = models, metadata
+
+    def put(self, encoder: Encoder, codes: np.ndarray) -> bytes:
+        """Writes codes; returns the metadata."""
+        for level in range(codes.shape[-1]):
+            encoder.put(codes[..., level].reshape(-1), self.models[level])
+        return self.metadata
+
+    def take(
+        self, decoder: Decoder, metadata: bytes, grid: tuple[int, ...], levels: int
+    ) -> np.ndarray:
+        """Reads codes int32 [*grid, levels].
+
+        Raises:
+          UserError: they were written under other weights.
+        """
+        if metadata != self.metadata:
+            raise UserError(
+                "this file is coded by other counts of the training codes than those in the model's "
+                f"folder: copy {COUNTS} from the folder it was made with"
+            )
+        count = math.prod(grid)
+        parts = [decoder.take(count, self.models[level]) for level in range(levels)]
+        return np.stack(parts, axis=-1).reshape(*grid, levels)
+
+
+class PriorModel:
+    """Codes under the probabilities of a trained prior, each given the codes before it.
+
+    The grid is cut into windows of the size of the prior's grid, smaller at the far edges. Windows are
+    coded independently. A causal prior codes a window's codes one after another. A masked prior codes
+    them in groups along a Halton order, in `config.sampling.steps` steps.
+
+    Writing and reading run the same compiled programs on the same shapes, so they agree bit for bit on
+    one kind of machine with one version of JAX. `portability` checks this before anything is read, and a
+    checksum of the codes checks it afterwards.
+    """
+
+    def __init__(self, prior: TrainedPrior):
+        if prior.module.condition:
+            raise UserError("a prior with a condition cannot code: name one without")
+        if prior.class_names and not prior.config.loss.label_dropout:
+            raise UserError(
+                "this prior was trained with a label for every example (loss.label_dropout=0), and "
+                "files have no label: it cannot code"
+            )
+        self._module, self._params = prior.module, prior.params
+        self._no_label = len(prior.class_names)
+        self._steps: int = prior.config.sampling.steps
+        description = {"prior": prior.config.prior.to_dict(), "steps": self._steps}
+        self._fingerprint = tokenizers.digest(description, prior.params)[:2]
+        self._begin = jax.jit(partial(_begin, prior.module))
+        self._step = jax.jit(partial(_step, prior.module), donate_argnums=5)
+        self._all = jax.jit(partial(_all, prior.module))
+        self._checks: dict[int, bytes] = {}
+
+    def put(self, encoder: Encoder, codes: np.ndarray) -> bytes:
+        """Writes codes; returns the metadata."""
+        grid = codes.shape[:-1]
+        size = self._batch(grid)
+        for windows in self._batches(grid, size):
+            codes_BN, inside_BN = self._tokens(windows, codes, size)
+
+            def put_codes(where, logits_nK, codes_BN=codes_BN):
+                for rows in _chunks(logits_nK):
+                    encoder.put_each(codes_BN[where][rows], weights(logits_nK[rows]))
+                return codes_BN[where]
+
+            self._visit_tokens(inside_BN, put_codes)
+        return self._fingerprint + _checksum(codes) + portability.metadata(self._outputs_crc(size))
+
+    def take(
+        self, decoder: Decoder, metadata: bytes, grid: tuple[int, ...], levels: int
+    ) -> np.ndarray:
+        """Reads codes int32 [*grid, levels].
+
+        Raises:
+          UserError: it was another prior, or this machine computes other probabilities.
+        """
+        if metadata[:2] != self._fingerprint:
+            raise UserError("this file is coded by another prior: name the run of that one")
+        size = self._batch(grid)
+        portability.check(metadata[6:], self._outputs_crc(size))
+        codes = np.zeros((*grid, levels), np.int32)
+
+        def take_codes(_, logits_nK):
+            parts = (weights(logits_nK[rows]) for rows in _chunks(logits_nK))
+            return np.concatenate([decoder.take_each(part) for part in parts])
+
+        for windows in self._batches(grid, size):
+            _, inside_BN = self._tokens(windows, codes, size)
+            taken_BN = self._visit_tokens(inside_BN, take_codes)
+            for window, taken_N in zip(windows, taken_BN, strict=False):
+                into = codes[window]
+                fits = tuple(slice(n) for n in into.shape)
+                into[...] = taken_N.reshape(*self._module.grid, levels)[fits]
+        if _checksum(codes) != metadata[2:6]:
+            raise UserError(
+                "the codes of this file differ from those that were written: it was altered, or the "
+                "prior computes other probabilities here; compress again with entropy='static'"
+            )
+        return codes
+
+    def _batch(self, grid: tuple[int, ...]) -> int:
+        """Number of windows in a batch, which depends on the grid alone."""
+        logits = self._module.length * self._module.num_codes
+        most = max(1, min(_WINDOWS, _LOGITS // logits))
+        count = math.prod(map(len, _spans(grid, self._module.grid)))
+        return min(1 << (most.bit_length() - 1), 1 << (count - 1).bit_length())
+
+    def _batches(self, grid: tuple[int, ...], size: int) -> Iterator[list[tuple]]:
+        """Yields the index expressions of a grid's windows, `size` at a time."""
+        windows = itertools.product(*_spans(grid, self._module.grid))
+        while batch := list(itertools.islice(windows, size)):
+            yield batch
+
+    def _tokens(
+        self, windows: list[tuple], codes: np.ndarray, size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the codes of windows int32 [size, N], and bool [size, N], False outside the grid."""
+        shape = (size, *self._module.grid, codes.shape[-1])
+        tokens, inside = np.zeros(shape, np.int32), np.zeros(shape, bool)
+        for i, window in enumerate(windows):
+            part = codes[window]
+            fits: Any = (i, *(slice(n) for n in part.shape))
+            tokens[fits], inside[fits] = part, True
+        return tokens.reshape(size, -1), inside.reshape(size, -1)
+
+    def _visit_tokens(
+        self, inside_BN: np.ndarray, code: Callable, most: int | None = None
+    ) -> np.ndarray:
+        """Visits the codes of a batch of windows in the prior's order.
+
+        Args:
+          inside_BN: bool, True for codes that are inside the grid.
+          code: ((rows, tokens), logits float32 [n, K]) -> the codes int [n] at these places.
+          most: largest number of calls of `code`; None visits all codes.
+
+        Returns:
+          int32 [B, N].
+        """
+        visit = self._one_by_one if self._module.causal else self._in_groups
+        codes_BN = np.zeros(inside_BN.shape, np.int32)
+        for where, logits_nK in itertools.islice(visit(inside_BN, codes_BN), most):
+            if len(where[0]):
+                codes_BN[where] = code(where, logits_nK)
+        return codes_BN
+
+    def _one_by_one(self, inside_BN: np.ndarray, codes_BN: np.ndarray) -> Iterator[tuple]:
+        """Yields the places of the next codes and their logits; the caller sets them in `codes_BN`."""
+        rows, books = np.arange(len(inside_BN)), self._module.books
+        inside_BP = inside_BN[:, ::books]
+        order_BP = np.broadcast_to(np.arange(inside_BP.shape[1]), inside_BP.shape)
+        if self._module.target_aware:  # codes inside the grid come first
+            order_BP = np.argsort(~inside_BP, axis=1, kind="stable")
+        here_BP = np.take_along_axis(inside_BP, order_BP, axis=1)
+        visits = int(np.flatnonzero(here_BP.any(axis=0)).max()) + 1
+        label_B = jnp.full(len(rows), self._no_label, jnp.int32)
+        logits_BK, cache = self._begin(self._params, label_B, jnp.asarray(order_BP[:, 0]))
+        for n in range(visits * books):
+            place_B = order_BP[:, n // books]
+            token_B = place_B * books + n % books
+            inside_B = inside_BN[rows, token_B]
+            yield (rows[inside_B], token_B[inside_B]), np.asarray(logits_BK)[inside_B]
+            if n >= books:  # outside the grid, the code before is repeated
+                before_B = codes_BN[rows, order_BP[:, n // books - 1] * books + n % books]
+                codes_BN[rows, token_B] = np.where(inside_B, codes_BN[rows, token_B], before_B)
+            if n + 1 < visits * books:
+                next_B = order_BP[:, (n + 1) // books]
+                logits_BK, cache = self._step(
+                    self._params, codes_BN[rows, token_B], n, place_B, next_B, cache
+                )
+
+    def _in_groups(self, inside_BN: np.ndarray, codes_BN: np.ndarray) -> Iterator[tuple]:
+        """As `_one_by_one`, for a masked prior."""
+        rank_N = sampling.halton_order(self._module.grid, self._module.books)
+        known_BN = np.zeros(inside_BN.shape, bool)
+        label_B = jnp.full(len(inside_BN), self._no_label, jnp.int32)
+        count = len(rank_N)
+        for t in range(self._steps):
+            left = math.floor(count * math.cos(math.pi / 2 * (t + 1) / self._steps) + 1e-4)
+            group_BN = inside_BN & ~known_BN & (rank_N < count - left * (t + 1 < self._steps))
+            if group_BN.any():
+                masked_BN = jnp.asarray(np.where(known_BN, codes_BN, -1))
+                logits_BNK = np.asarray(self._all(self._params, masked_BN, label_B))
+                yield np.nonzero(group_BN), logits_BNK[group_BN]
+                known_BN |= group_BN
+
+    def _outputs_crc(self, size: int) -> bytes:
+        """CRC-32 of what the prior's programs compute for fixed codes, in batches of `size` windows."""
+        if size not in self._checks:
+            outputs = b""
+
+            def fixed_codes(where, logits_nK):
+                nonlocal outputs
+                outputs += logits_nK.tobytes() + weights(logits_nK).tobytes()
+                return (7 * where[0] + 3 * where[1]) % logits_nK.shape[1]
+
+            self._visit_tokens(np.ones((size, self._module.length), bool), fixed_codes, most=4)
+            self._checks[size] = struct.pack("<I", zlib.crc32(outputs))
+        return self._checks[size]
+
+
+def weights(logits_nK: np.ndarray) -> np.ndarray:
+    """Returns positive integers proportional to softmax(logits), float64 [n, K]: floor(2^23 p) + 1."""
+    p_nK = logits_nK.astype(np.float64)
+    p_nK = np.exp(p_nK - p_nK.max(axis=1, keepdims=True))
+    return np.floor(p_nK * (_TOTAL / p_nK.sum(axis=1, keepdims=True))) + 1.0
+
+
+def _begin(module: Transformer, params, label_B, first_B):
+    rows = label_B.shape[0]
+    cache: Any = module.apply({"params": params}, rows, method="empty_cache")
+    return module.apply({"params": params}, label_B, None, first_B, cache, method="begin")
+
+
+def _step(module: Transformer, params, code_B, n, place_B, next_B, cache):
+    return module.apply({"params": params}, code_B, n, place_B, next_B, cache, method="step")
+
+
+def _all(module: Transformer, params, codes_BN, label_B):
+    return module.apply({"params": params}, codes_BN, label_B)
+
+
+def _spans(grid: tuple[int, ...], size: tuple[int, ...]) -> list[Sequence]:
+    """Cuts each axis of a grid into windows of `size`; extra leading axes are cut into single indices."""
+    lead = len(grid) - len(size)
+    spans: list[Sequence] = [range(n) for n in grid[:lead]]
+    for side, step in zip(grid[lead:], size, strict=True):
+        spans.append([slice(start, start + step) for start in range(0, side, step)])
+    return spans
+
+
+def _chunks(logits_nK: np.ndarray) -> list[slice]:
+    """Cuts rows of logits into chunks of bounded size."""
+    step = max(1, _CHUNK // logits_nK.shape[1])
+    return [slice(start, start + step) for start in range(0, len(logits_nK), step)]
+
+
+def _checksum(codes: np.ndarray) -> bytes:
+    return struct.pack("<I", zlib.crc32(np.ascontiguousarray(codes, "<i4").tobytes()))
