@@ -1,13 +1,15 @@
-"""Class-conditional ImageNet at 256x256 code by code, after LlamaGen's B model (111 million params).
+"""A class-conditional autoregressive prior for ImageNet 256x256, after LlamaGen-B (111M params).
 
     python -m vq_jax.main --config=configs/vqgan_imagenet256.py:16384
     python -m vq_jax.main --mode=tokenize --workdir=runs/vqgan_imagenet256-16384 \\
         --output=codes/imagenet256-16384 --flips --crops=5
     python -m vq_jax.main --config=configs/gpt_imagenet256.py
 
-ImageNet must be prepared for TFDS by hand (`tfds:imagenet2012` says how); the tokenizer comes first,
-and its codes. For many hosts add --distributed. Not run here: LlamaGen
-reports an FID of 5.46 for its B model, on a tokenizer of its own, at a guidance of 2.
+ImageNet must be prepared for TFDS by hand (`tfds:imagenet2012` explains how). Train the tokenizer
+and write its codes first, as above. Add --distributed to train on several hosts.
+
+This recipe has not been run. LlamaGen reports an FID of 5.46 for its B model, with its own
+tokenizer and a guidance of 2.
 """
 
 from vq_jax.config import base_prior

@@ -1,14 +1,15 @@
-"""Class-conditional ImageNet at 256x256 in 16 steps, after MaskGIT (173 million params).
+"""A class-conditional masked prior for ImageNet 256x256, 16 steps, after MaskGIT (173M params).
 
     python -m vq_jax.main --config=configs/vqgan_imagenet256.py
     python -m vq_jax.main --mode=tokenize --workdir=runs/vqgan_imagenet256 \\
         --output=codes/imagenet256 --flips --crops=5
     python -m vq_jax.main --config=configs/maskgit_imagenet256.py
 
-ImageNet must be prepared for TFDS by hand (`tfds:imagenet2012` says how); the tokenizer comes first,
-and its codes. For many hosts add --distributed. Not run here: MaskGIT
-reports an FID of 6.06, on a tokenizer of its own (rFID 2.28); its own weights can be imported
-(experiments/imported).
+ImageNet must be prepared for TFDS by hand (`tfds:imagenet2012` explains how). Train the tokenizer
+and write its codes first, as above. Add --distributed to train on several hosts.
+
+This recipe has not been run. MaskGIT reports an FID of 6.06, with its own tokenizer (rFID 2.28).
+MaskGIT's published weights can be imported (see experiments/imported).
 """
 
 from vq_jax.config import base_prior

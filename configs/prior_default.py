@@ -1,10 +1,10 @@
-"""A prior over the codes of the default tokenizer: emoji from noise, by category.
+"""A prior over the default tokenizer's codes, which samples emoji by category.
 
     python -m vq_jax.main --config=configs/prior_default.py
     python -m vq_jax.main --mode=sample --workdir=runs/prior_default --label="Food & Drink"
     python -m vq_jax.main --config=configs/prior_default.py:masked    # or :causal
 
-The tokenizer comes first (configs/default.py).
+Train the tokenizer first (configs/default.py).
 """
 
 from vq_jax.config import base_prior
@@ -31,6 +31,7 @@ def get_config(prior="random_order"):
     config.optim.schedule = "cosine"
     config.optim.warmup_steps = 100
     config.ema_decay = 0.99
-    if prior == "random_order":  # half of the images row by row: the order they are drawn in
+    if prior == "random_order":
+        # Half of the images end up in row-by-row order, which is the order used for sampling.
         config.loss.permute = (1.0, 0.5, 0, 200)
     return config

@@ -1,9 +1,9 @@
-"""Emoji freed of noise, blur, JPEG and bad light: a prior given the codes of the damaged image.
+"""A prior that restores emoji damaged by noise, blur, JPEG and low light, given their codes.
 
     python -m vq_jax.main --config=configs/prior_restore.py
     python -m vq_jax.main --mode=restore --input=my.png --output=clean.png
 
-The tokenizer comes first (configs/default.py).
+Train the tokenizer first (configs/default.py).
 """
 
 from vq_jax.config import base_prior
@@ -21,7 +21,7 @@ def get_config():
     config.prior.dropout = 0.2
 
     config.phases.prior = 600
-    config.sampling.temperature = 0.5  # true to what is given, rather than varied
+    config.sampling.temperature = 0.5  # low: stay close to the input image rather than vary it
     config.log_every = 20
     config.save_every = 300
     config.optim.lr = 1e-3

@@ -1,10 +1,10 @@
-"""Emoji from 8x8 to 32x32: a prior over the default tokenizer's codes, given the small image's.
+"""A prior that enlarges emoji from 8x8 to 32x32, given the small image's codes.
 
     python -m vq_jax.main --config=configs/prior_upscale.py
     python -m vq_jax.main --mode=upscale --input=my.png --output=large.png
     python -m vq_jax.main --config=configs/prior_upscale.py:2      # by 2, from 16x16
 
-The tokenizer comes first (configs/default.py).
+Train the tokenizer first (configs/default.py).
 """
 
 from vq_jax.config import base_prior
@@ -23,7 +23,7 @@ def get_config(factor="4"):
     config.prior.dropout = 0.2
 
     config.phases.prior = 600
-    config.sampling.temperature = 0.5  # true to what is given, rather than varied
+    config.sampling.temperature = 0.5  # low: stay close to the input image rather than vary it
     config.log_every = 20
     config.save_every = 300
     config.optim.lr = 1e-3

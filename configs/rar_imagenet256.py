@@ -1,14 +1,16 @@
-"""Class-conditional ImageNet at 256x256 from orders drawn at random to row by row, after RAR.
+"""A class-conditional prior for ImageNet 256x256, trained from random to raster order, after RAR.
 
     python -m vq_jax.main --config=configs/vqgan_imagenet256.py
     python -m vq_jax.main --mode=tokenize --workdir=runs/vqgan_imagenet256 \\
         --output=codes/imagenet256 --flips --crops=5
     python -m vq_jax.main --config=configs/rar_imagenet256.py
 
-ImageNet must be prepared for TFDS by hand (`tfds:imagenet2012` says how); the tokenizer comes first,
-and its codes. For many hosts add --distributed. Not run here: RAR
-reports an FID of 1.95 for its B model (261 million params, on MaskGIT's tokenizer), whose layers the
-class modulates as well; here it only stands first, in 173 million.
+ImageNet must be prepared for TFDS by hand (`tfds:imagenet2012` explains how). Train the tokenizer
+and write its codes first, as above. Add --distributed to train on several hosts.
+
+This recipe has not been run. RAR reports an FID of 1.95 for its B model (261 million params, with
+MaskGIT's tokenizer). In RAR the class also modulates the layers. Here the class is only the first
+token, and the model has 173 million params.
 """
 
 from vq_jax.config import base_prior

@@ -1,11 +1,13 @@
-"""VQGAN f16 on ImageNet at 256x256, after taming-transformers' two released recipes.
+"""VQGAN f16 on ImageNet at 256x256, after the two released recipes of taming-transformers.
 
     python -m vq_jax.main --config=configs/vqgan_imagenet256.py           # 1,024 codes
     python -m vq_jax.main --config=configs/vqgan_imagenet256.py:16384     # 16,384 codes
 
-ImageNet must be prepared for TFDS by hand (`tfds:imagenet2012` says how). For many hosts add
---distributed --config.parallel=jit. Not yet run here to the end: taming reports an rFID of 7.94 for
-1,024 codes and 4.98 for 16,384. Ours differ in bfloat16 compute and in evaluating averaged params.
+ImageNet must be prepared for TFDS by hand (`tfds:imagenet2012` explains how). Add --distributed
+--config.parallel=jit to train on several hosts.
+
+This recipe has not been run to the end. taming reports an rFID of 7.94 for 1,024 codes and 4.98 for
+16,384. This recipe differs in that it computes in bfloat16 and evaluates averaged params.
 """
 
 from vq_jax.config import base
@@ -28,7 +30,8 @@ def get_config(codes="1024"):
     config.quantizer.num_codes = int(codes)
     config.quantizer.dim = 256
     config.quantizer.codebook = "gradient"
-    # taming's loss puts its .25 on the codebook term and 1 on the commitment: .25 (codebook + 4 c).
+    # taming weights the codebook loss by .25 and the commitment loss by 1:
+    # .25 * (codebook + 4 * commitment).
     config.quantizer.beta = 4.0
     config.loss.codebook_weight = 0.25
     config.quantizer.revive_below = 0.0
@@ -39,7 +42,7 @@ def get_config(codes="1024"):
     config.discriminator.ndf = 64
     config.discriminator.norm = "batch"
     config.adversarial.loss = "hinge"
-    # The 1,024-code recipe holds the discriminator back for 250,001 steps; the other does not.
+    # The 1,024-code recipe starts the discriminator after 250,001 steps, the other at step 0.
     if codes == "1024":
         config.phases.update(joint=250_001, adversarial=250_000)
         config.discriminator.n_layers = 3

@@ -2,7 +2,8 @@
 
     python -m vq_jax.main --config=configs/vqgan_photos.py
 
-About 6 images/s on two busy CPU cores, so a quarter of an hour; not yet run to its end.
+Training runs at about 6 images/s on two busy CPU cores, which is about a quarter of an hour. This
+recipe has not been run to the end.
 """
 
 from vq_jax.config import base
@@ -12,7 +13,7 @@ def get_config():
     config = base(model="vqgan", quantizer="vq", discriminator="patchgan")
     config.data.source = "photos"
     config.data.resolution = 64
-    config.data.resize = 0  # crops at the photographs' own scale
+    config.data.resize = 0  # 0: crop without resizing first
     config.data.crop = "random"
     config.data.batch_size = 8
 

@@ -1,11 +1,13 @@
-"""What priors draw, measured with three sampling seeds: the mean, and the least and the most beside it.
+"""Measures priors' samples over three sampling seeds: mean, minimum and maximum of each metric.
 
     python -m experiments.seeds draw --output=experiments/prior_default/figures.json
-    python -m experiments.seeds improve --workdir=runs/prior_upscale --output=experiments/upscale/by_4.json
+    python -m experiments.seeds improve --workdir=runs/prior_upscale \\
+        --output=experiments/upscale/by_4.json
 
-`draw` measures the runs of `configs/prior_default.py` (`:causal`, from codes with flips, and `:masked` where they
-are there) at several ways of drawing; `improve` a prior with a condition, as `--mode=evaluate` does. The
-figures are those of `vq_jax.tasks.evaluate_prior`.
+`draw` measures the runs of `configs/prior_default.py` with several sampling options: the default
+run, `:causal` (trained from codes with flips) and `:masked`. It skips runs that do not exist.
+`improve` measures a prior with a condition, as `--mode=evaluate` does. The metrics are those of
+`vq_jax.tasks.evaluate_prior`.
 """
 
 import argparse
@@ -17,13 +19,15 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from vq_jax.data.sources import open_source
 from vq_jax.files import write
-from vq_jax.prior import load_prior
+from vq_jax.modalities import open_source
+from vq_jax.runs import load_prior
 from vq_jax.tasks import evaluate_prior
+from vq_jax.tasks.evaluate import measure
+from vq_jax.tasks.job import Evaluation
 
 SEEDS = (0, 1, 2)
-# run -> how it is drawn from, by row
+# run name -> sampling options of each row
 DRAWS: dict[str, list[dict[str, float]]] = {
     "prior_default": [
         {"temperature": 1.0},
@@ -42,7 +46,7 @@ DRAWS: dict[str, list[dict[str, float]]] = {
 
 
 def spread(found: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean, least and most of each figure over seeds."""
+    """Returns the mean, minimum and maximum of each metric over the seeds."""
     return {
         name: {
             "mean": float(np.mean([one[name] for one in found])),
@@ -54,8 +58,7 @@ def spread(found: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def draw(runs: Path) -> dict[str, Any]:
-    """The rows of `DRAWS`, held against the same real images."""
-    features = evaluate_prior.make_features()
+    """Measures the rows of `DRAWS`, all against the same real images."""
     against, rows = None, []
     bits: dict[str, float] = {}
     for run, draws in DRAWS.items():
@@ -63,35 +66,38 @@ def draw(runs: Path) -> dict[str, Any]:
             continue
         prior = load_prior(runs / run)
         if against is None:
-            splits = open_source(prior.config.data, prior.config.seed)
+            splits = open_source(prior.config)
+            (network,) = prior.modality.networks()
             count = prior.config.eval_samples
             held_out = list(
-                evaluate_prior.labelled_images(evaluate_prior.spread_over(splits.val, count), prior)
+                evaluate_prior.labelled_examples(
+                    evaluate_prior.spread_over(splits.val, count), prior
+                )
             )
-            against = evaluate_prior.references(prior, splits, features, held_out)
+            against = evaluate_prior.references(prior, splits, network, held_out)
             labels = evaluate_prior.sample_labels(prior, held_out)
         bits[run] = json.loads((runs / run / "evaluation.json").read_text())["bits_per_code"]
         for how in draws:
             found = []
             for seed in SEEDS:
                 samples = prior.sample(len(labels), label=labels, seed=seed, **how)
-                found.append(evaluate_prior.judge(against, features(samples)))
+                features = network.features(samples)
+                found.append(evaluate_prior.compare_features(network, against, features))
             rows.append({"run": run, "how": how, **spread(found)})
             print(run, how, json.dumps(rows[-1]["efficientnet_frechet"]), flush=True)
-    assert against is not None, f"no run of {', '.join(DRAWS)} in {runs}"
+    assert against is not None, f"{runs}: has none of the runs {', '.join(DRAWS)}"
     return {"seeds": SEEDS, "references": against.figures, "bits_per_code": bits, "rows": rows}
 
 
 def improve(workdir: Path) -> dict[str, Any]:
-    """The figures of a prior that makes given images better."""
+    """Measures a prior that upscales or restores images."""
     prior = load_prior(workdir)
-    splits = open_source(prior.config.data, prior.config.seed)
+    splits = open_source(prior.config)
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in SEEDS:
-            found.append(
-                evaluate_prior.measure(prior, splits, Path(folder), Console(quiet=True), seed=seed)
-            )
+            evaluation = Evaluation(prior, splits, Path(folder), Console(quiet=True), seed=seed)
+            found.append(measure(evaluation))
     numbers = [{k: v for k, v in one.items() if isinstance(v, float)} for one in found]
     return {"seeds": SEEDS, "images": found[0]["images"], "step": prior.step, **spread(numbers)}
 
@@ -99,7 +105,7 @@ def improve(workdir: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["draw", "improve"])
-    parser.add_argument("--workdir", type=Path, help="improve: the prior's run")
+    parser.add_argument("--workdir", type=Path, help="improve: the run of the prior")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="draw: the folder of runs")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()

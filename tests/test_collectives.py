@@ -1,3 +1,5 @@
+"""Sums, means and sampled rows across devices."""
+
 from functools import partial
 
 import chex
@@ -10,7 +12,7 @@ from vq_jax import collectives
 
 
 @pytest.mark.parametrize("count", [5, 24, 40])
-def test_sample_rows_draws_the_same_on_one_device_and_on_four(rng, count):
+def test_sample_rows_returns_the_same_on_one_device_and_on_four(rng, count):
     rows = jnp.asarray(rng.normal(size=(24, 3)), jnp.float32)
     key = jax.random.key(1)
     whole = collectives.sample_rows(key, rows, count, None)
@@ -24,7 +26,7 @@ def test_sample_rows_draws_the_same_on_one_device_and_on_four(rng, count):
     assert distinct == count if count <= 24 else distinct <= 24
 
 
-def test_mean_and_sum_over_devices(rng):
+def test_pmean_and_psum_average_and_sum_over_devices(rng):
     x = jnp.asarray(rng.normal(size=(4, 5)), jnp.float32)
     run = partial(jax.pmap, axis_name="data", out_axes=None)
     chex.assert_trees_all_close(run(lambda v: collectives.pmean(v, "data"))(x), x.mean(0))

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic file writes, standard streams, and the cache folder."""
 
 import io
 import os
@@ -10,7 +10,7 @@ from vq_jax import files
 from vq_jax.errors import UserError
 
 
-def test_the_longest_name_there_is_can_be_written(tmp_path):
+def test_file_names_may_have_the_maximum_length(tmp_path):
     path = tmp_path / ("x" * 251 + ".png")
     files.write(b"abc", path)
     assert path.read_bytes() == b"abc" and len(list(tmp_path.iterdir())) == 1
@@ -19,7 +19,7 @@ def test_the_longest_name_there_is_can_be_written(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_what_fails_leaves_what_was_there(tmp_path):
+def test_failed_write_keeps_the_old_file(tmp_path):
     files.write(b"before", tmp_path / "a")
     with pytest.raises(ZeroDivisionError), files.writing(tmp_path / "a") as temporary:
         temporary.write_bytes(b"half")
@@ -27,7 +27,7 @@ def test_what_fails_leaves_what_was_there(tmp_path):
     assert (tmp_path / "a").read_bytes() == b"before" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_what_is_unfinished_can_be_discarded(tmp_path):
+def test_discard_unfinished_removes_files_and_folders(tmp_path):
     with files.unfinished(tmp_path / "folder") as folder, files.unfinished(tmp_path / "b") as file:
         folder.mkdir()
         (folder / "inside").write_text("x")
@@ -37,7 +37,7 @@ def test_what_is_unfinished_can_be_discarded(tmp_path):
         assert not list(tmp_path.iterdir())
 
 
-def test_standard_streams_stand_for_files(monkeypatch):
+def test_standard_streams_can_replace_files(monkeypatch):
     out = io.TextIOWrapper(io.BytesIO())
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"given")))
     monkeypatch.setattr("sys.stdout", out)
@@ -46,7 +46,7 @@ def test_standard_streams_stand_for_files(monkeypatch):
     assert out.buffer.getvalue() == b"made"
 
 
-def test_the_cache_folder_needs_no_home(monkeypatch):
+def test_cache_folder_need_not_exist(monkeypatch):
     for name in ("VQ_JAX_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", "/nowhere")
@@ -55,7 +55,7 @@ def test_the_cache_folder_needs_no_home(monkeypatch):
     assert files.cache_folder() == Path("/nowhere/mine")
 
 
-def test_compiled_programs_are_kept_where_they_can_be(monkeypatch, tmp_path):
+def test_compiled_programs_are_cached_if_possible(monkeypatch, tmp_path):
     import jax
 
     from vq_jax.training.parallel import keep_compiled
@@ -76,7 +76,7 @@ def test_compiled_programs_are_kept_where_they_can_be(monkeypatch, tmp_path):
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "compiled")
         assert jax.config.jax_compilation_cache_max_size == 2**30
         jax.config.update("jax_compilation_cache_dir", os.devnull)
-        keep_compiled()  # what JAX was told holds
+        keep_compiled()  # A folder that JAX already has is kept.
         assert jax.config.jax_compilation_cache_dir == os.devnull
     finally:
         for name, value in before.items():

@@ -1,3 +1,5 @@
+"""Losses against their equations."""
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ def test_reconstruction_losses_are_unreduced_float32(rng):
         chex.assert_trees_all_close(loss(jnp.asarray(a), jnp.asarray(b)), expected, rtol=1e-5)
 
 
-def test_adversarial_losses_equal_their_equations(rng):
+def test_adversarial_losses_match_their_equations(rng):
     real, fake = rng.normal(size=(2, 7)) * 3
 
     def sigmoid(x):
@@ -38,28 +40,28 @@ def test_adversarial_losses_equal_their_equations(rng):
 
 
 @pytest.mark.parametrize("name", losses.ADVERSARIAL)
-def test_adversarial_gradients_push_the_right_way(name):
+def test_adversarial_gradients_have_the_right_sign(name):
     disc, gen = losses.ADVERSARIAL[name]
     real, fake = jnp.array(0.3), jnp.array(-0.2)
-    assert jax.grad(disc, 0)(real, fake) < 0  # up with real
-    assert jax.grad(disc, 1)(real, fake) > 0  # down with fake
-    assert jax.grad(gen)(fake) < 0  # the generator wants fakes up
+    assert jax.grad(disc, 0)(real, fake) < 0  # raises real logits
+    assert jax.grad(disc, 1)(real, fake) > 0  # lowers fake logits
+    assert jax.grad(gen)(fake) < 0  # raises fake logits
 
 
-def test_adaptive_weight_is_the_ratio_clipped_and_without_gradient():
+def test_adaptive_weight_is_the_clipped_ratio_without_gradient():
     assert losses.adaptive_weight(jnp.array(3.0), jnp.array(1.5)) == pytest.approx(2.0, rel=1e-3)
     assert losses.adaptive_weight(jnp.array(1.0), jnp.array(0.0)) == 1e4
     assert losses.adaptive_weight(jnp.array(9.0), jnp.array(1.0), limit=2.0) == 2.0
     assert jax.grad(losses.adaptive_weight)(jnp.array(3.0), jnp.array(1.5)) == 0
 
 
-def test_r1_of_a_quadratic_critic_is_its_gradient_norm(rng):
+def test_r1_penalty_is_the_squared_gradient_norm(rng):
     x = jnp.asarray(rng.normal(size=(5, 2, 2, 1)), jnp.float32)
     penalty = losses.r1_penalty(lambda v: 1.5 * jnp.sum(v**2, axis=(1, 2, 3)), x)
     chex.assert_trees_all_close(penalty, 9.0 * jnp.sum(x**2, axis=(1, 2, 3)), rtol=1e-5)
 
 
-def test_lecam_vanishes_at_its_anchors():
+def test_lecam_penalises_logits_beyond_the_moving_averages():
     chex.assert_trees_all_close(
         losses.lecam(
             jnp.array([1.0, 3.0]), jnp.array([-2.0, -4.0]), jnp.array(-2.0), jnp.array(1.0)
@@ -68,16 +70,16 @@ def test_lecam_vanishes_at_its_anchors():
     )
 
 
-def test_latent_variance_only_pulls_narrow_dimensions_up():
+def test_latent_variance_is_zero_above_a_standard_deviation_of_one():
     terms = losses.latent_variance(jnp.array([0.0, 0.25, 1.0, 4.0]))
     chex.assert_trees_all_close(terms, jnp.array([0.99, 0.5, 0.0, 0.0]), atol=1e-3)
 
 
-def test_code_usage_is_zero_for_even_and_one_for_a_single_code():
+def test_code_usage_is_zero_for_uniform_use_and_one_for_a_single_code():
     assert losses.code_usage(jnp.full((8,), 1 / 8)) == pytest.approx(0.0, abs=1e-6)
     assert losses.code_usage(jnp.eye(8)[0]) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_kernel_norm_leaves_biases_out():
+def test_kernel_norm_excludes_biases():
     tree = {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full((2,), 100.0)}
     assert losses.kernel_norm(tree) == pytest.approx(4.0)

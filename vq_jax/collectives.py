@@ -1,8 +1,8 @@
-"""Sums and means across devices: the only place the package names a collective.
+"""Sums and means across devices: the only module that calls `jax.lax.psum` and `jax.lax.pmean`.
 
-Every function takes the name of the mapped axis, and does nothing when it is None: the same code
-runs on one device, inside ``jax.pmap``, and under ``jax.jit`` with sharded arrays (where an
-ordinary mean already is the mean over all devices).
+Every function takes the name of the mapped axis. With None, devices exchange nothing. The same code
+thus runs on one device, inside `jax.pmap`, and under `jax.jit` with sharded arrays, where an
+ordinary mean is already the mean over all devices.
 """
 
 from typing import TypeVar
@@ -14,31 +14,36 @@ Tree = TypeVar("Tree")
 
 
 def pmean(tree: Tree, axis_name: str | None) -> Tree:
-    """Averages every leaf over the devices of `axis_name` (identity when it is None)."""
+    """Averages every leaf over the devices of `axis_name`; the identity if it is None."""
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
 
 def psum(tree: Tree, axis_name: str | None) -> Tree:
-    """Sums every leaf over the devices of `axis_name` (identity when it is None)."""
+    """Sums every leaf over the devices of `axis_name`; the identity if it is None."""
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
 def first_row(n_local: int, axis_name: str | None) -> jax.Array | int:
-    """The place of this device's first row among the rows of all devices, each of which has
-    `n_local`."""
+    """Returns the index of this device's first row among the rows of all devices.
+
+    Args:
+      n_local: number of rows on each device.
+      axis_name: the mapped axis, or None.
+    """
     return 0 if axis_name is None else jax.lax.axis_index(axis_name) * n_local
 
 
 def sample_rows(key: jax.Array, rows_ND: jax.Array, count: int, axis_name: str | None) -> jax.Array:
-    """Draws `count` rows, uniformly, from the rows of all devices together.
+    """Samples rows uniformly from the rows of all devices.
 
-    Every device draws the same indices into the concatenation of all devices' rows, contributes
-    those it holds and sums, so one device and many return the same rows.
+    Every device draws the same indices into the concatenation of all rows and contributes the rows
+    that it holds. A sum over devices combines them, so that the rows do not depend on the number of
+    devices.
 
     Args:
       key: a PRNG key, the same on every device.
       rows_ND: float [N, D], this device's rows.
-      count: how many to draw; without replacement where there are enough of them.
+      count: number of rows to sample; without replacement, unless there are fewer rows.
       axis_name: the mapped axis, or None.
 
     Returns:
@@ -54,6 +59,6 @@ def sample_rows(key: jax.Array, rows_ND: jax.Array, count: int, axis_name: str |
     if axis_name is None:
         return rows_ND[index]
     local = index - first_row(n_local, axis_name)
-    mine = (local >= 0) & (local < n_local)
-    rows = jnp.where(mine[:, None], rows_ND[jnp.clip(local, 0, n_local - 1)], 0)
+    is_local = (local >= 0) & (local < n_local)
+    rows = jnp.where(is_local[:, None], rows_ND[jnp.clip(local, 0, n_local - 1)], 0)
     return jax.lax.psum(rows, axis_name)

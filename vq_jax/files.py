@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, standard streams, and the cache folder."""
+"""Atomic file writes, standard streams, and the cache folder."""
 
 import contextlib
 import errno
@@ -14,29 +14,32 @@ from pathlib import Path
 from vq_jax.errors import UserError, first_line
 
 STDIO = Path("-")  # standard input, or standard output
-# Temporary files and folders that are being written.
+# Temporary files and folders that are not complete yet.
 _unfinished: set[Path] = set()
 
-# What the system refuses, with what to do; anything else is an error of the program's.
-_REFUSED = {
-    errno.ENOSPC: "free some space, or name another place",
-    errno.EDQUOT: "free some space, or name another place",
-    errno.EACCES: "name a place that you may use",
-    errno.EPERM: "name a place that you may use",
-    errno.EROFS: "name a place that can be written",
-    errno.ENOTDIR: "name a folder",
+# System errors that the user can correct, with advice. All other errors are bugs.
+_ADVICE = {
+    errno.ENOSPC: "free some space, or use another folder",
+    errno.EDQUOT: "free some space, or use another folder",
+    errno.EACCES: "use a path that you have permission for",
+    errno.EPERM: "use a path that you have permission for",
+    errno.EROFS: "use a folder that can be written",
+    errno.ENOTDIR: "give a folder",
     errno.ENAMETOOLONG: "use a shorter name",
     errno.EIO: "the disk may be damaged",
 }
 
 
 def expanded(path: str | Path) -> Path:
-    """A path with a leading ~ as the user's home; one of a user that there is not stays as it is."""
+    """Expands a leading ~ or ~USER of a path; ~USER of an unknown user stays unchanged."""
     return Path(os.path.expanduser(path))
 
 
 def cache_folder() -> Path:
-    """Where derived files are kept: $VQ_JAX_CACHE, else $XDG_CACHE_HOME/vq_jax, else ~/.cache."""
+    """Returns the folder of cached files.
+
+    It is $VQ_JAX_CACHE if set, or $XDG_CACHE_HOME/vq_jax if set, or ~/.cache/vq_jax.
+    """
     if folder := os.environ.get("VQ_JAX_CACHE"):
         return expanded(folder)
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -44,26 +47,31 @@ def cache_folder() -> Path:
 
 
 def system_mistake(e: BaseException | None) -> str | None:
-    """One line about what the system has refused, in an exception or what it came from; or None."""
+    """Describes, in one line, the system error that an exception or one of its causes reports.
+
+    Returns:
+      the path if known, the error and advice; None if there is no system error in `_ADVICE`.
+    """
     seen: set[int] = set()
     while e is not None and id(e) not in seen:
         seen.add(id(e))
-        if isinstance(e, OSError) and e.errno in _REFUSED:
-            place = os.fsdecode(e.filename) if isinstance(e.filename, str | bytes) else ""
-            return f"{place + ': ' if place else ''}{e.strerror}: {_REFUSED[e.errno]}"
-        for number, advice in _REFUSED.items():  # libraries in C++ tell it in words
-            if (words := os.strerror(number)) in str(e):
-                found = re.search(r"(/[^\s\"':\]]+)", str(e))
-                return f"{found[1] + ': ' if found else ''}{words}: {advice}"
+        if isinstance(e, OSError) and e.errno in _ADVICE:
+            path = os.fsdecode(e.filename) if isinstance(e.filename, str | bytes) else ""
+            return f"{path + ': ' if path else ''}{e.strerror}: {_ADVICE[e.errno]}"
+        for number, advice in _ADVICE.items():  # C++ libraries report errors only in the text.
+            if (description := os.strerror(number)) in str(e):
+                match = re.search(r"(/[^\s\"':\]]+)", str(e))
+                return f"{match[1] + ': ' if match else ''}{description}: {advice}"
         e = e.__cause__ or e.__context__
     return None
 
 
 @contextlib.contextmanager
 def unfinished(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, of the same suffix; what is left of it is removed at the end.
+    """Yields a temporary path beside `path`, with the same suffix; removes the file at the end.
 
-    Its name does not grow with that of `path`, which may be as long as the system allows.
+    For `STDIO`, it is in the system's folder of temporary files. The length of its name does not
+    depend on `path`, which may be as long as the system allows.
     """
     folder = Path(tempfile.gettempdir()) if path == STDIO else path.parent
     temporary = folder / f".{secrets.token_hex(8)}.tmp{path.suffix[:16]}"
@@ -84,20 +92,20 @@ def _remove(path: Path) -> None:
 
 
 def discard_unfinished() -> None:
-    """Removes what is being written, where the process is about to end."""
+    """Removes all unfinished files and folders; for a process that is about to end."""
     for path in list(_unfinished):
         _remove(path)
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A temporary path, of the same suffix, whose file takes a name once all of it is written.
+    """Writes a file atomically: yields a temporary path and renames it at the end.
 
     Args:
-      path: the file to write, whose folder is made; `STDIO` is standard output.
+      path: the file to write; its folder is created if necessary. `STDIO` is standard output.
 
     Raises:
-      UserError: it cannot be written; what was there before still is.
+      UserError: the file cannot be written; an existing file is unchanged.
     """
     with unfinished(path) as temporary:
         try:
@@ -113,19 +121,19 @@ def writing(path: Path) -> Iterator[Path]:
             raise
         except (OSError, ValueError) as e:
             reason = e.strerror if isinstance(e, OSError) and e.strerror else first_line(e)
-            if isinstance(e, FileExistsError):  # of its folder
-                reason = f"{path.parent} is no folder"
+            if isinstance(e, FileExistsError):
+                reason = f"{path.parent} is not a folder"
             raise UserError(f"cannot write {path}: {reason}") from e
 
 
 def write(data: bytes, path: Path) -> None:
-    """Writes a file, its folder too; see `writing`."""
+    """Writes a file atomically, and creates its folder if necessary; see `writing`."""
     with writing(path) as temporary:
         temporary.write_bytes(data)
 
 
 def read(path: Path) -> bytes:
-    """All of a file, or of standard input.
+    """Reads a file; `STDIO` is standard input.
 
     Raises:
       UserError: it cannot be read.
@@ -134,3 +142,31 @@ def read(path: Path) -> bytes:
         return sys.stdin.buffer.read() if path == STDIO else path.read_bytes()
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror or e}") from e
+
+
+def check_new(folder: Path) -> None:
+    """Raises UserError if a folder exists and is not empty, or if its path is a file."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} already exists: give a new or empty folder")
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Writes a folder atomically: yields a temporary folder and renames it at the end.
+
+    Args:
+      folder: the folder to write; it must not exist, or be empty.
+
+    Raises:
+      UserError: the folder exists and is not empty, or it cannot be written.
+    """
+    check_new(folder)
+    with unfinished(folder) as temporary:
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            if folder.exists():
+                folder.rmdir()
+            temporary.replace(folder)
+        except OSError as e:
+            raise UserError(f"cannot write {folder}: {e.strerror or e}") from e

@@ -1,4 +1,7 @@
-"""Losses as pure functions of arrays, in float32. Unless it says otherwise, nothing is reduced."""
+"""Losses, as pure functions of arrays, computed in float32.
+
+Unless documented otherwise, a loss is not reduced: it has one value for each element or logit.
+"""
 
 from collections.abc import Callable
 
@@ -6,61 +9,76 @@ import jax
 import jax.numpy as jnp
 import optax
 
-# --- reconstruction: float [B, ...] and float [B, ...] -> float32 of the same shape ---------------
+# --- reconstruction: float [B, ...], float [B, ...] -> float32 [B, ...] ---------------------------
 
 
 def l1(prediction: jax.Array, target: jax.Array) -> jax.Array:
-    """Absolute error of each element."""
+    """Computes the absolute error of each element."""
     return jnp.abs(prediction.astype(jnp.float32) - target.astype(jnp.float32))
 
 
 def l2(prediction: jax.Array, target: jax.Array) -> jax.Array:
-    """Squared error of each element. Over the data's variance (van den Oord et al. 2017, and
-    Sonnet's recipe) it is this divided by `config.loss.data_variance`."""
+    """Computes the squared error of each element.
+
+    Divided by `config.loss.data_variance`, it is the error relative to the variance of the data
+    (van den Oord et al. 2017, and Sonnet's recipe).
+    """
     return jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32))
 
 
 RECONSTRUCTION: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {"l1": l1, "l2": l2}
 
-# --- adversarial: logits of any shape -> float32 of that shape ------------------------------------
+# --- adversarial: logits of any shape -> float32 of the same shape --------------------------------
 
 
 def hinge_discriminator(real: jax.Array, fake: jax.Array) -> jax.Array:
-    """Hinge loss of the discriminator (Lim & Ye 2017, eq. 3; halved as in Esser et al. 2021).
+    """Computes the discriminator's hinge loss (Lim & Ye 2017, eq. 3).
 
-    `real` and `fake` are logits of one shape; returns the loss of each pair of them.
+    It is halved, as in Esser et al. 2021.
+
+    Args:
+      real, fake: logits of the same shape.
+
+    Returns:
+      float32 of that shape, the loss of each pair of logits.
     """
     real, fake = real.astype(jnp.float32), fake.astype(jnp.float32)
     return 0.5 * (jax.nn.relu(1.0 - real) + jax.nn.relu(1.0 + fake))
 
 
 def logistic_discriminator(real: jax.Array, fake: jax.Array) -> jax.Array:
-    """Binary cross-entropy of the discriminator on logits (Goodfellow et al. 2014, eq. 1),
-    averaged over its two terms."""
+    """Computes the discriminator's binary cross-entropy (Goodfellow et al. 2014, eq. 1).
+
+    Args:
+      real, fake: logits of the same shape.
+
+    Returns:
+      float32 of that shape, the mean of the two terms for each pair of logits.
+    """
     real, fake = real.astype(jnp.float32), fake.astype(jnp.float32)
     return 0.5 * (jax.nn.softplus(-real) + jax.nn.softplus(fake))
 
 
 def linear_generator(fake: jax.Array) -> jax.Array:
-    """The generator's side of the hinge loss, minus the logit (Lim & Ye 2017, eq. 4)."""
+    """Computes the generator's hinge loss, the negative logit (Lim & Ye 2017, eq. 4)."""
     return -fake.astype(jnp.float32)
 
 
 def non_saturating_generator(fake: jax.Array) -> jax.Array:
-    """-log D(x) on logits: the generator's non-saturating loss (Goodfellow et al. 2014, sec. 3)."""
+    """Computes the generator's non-saturating loss, -log D(x) (Goodfellow et al. 2014, sec. 3)."""
     return jax.nn.softplus(-fake.astype(jnp.float32))
 
 
 # name -> (discriminator's loss of real and fake logits, generator's loss of fake logits).
-# "vanilla" pairs them as Esser et al. 2021's code does; "non_saturating" is plain cross-entropy.
+# "vanilla" is the pair in the code of Esser et al. 2021, "non_saturating" is cross-entropy for
+# both.
 ADVERSARIAL: dict[str, tuple[Callable, Callable]] = {
     "hinge": (hinge_discriminator, linear_generator),
     "vanilla": (logistic_discriminator, linear_generator),
     "non_saturating": (logistic_discriminator, non_saturating_generator),
 }
 
-
-# name -> the generator's loss of fake logits, where it is chosen apart from the discriminator's
+# name -> generator's loss of fake logits, to replace the one in `ADVERSARIAL`
 GENERATOR: dict[str, Callable] = {
     "linear": linear_generator,
     "non_saturating": non_saturating_generator,
@@ -70,13 +88,15 @@ GENERATOR: dict[str, Callable] = {
 def adaptive_weight(
     reconstruction_norm: jax.Array, adversarial_norm: jax.Array, limit: float = 1e4
 ) -> jax.Array:
-    """The weight that gives both losses equal say at the last layer (Esser et al. 2021, eq. 7).
+    """Computes the weight of the adversarial loss (Esser et al. 2021, eq. 7).
+
+    With this weight, both losses have gradients of the same norm at the decoder's last layer.
 
     Args:
-      reconstruction_norm: float32 [], norm of the reconstruction loss's gradient at the decoder's
-        last kernel.
+      reconstruction_norm: float32 [], norm of the gradient of the reconstruction loss at the
+        decoder's last kernel.
       adversarial_norm: float32 [], the same for the generator's adversarial loss.
-      limit: the largest weight given.
+      limit: largest weight.
 
     Returns:
       float32 [] in [0, limit], without gradient.
@@ -86,24 +106,25 @@ def adaptive_weight(
 
 
 def r1_penalty(logits: Callable[[jax.Array], jax.Array], real: jax.Array) -> jax.Array:
-    """Squared gradient norm of the discriminator at real images (Mescheder et al. 2018, eq. 9).
+    """Computes the R1 penalty of the discriminator at real images (Mescheder et al. 2018, eq. 9).
 
     Args:
-      logits: images [B, ...] -> logits [B, ...].
-      real: float [B, ...].
+      logits: the discriminator: images [B, ...] -> logits [B, ...].
+      real: float [B, ...], real images.
 
     Returns:
-      float32 [B]: |d sum(logits) / d image|^2 of each image; the caller multiplies by gamma / 2.
+      float32 [B], the squared gradient norm |d sum(logits) / d image|^2 of each image; the caller
+      multiplies it by gamma / 2.
     """
     gradient = jax.grad(lambda x: jnp.sum(logits(x).astype(jnp.float32)))(real)
     return jnp.sum(jnp.square(gradient.astype(jnp.float32)), axis=tuple(range(1, gradient.ndim)))
 
 
 def lecam(real: jax.Array, fake: jax.Array, real_mean: jax.Array, fake_mean: jax.Array):
-    """LeCAM regularisation of each pair of logits (Tseng et al. 2021, eq. 4).
+    """Computes the LeCAM regularisation of each pair of logits (Tseng et al. 2021, eq. 4).
 
     Args:
-      real, fake: logits of one shape.
+      real, fake: logits of the same shape.
       real_mean, fake_mean: float32 [], moving averages of the discriminator's logits.
 
     Returns:
@@ -117,29 +138,32 @@ def lecam(real: jax.Array, fake: jax.Array, real_mean: jax.Array, fake_mean: jax
 
 
 def latent_variance(variance_D: jax.Array) -> jax.Array:
-    """How far each latent dimension's standard deviation over the batch falls short of 1.
+    """Computes a hinge loss on the standard deviation of the latents (Bardes et al. 2022, eq. 1).
 
-    The hinge of Bardes et al. 2022 (eq. 1); it keeps an encoder from shrinking onto one point.
+    The loss is the amount by which the standard deviation is below 1. It prevents an encoder whose
+    latents collapse to one point.
 
     Args:
-      variance_D: float [D], each dimension's variance over the whole batch.
+      variance_D: float [D], variance of each latent dimension over the whole batch.
 
     Returns:
-      float32 [D], each in [0, 1].
+      float32 [D], in [0, 1].
     """
     return jax.nn.relu(1.0 - jnp.sqrt(variance_D.astype(jnp.float32) + 1e-4))
 
 
 def entropy(p: jax.Array) -> jax.Array:
-    """Entropy in nats over the last axis, of probabilities float [..., K]."""
+    """Computes the entropy in nats of probabilities float [..., K] over the last axis."""
     return -jnp.sum(p * jnp.log(jnp.maximum(p, 1e-20)), axis=-1)
 
 
 def code_usage(probabilities_K: jax.Array) -> jax.Array:
-    """One minus the normalised entropy of the average soft assignment: 0 when all codes share.
+    """Computes one minus the normalised entropy of the mean soft assignment.
+
+    It is 0 if all codes are used equally, and 1 if a single code is used.
 
     Args:
-      probabilities_K: float [K], how much of the batch each code takes; sums to 1.
+      probabilities_K: float [K], the share of the batch that is assigned to each code; sums to 1.
 
     Returns:
       float32 [] in [0, 1].
@@ -149,5 +173,5 @@ def code_usage(probabilities_K: jax.Array) -> jax.Array:
 
 
 def kernel_norm(tree) -> jax.Array:
-    """Global L2 norm of the kernels (leaves with two or more axes) of a gradient tree."""
+    """Computes the global L2 norm of the kernels, the leaves with two or more axes, in a tree."""
     return optax.tree.norm([leaf for leaf in jax.tree.leaves(tree) if leaf.ndim > 1])

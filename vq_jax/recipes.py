@@ -1,12 +1,12 @@
-"""The recipes that come with the package."""
+"""Finds the recipes, the config files that come with the package."""
 
 from pathlib import Path
 
 
 def recipes() -> dict[str, Path]:
-    """The config files by name, as `--config=NAME` takes it."""
+    """Returns the path of each recipe, by the name that `--config=NAME` takes."""
     package = Path(__file__).parent
-    # In a checkout they lie beside the package, in a wheel inside it.
-    places = (package / "configs", package.parent / "configs")
-    folder = next((place for place in places if place.is_dir()), None)
+    # A wheel has them inside the package, a checkout beside it.
+    candidates = (package / "configs", package.parent / "configs")
+    folder = next((path for path in candidates if path.is_dir()), None)
     return {path.stem: path for path in sorted(folder.glob("[a-z]*.py"))} if folder else {}

@@ -1,18 +1,23 @@
-"""Rate and distortion: `.vqz` files against JPEG, WebP and AVIF files of the same held-out images.
+"""Measures rate and distortion of `.vqz` files against JPEG, WebP and AVIF on held-out images.
 
     pip install -e '.[demo]'
     python -m vq_jax.main --config=configs/codec.py
     python -m experiments.codec.measure photos --ours=codec.py=runs/codec --output=photos
 
-A point is a setting of a codec: all bytes of all its files over all pixels, and the means of PSNR, SSIM,
-MS-SSIM (where images are large enough) and LPIPS (VGG16) over the images. Ours are run with as many levels
-as there are, one point each, coded as --mode=compress does. The others are Pillow's, set to spend time
-on small files (AVIF at speed 4: 0 takes six times as long for 1% less). Writes OUTPUT.json, OUTPUT.png
-(curves) and OUTPUT_crops.png (at equal bytes).
+A point is one setting of a codec. Its rate is the bytes of all its files over all pixels. Its
+distortion is the mean of PSNR, SSIM, MS-SSIM (if the images are large enough) and LPIPS (VGG16)
+over the images. vq_jax is measured once for each number of levels, coded as --mode=compress does.
+The other codecs are Pillow's, set to spend time on small files. AVIF runs at speed 4, because speed
+0 takes six times as long for files 1% smaller. Writes OUTPUT.json, OUTPUT.png (curves) and
+OUTPUT_crops.png (pictures at equal bytes).
 
-Sets: `photos`, the two held-out photographs; `emoji`, 253 at 32x32; `cifar`, 250 held-back images of a
-folder (`--folder`); `emoji_sheet` and `cifar_sheet`, the same side by side in one image of 15 columns, in
-which the headers of files count for nothing.
+The sets are:
+
+  photos        the two held-out photographs
+  emoji         253 held-out emoji at 32x32
+  cifar         250 held-out images of a folder (`--folder`)
+  emoji_sheet, cifar_sheet   the same images in one image of 15 columns, so that the size of file
+                headers is negligible
 """
 
 import argparse
@@ -33,14 +38,14 @@ from vq_jax.codec import Codec
 from vq_jax.data.builders import TEST_PHOTOS, package_folder
 from vq_jax.data.images import decode, rows_of, save_image, to_float, to_uint8
 from vq_jax.data.pipeline import eval_batches
-from vq_jax.data.sources import open_source
 from vq_jax.interop.lpips import load_lpips
+from vq_jax.modalities import open_source
 from vq_jax.models.perceptual import lpips
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-# name -> Pillow's options besides the quality.
+# name -> Pillow's options other than the quality
 PEERS = {
     "JPEG": {"format": "JPEG", "optimize": True, "progressive": True},
     "WebP": {"format": "WEBP", "method": 6},
@@ -55,7 +60,7 @@ COLUMNS, HELD_BACK = 15, 25
 
 
 def held_out(name: str, folder: Path | None) -> list[np.ndarray]:
-    """The images of a set, uint8 [H, W, 3] each."""
+    """Returns the images of a set, uint8 [H, W, 3] each."""
     if name == "photos":
         places = (place.partition("/") for place in TEST_PHOTOS.values())
         return [decode(package_folder(package) / inside) for package, _, inside in places]
@@ -69,15 +74,16 @@ def held_out(name: str, folder: Path | None) -> list[np.ndarray]:
         return [decode(p) for label in classes for p in sorted(label.iterdir())[:HELD_BACK]]
     config = configs.base()
     config.data.resolution = 32
-    batches = eval_batches(open_source(config.data).val, config.data)
-    return [to_uint8(x) for b in batches for x in b["image"][b["valid"].astype(bool)]]
+    source = open_source(config).val
+    batches = eval_batches(source, config.data, configs.make_prepare(config))
+    return [to_uint8(x) for b in batches for x in b["x"][b["valid"].astype(bool)]]
 
 
 # --- points ---------------------------------------------------------------------------------------
 
 
 def measure_of(images: list[np.ndarray]) -> Callable[[list[np.ndarray]], dict[str, float]]:
-    """What gives the means of all measures of decoded images."""
+    """Returns a function from decoded images to the means of all metrics against `images`."""
     params = load_lpips("vgg")
 
     @jax.jit
@@ -106,7 +112,7 @@ def measure_of(images: list[np.ndarray]) -> Callable[[list[np.ndarray]], dict[st
 
 
 def by_pillow(name: str, image: np.ndarray, quality: int) -> tuple[int, np.ndarray]:
-    """Bytes of the file, and what it decodes to."""
+    """Returns the size of the file in bytes, and the decoded image."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, quality=quality, **PEERS[name])
     return len(file.getvalue()), np.asarray(Image.open(file).convert("RGB"))
@@ -118,14 +124,14 @@ def by_us(opened: Codec, images: list[np.ndarray], quality: int | None) -> tuple
 
 
 def settings(opened: Codec) -> list[int | None]:
-    """The qualities that a model has."""
+    """Returns the quality settings of a model."""
     if "prior" in opened.models or not opened.tokenizer.module.quantizer.takes_fewer_codes:
         return [None]
     return list(range(1, opened.levels + 1))
 
 
 def points(images: list[np.ndarray], ours: dict[str, Codec]) -> Iterator[tuple[str, dict]]:
-    """(codec, point) for each setting of each."""
+    """Yields (codec name, point) for each setting of each codec."""
     pixels = sum(image.shape[0] * image.shape[1] for image in images)
     measure = measure_of(images)
 
@@ -144,9 +150,10 @@ def points(images: list[np.ndarray], ours: dict[str, Codec]) -> Iterator[tuple[s
 
 
 def needed(found: dict[str, list[dict]]) -> dict[str, list[dict]]:
-    """For each of our points, the bits a pixel that the others take to equal it in PSNR and in LPIPS.
+    """Finds the bits per pixel at which other codecs reach our PSNR and our LPIPS, for each point.
 
-    Interpolated linearly between the logarithms of their rates; None below or above all of theirs.
+    The logarithms of the rates are interpolated linearly. The rate is None if our value is outside
+    the range of the other codec.
     """
     result: dict[str, list[dict]] = {}
     for name in found.keys() - PEERS.keys():
@@ -168,7 +175,7 @@ def needed(found: dict[str, list[dict]]) -> dict[str, list[dict]]:
 
 
 def plot(found: dict[str, list[dict]], path: Path) -> None:
-    """A curve for each codec and measure."""
+    """Plots a curve for each codec and metric."""
     shown = {k: label for k, label in MEASURES.items() if k in next(iter(found.values()))[0]}
     figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 3.8))
     for axis, (measure, label) in zip(axes, shown.items(), strict=True):
@@ -181,7 +188,7 @@ def plot(found: dict[str, list[dict]], path: Path) -> None:
         axis.minorticks_off()
         axis.grid(alpha=0.3)
         if measure == "lpips":
-            axis.invert_yaxis()  # up is better, as in the others
+            axis.invert_yaxis()  # so that up is better in all plots
     figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=6)
     figure.tight_layout(rect=(0, 0.08, 1, 1))
     figure.savefig(path, dpi=80)
@@ -189,7 +196,7 @@ def plot(found: dict[str, list[dict]], path: Path) -> None:
 
 
 def at_most(name: str, image: np.ndarray, size: int) -> tuple[int, int, np.ndarray]:
-    """(quality, bytes, image) of the best file of at most that size; of the smallest, if there is none."""
+    """Returns (quality, bytes, image) of the best file within `size` bytes, or of the smallest."""
     low, high = 1, 100
     while low < high:
         middle = (low + high + 1) // 2
@@ -200,9 +207,10 @@ def at_most(name: str, image: np.ndarray, size: int) -> tuple[int, int, np.ndarr
 
 
 def crops(images: list[np.ndarray], opened: Codec, path: Path) -> list[dict]:
-    """Pictures side by side, the others with as many bytes as ours; returns what they are.
+    """Saves a picture that compares the codecs at equal bytes, and returns sizes and qualities.
 
-    Of a large image a row for each of our rates; of small ones, twelve at our highest.
+    A large image gets a row for each of our rates. Of small images, twelve are shown at our highest
+    rate.
     """
     told, rows = [], []
     if min(images[0].shape[:2]) > 64:
@@ -238,7 +246,7 @@ def main() -> None:
     parser.add_argument("set", choices=["photos", "emoji", "emoji_sheet", "cifar", "cifar_sheet"])
     parser.add_argument("--ours", action="append", required=True, metavar="NAME=WORKDIR")
     parser.add_argument(
-        "--folder", type=Path, help="of CIFAR-10, by experiments.vqvae_cifar10.prepare"
+        "--folder", type=Path, help="CIFAR-10, from experiments.vqvae_cifar10.prepare"
     )
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()

@@ -1,11 +1,12 @@
-"""Inpainting of held-out emoji against a median fill and OpenCV's two methods.
+"""Compares inpainting of held-out emoji with a median fill and OpenCV's two methods.
 
     pip install -e '.[demo,bench]'
     python -m experiments.edits.inpaint --workdir=runs/prior_default --output=inpaint
 
-Every held-out image loses a rectangle of a quarter to a half of each side, at a place drawn by seed.
-Pixels outside it are the same for all, so that PSNR (inside it) and LPIPS (of the whole) differ by what
-is inside alone. Writes inpaint.json and inpaint.png: original, masked, and one row for each method.
+Every held-out image loses a rectangle of a quarter to a half of each side, at a random place with a
+fixed seed. The pixels outside the rectangle are the same for all methods. PSNR (inside it) and
+LPIPS (of the whole image) therefore only depend on the pixels inside. Writes inpaint.json and
+inpaint.png, with rows for the original, the masked image and each method.
 """
 
 import argparse
@@ -16,17 +17,18 @@ import cv2
 import jax
 import numpy as np
 
+from vq_jax import config as configs
 from vq_jax import editing
 from vq_jax.data.images import rows_of, save_image, to_float, to_uint8
 from vq_jax.data.pipeline import eval_batches
-from vq_jax.data.sources import open_source
 from vq_jax.interop.lpips import load_lpips
+from vq_jax.modalities import open_source
 from vq_jax.models.perceptual import lpips
-from vq_jax.prior import load_prior
+from vq_jax.runs import load_prior
 
 
 def draw_mask(rng: np.random.Generator, side: int) -> np.ndarray:
-    """A rectangle of a quarter to a half of each side, bool [side, side]."""
+    """Draws a rectangle of a quarter to a half of each side, bool [side, side]."""
     mask = np.zeros((side, side), bool)
     height, width = rng.integers(side // 4, side // 2 + 1, 2)
     y, x = rng.integers(0, side - height + 1), rng.integers(0, side - width + 1)
@@ -35,7 +37,7 @@ def draw_mask(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def median_fill(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The median colour of what is known."""
+    """Fills the masked pixels with the median colour of the others."""
     filled = image.copy()
     filled[mask] = np.median(image[~mask], axis=0)
     return filled
@@ -52,9 +54,10 @@ def main() -> None:
     config, names = prior.config, prior.class_names
     rng = np.random.default_rng(0)
     images, masks, labels = [], [], []
-    for batch in eval_batches(open_source(config.data, config.seed).val, config.data):
+    source = open_source(config).val
+    for batch in eval_batches(source, config.data, configs.make_prepare(config)):
         for i in np.flatnonzero(batch["valid"]):
-            images.append(to_uint8(batch["image"][i]))
+            images.append(to_uint8(batch["x"][i]))
             labels.append(names[batch["label"][i]] if names else None)
             masks.append(draw_mask(rng, images[-1].shape[0]))
 

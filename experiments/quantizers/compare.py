@@ -1,14 +1,15 @@
-"""Every quantizer in the same small tokenizer: same data, steps and seeds.
+"""Compares all quantizers in the same small tokenizer, with the same data, steps and seeds.
 
     pip install -e '.[demo]'
     python -m experiments.vqvae_cifar10.prepare cifar10_train.zip /tmp/cifar10
     python -m experiments.quantizers.compare --cifar=/tmp/cifar10 --output=runs/quantizers
     python -m experiments.quantizers.compare --cifar=/tmp/cifar10 --output=runs/quantizers --rates
 
-Trains each of `VARIANTS` on emoji and on CIFAR-10 (250 held-back images), with two seeds, measures it
-on the held-out split, and writes results.json, table.md and comparison.png. Stopped at any moment, the
-same command goes on: finished runs are read, the one that was under way goes on from its checkpoint.
-The second command adds images/s of the training step, one quantizer after another on quiet cores.
+Trains each of `VARIANTS` on emoji and on CIFAR-10 (250 held-out images) with two seeds, and
+measures it on the held-out split. Writes results.json, table.md and comparison.png. After an
+interruption, the same command reads the finished runs and resumes the current one from its
+checkpoint. The last command adds images/s of the training step. It times one quantizer after
+another and needs otherwise idle cores.
 """
 
 import argparse
@@ -24,14 +25,14 @@ import numpy as np
 
 from vq_jax import config as configs
 from vq_jax.data.pipeline import train_batches
-from vq_jax.data.sources import open_source
+from vq_jax.modalities import open_source
 from vq_jax.tasks.train import train
 from vq_jax.tasks.train_tokenizer import make_phases, make_recipe
 from vq_jax.training.steps import init_state, train_step
 
-# name -> (the table's name, fields). Nine bits a position, then fourteen, where there are that many.
-# The entropy weights of lfq and bsq are .01 here: with .1, their papers', they lost 1 to 2 dB to a
-# squared error that is near .03.
+# name -> (quantizer, fields). Nine bits per position, then fourteen for some.
+# lfq and bsq use an entropy weight of .01 here. With .1, as in their papers, they lost 1 to 2 dB,
+# because the squared error is only about .03.
 VARIANTS = {
     "vq": ("vq", {"num_codes": 512}),
     "vq, rotation": ("vq", {"num_codes": 512, "estimator": "rotation"}),
@@ -51,11 +52,11 @@ VARIANTS = {
 }
 DATA = ("emoji", "cifar10")
 SEEDS = (0, 1)
-HELD_BACK = 25  # CIFAR-10 images of each class
+HELD_BACK = 25  # held-out CIFAR-10 images per class
 
 
 def make_config(variant: str, data: str, seed: int, folder: Path):
-    """The config of one run."""
+    """Returns the config of one run."""
     name, fields = VARIANTS[variant]
     config = configs.base(model="vqvae", quantizer=name)
     config.seed = seed
@@ -78,7 +79,7 @@ def make_config(variant: str, data: str, seed: int, folder: Path):
 
 
 def small_split(cifar: Path, folder: Path) -> None:
-    """CIFAR-10 with the same training images and `HELD_BACK` held-back ones of each class."""
+    """Copies CIFAR-10 with all training images and `HELD_BACK` held-out images per class."""
     if folder.exists():
         return
     making = folder.with_name(folder.name + ".tmp")
@@ -94,12 +95,16 @@ def small_split(cifar: Path, folder: Path) -> None:
 
 
 def step_rate(config, seconds: float = 3.0) -> float:
-    """Images/s of the joint phase's step: the median step's, without the data."""
+    """Returns the images/s of a joint training step (median, without data loading)."""
     recipe, phase = make_recipe(config), make_phases(config)[-1]
     key = jax.random.key(0)
-    state = jax.jit(partial(init_state, recipe, image_shape=configs.image_shape(config)))(key)
-    batch = next(train_batches(open_source(config.data).train, config.data, 0))
-    batch = {"image": jax.numpy.asarray(batch["image"])}
+    state = jax.jit(partial(init_state, recipe, shape=configs.spec_of(config).shape))(key)
+    batch = next(
+        train_batches(
+            open_source(config).train, config.data, 0, configs.make_prepare(config, train=True)
+        )
+    )
+    batch = {"x": jax.numpy.asarray(batch["x"])}
     step = jax.jit(partial(train_step, recipe=recipe, phase=phase), donate_argnums=0)
     jax.block_until_ready(jax.tree.leaves(state))
     state, _ = jax.block_until_ready(step(state, batch, key))  # compiles
@@ -112,7 +117,7 @@ def step_rate(config, seconds: float = 3.0) -> float:
 
 
 def write_table(results: dict, path: Path) -> None:
-    """One row a variant and data set: means over the seeds, and how far apart they are."""
+    """Writes a row per variant and data set: means over the seeds, and the spread of the PSNR."""
     columns = {
         "psnr": ("PSNR, dB", "{:.2f}"),
         "lpips": ("LPIPS", "{:.3f}"),
@@ -145,7 +150,7 @@ def write_table(results: dict, path: Path) -> None:
 
 
 def plot(results: dict, path: Path) -> None:
-    """Held-out PSNR over the bits a pixel really takes (the codes' entropy)."""
+    """Plots held-out PSNR over the bits per pixel by the entropy of the codes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -182,8 +187,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cifar", type=Path, required=True, help="folder with train/ and val/")
     parser.add_argument("--output", type=Path, default=Path("runs/quantizers"))
-    parser.add_argument("--only", default="", help="variants whose name holds this")
-    parser.add_argument("--rates", action="store_true", help="measure images/s now, and no runs")
+    parser.add_argument("--only", default="", help="run only variants whose name contains this")
+    parser.add_argument("--rates", action="store_true", help="measure images/s only")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str((options.output / "compiled").resolve()))
@@ -219,7 +224,7 @@ def main() -> None:
                 workdir = options.output / name.replace(" ", "_").replace(",", "")
                 train(make_config(variant, data, seed, folder), workdir)
                 if not (workdir / "evaluation.json").exists():
-                    return  # stopped by a signal: the same command goes on from here
+                    return  # stopped by a signal; the same command resumes here
                 results["runs"][name] = json.loads((workdir / "evaluation.json").read_text())
                 keep()
                 shutil.rmtree(workdir / "checkpoints")

@@ -1,11 +1,11 @@
-"""The same VQ-VAE in plain PyTorch: the same layers, batches, losses, Adam and moving averages.
+"""Trains the same VQ-VAE in plain PyTorch, with the same batches, losses, Adam and moving averages.
 
     pip install -e '.[bench]'
     python -m experiments.vqvae_cifar10.peer --folder=FOLDER --output=FILE.json
 
-Reads configs/vqvae_cifar10.py and the training batches of our own pipeline, in their order, so what
-differs is the framework, its default initialisation and its arithmetic. Writes the figures of the
-held-back images, as `--mode=evaluate` defines them.
+Reads configs/vqvae_cifar10.py and the training batches of vq_jax's pipeline, in the same order.
+Only the framework, its default initialisation and its arithmetic differ. Writes the metrics of the
+held-out images, as `--mode=evaluate` defines them.
 """
 
 import argparse
@@ -18,8 +18,9 @@ from torch import nn
 from torch.nn import functional
 
 from configs.vqvae_cifar10 import get_config
+from vq_jax.config import make_prepare
 from vq_jax.data.pipeline import eval_batches, train_batches
-from vq_jax.data.sources import open_source
+from vq_jax.modalities import open_source
 
 
 class Residual(nn.Module):
@@ -57,7 +58,7 @@ def make_network(config) -> tuple[nn.Module, nn.Module]:
 
 
 class Quantizer(nn.Module):
-    """Nearest entry; the codebook follows moving averages."""
+    """Nearest-entry quantizer with a codebook of moving averages (EMA)."""
 
     def __init__(self, num_codes: int, dim: int, decay: float):
         super().__init__()
@@ -67,7 +68,7 @@ class Quantizer(nn.Module):
         self.register_buffer("sums", self.entries.clone())
 
     def forward(self, z):
-        """[B, D, H, W] -> straight-through latents, codes [N], commitment loss."""
+        """Maps [B, D, H, W] to straight-through latents, codes [N] and the commitment loss."""
         b, d, h, w = z.shape
         flat = z.permute(0, 2, 3, 1).reshape(-1, d)
         with torch.no_grad():
@@ -100,17 +101,19 @@ def to_torch(images: np.ndarray) -> torch.Tensor:
 
 def run(config) -> dict[str, float]:
     torch.manual_seed(config.seed)
-    splits = open_source(config.data, config.seed)
+    splits = open_source(config)
     encoder, decoder = make_network(config)
     k = config.quantizer.num_codes
     quantizer = Quantizer(k, config.quantizer.dim, config.quantizer.decay)
     params = [*encoder.parameters(), *decoder.parameters()]
     betas = (config.optim.b1, config.optim.b2)
     optimizer = torch.optim.Adam(params, lr=config.optim.lr, betas=betas)
-    batches = train_batches(splits.train, config.data, config.seed)
+    batches = train_batches(
+        splits.train, config.data, config.seed, make_prepare(config, train=True)
+    )
     steps, late = config.phases.joint, []
     for step in range(1, steps + 1):
-        x = to_torch(next(batches)["image"])
+        x = to_torch(next(batches)["x"])
         z_q, codes, commitment = quantizer(encoder(x))
         error = functional.mse_loss(decoder(z_q), x) / config.loss.data_variance
         optimizer.zero_grad()
@@ -125,8 +128,8 @@ def run(config) -> dict[str, float]:
     quantizer.eval()
     counts, images, squared, first, second = np.zeros(k), 0, 0.0, 0.0, 0.0
     with torch.no_grad():
-        for batch in eval_batches(splits.val, config.data):
-            x = to_torch(batch["image"][batch["valid"]])
+        for batch in eval_batches(splits.val, config.data, make_prepare(config)):
+            x = to_torch(batch["x"][batch["valid"]])
             z_q, codes, _ = quantizer(encoder(x))
             y = decoder(z_q).clamp(-1, 1)
             squared += (x - y).double().square().sum().item()
@@ -148,9 +151,11 @@ def run(config) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", required=True, help="as prepare.py wrote it")
+    parser.add_argument("--folder", required=True, help="folder written by prepare.py")
     parser.add_argument("--output", required=True, type=Path)
-    parser.add_argument("--steps", type=int, default=0, help="fewer steps, to try it")
+    parser.add_argument(
+        "--steps", type=int, default=0, help="train for fewer steps, for a quick test"
+    )
     arguments = parser.parse_args()
     config = get_config()
     config.data.source, config.data.folder = "folder", arguments.folder

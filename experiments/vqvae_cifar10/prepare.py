@@ -1,8 +1,9 @@
-"""Unpacks CIFAR-10's training images into train/ and val/, 4,500 and 500 of each class.
+"""Unpacks CIFAR-10's training images into train/ and val/, with 4,500 and 500 images of each class.
 
-python -m experiments.vqvae_cifar10.prepare cifar10_train.zip FOLDER
+    python -m experiments.vqvae_cifar10.prepare cifar10_train.zip FOLDER
 
-The archive holds CLASS/0000.jpg to CLASS/4999.jpg; the last 500 of a class are held back.
+The archive contains CLASS/0000.jpg to CLASS/4999.jpg. The last 500 images of each class are held
+out.
 """
 
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 
 def prepare(archive: Path, folder: Path) -> None:
-    """Writes FOLDER/{train,val}/CLASS/NUMBER.jpg."""
+    """Writes the images to FOLDER/{train,val}/CLASS/NUMBER.jpg."""
     with zipfile.ZipFile(archive) as images:
         for name in images.namelist():
             place = PurePosixPath(name)

@@ -1,4 +1,4 @@
-"""What the tests of import and export share: files, and being held alike."""
+"""Helpers for the tests of import and export: model files, and comparisons with PyTorch."""
 
 import chex
 import numpy as np
@@ -12,15 +12,17 @@ LIMIT = 1e-4
 
 
 def to_torch(x):
+    """Converts an array [B, H, W, C] to a tensor [B, C, H, W]."""
     return torch.tensor(np.asarray(x).transpose(0, 3, 1, 2).copy())
 
 
 def to_numpy(x):
+    """Converts a tensor [B, C, H, W] to an array [B, H, W, C]."""
     return x.detach().numpy().transpose(0, 2, 3, 1)
 
 
-def held_alike(tokenizer, images, codes, decode):
-    """The same codes, and what is decoded of them, here as there."""
+def assert_same_tokenizer(tokenizer, images, codes, decode):
+    """Asserts that a tokenizer gives the reference's codes, and decodes them to the same images."""
     chex.assert_trees_all_equal(np.asarray(tokenizer.encode(images)), np.asarray(codes))
     assert len(np.unique(codes)) > 3
     expected = decode(codes)
@@ -30,21 +32,23 @@ def held_alike(tokenizer, images, codes, decode):
     )
 
 
-def latents_alike(model, folder, images):
-    """An imported tokenizer encodes as diffusers' model does."""
+def assert_same_latents(model, folder, images):
+    """Asserts that the tokenizer imported to `folder` has the latents of diffusers' `model`."""
     with torch.no_grad():
-        latents = model.encode(to_torch(images)).latents
+        expected = model.encode(to_torch(images)).latents
     tokenizer = vq_jax.load(folder)
-    found = tokenizer.module.apply(tokenizer.variables, images, method="encode")
-    chex.assert_trees_all_close(found, to_numpy(latents), atol=LIMIT)
+    latents = tokenizer.module.apply(tokenizer.variables, images, method="encode")
+    chex.assert_trees_all_close(latents, to_numpy(expected), atol=LIMIT)
 
 
-def save(path, state, **beside):
-    torch.save({"state_dict": state, **beside}, path)
+def save(path, state, **entries):
+    """Saves a state dict and other entries as a PyTorch checkpoint, and returns its path."""
+    torch.save({"state_dict": state, **entries}, path)
     return path
 
 
 def diffusers_model(widths, attended, **kwargs):
+    """Returns diffusers' VQModel with random weights, and attention at the levels `attended`."""
     levels = range(len(widths))
     down = ["AttnDownEncoderBlock2D" if i in attended else "DownEncoderBlock2D" for i in levels]
     up = ["AttnUpDecoderBlock2D" if i in attended else "UpDecoderBlock2D" for i in levels]

@@ -1,5 +1,8 @@
-"""Running the program: in this process for what it says and writes, in real ones for what only a process
-can show: signals, kills, several hosts, standard streams."""
+"""Runs the program in tests.
+
+`program` runs it in the current process, to check its output and its files. `process` and `start`
+run it in a separate process, to check signals, several hosts and standard streams.
+"""
 
 import contextlib
 import io
@@ -17,8 +20,8 @@ from vq_jax import cli
 ROOT = Path(__file__).parents[2]
 
 
-class Done(NamedTuple):
-    """What a run of the program has ended with."""
+class ProgramResult(NamedTuple):
+    """The exit code and output of a run of the program."""
 
     returncode: int
     stdout: str
@@ -26,33 +29,33 @@ class Done(NamedTuple):
 
 
 def program(*arguments, check=True):
-    """Runs the command line in this process."""
+    """Runs the program in the current process; by default, asserts that it succeeds."""
     stdout, stderr = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         code = cli.main(["vq_jax", *map(str, arguments)])
-    done = Done(code, stdout.getvalue(), stderr.getvalue())
+    result = ProgramResult(code, stdout.getvalue(), stderr.getvalue())
     if check:
-        assert code == 0, done.stdout + done.stderr
-    return done
+        assert code == 0, result.stdout + result.stderr
+    return result
 
 
-def mistake(*arguments):
-    """The one line that a run of the program ends with."""
-    done = program(*arguments, check=False)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    return done.stderr
+def user_error(*arguments):
+    """Runs the program, asserts that it fails with exit code 2, and returns its one-line error."""
+    result = program(*arguments, check=False)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    return result.stderr
 
 
 def environment():
-    """That of a user's process, with one device; compiled programs are those of this session."""
+    """Returns the environment variables of a separate process, which has one device."""
     return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
 
 
 def process(*arguments, check=True, **kwargs):
-    """Runs the program in a process of its own."""
+    """Runs the program in a separate process; by default, asserts that it succeeds."""
     kwargs = {"env": environment(), "text": True, "timeout": 300} | kwargs
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "vq_jax.main", *map(str, arguments)],
         cwd=ROOT,
         capture_output=True,
@@ -60,11 +63,12 @@ def process(*arguments, check=True, **kwargs):
         **kwargs,
     )
     if check:
-        assert done.returncode == 0, done.stdout + done.stderr
-    return done
+        assert result.returncode == 0, result.stdout + result.stderr
+    return result
 
 
 def start(*arguments, **kwargs):
+    """Starts the program in a separate process, with stdout and stderr joined, and returns it."""
     return subprocess.Popen(
         [sys.executable, "-m", "vq_jax.main", *map(str, arguments)],
         cwd=ROOT,
@@ -77,10 +81,10 @@ def start(*arguments, **kwargs):
 
 
 def start_two(*arguments):
-    """The program as two processes of one run."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """Starts one run in two processes."""
+    with socket.socket() as free_socket:
+        free_socket.bind(("127.0.0.1", 0))
+        port = free_socket.getsockname()[1]
     return [
         start(
             *arguments, "--config.parallel=jit", "--distributed",
@@ -90,27 +94,29 @@ def start_two(*arguments):
     ]  # fmt: skip
 
 
-def end(processes, *codes):
-    """What each printed, once all have ended: well, or with these exit codes."""
-    said = [p.communicate(timeout=200)[0] for p in processes]
-    assert [p.returncode for p in processes] == [*(codes or [0] * len(processes))], said
-    return said
+def wait_for_exit(processes, *codes):
+    """Waits for all processes, asserts their exit codes (default 0) and returns their outputs."""
+    outputs = [p.communicate(timeout=200)[0] for p in processes]
+    assert [p.returncode for p in processes] == [*(codes or [0] * len(processes))], outputs
+    return outputs
 
 
-def steps_logged(workdir):
+def count_logged_steps(workdir):
+    """Returns the number of lines in a run's metrics.jsonl."""
     metrics = Path(workdir) / "metrics.jsonl"
     return metrics.read_text().count("\n") if metrics.exists() else 0
 
 
 def wait_for_steps(workdir, count, *processes):
-    """Returns once the run has logged so many steps, or a process has ended."""
-    limit = time.monotonic() + 200
-    while steps_logged(workdir) < count and all(p.poll() is None for p in processes):
-        assert time.monotonic() < limit
+    """Waits until the run has logged `count` steps, or one of its processes has ended."""
+    deadline = time.monotonic() + 200
+    while count_logged_steps(workdir) < count and all(p.poll() is None for p in processes):
+        assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def lines(workdir, *leave_out):
-    text = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
-    leave_out = {"images_per_second", "data_wait", *leave_out}
-    return [{k: v for k, v in json.loads(t).items() if k not in leave_out} for t in text]
+def logged_metrics(workdir, *excluded):
+    """Reads a run's metrics.jsonl, without timings and the `excluded` metrics."""
+    lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    excluded = {"images_per_second", "data_wait", *excluded}
+    return [{k: v for k, v in json.loads(line).items() if k not in excluded} for line in lines]

@@ -1,4 +1,4 @@
-"""A small tokenizer and priors over its codes, with random params."""
+"""Small tokenizers, and priors over their codes, with random params."""
 
 from functools import partial
 
@@ -7,17 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from vq_jax import config as configs
+from vq_jax import modalities
 from vq_jax.interop.weights import ARRAYS, save_arrays
 from vq_jax.models.transformer import init_params
 from vq_jax.prior import TrainedPrior
-from vq_jax.tasks.export import own_arrays
+from vq_jax.tasks.model_files import own_arrays
 from vq_jax.tasks.train_prior import describe_codes
 from vq_jax.tokenizer import TrainedTokenizer
+
+
+def prepare(data, train=True):
+    """Returns the function that prepares images, for the config section `data`."""
+    return modalities.MODALITIES["image"].prepare(data, train)
+
 
 CLASSES = ("Flags", "Food & Drink", "Objects")
 
 
 def make_tokenizer(quantizer="vq", seed=0):
+    """Returns a tokenizer of 16x16 images with random weights."""
     config = configs.base("vqvae", quantizer)
     config.data.resolution = 16
     config.model.update({"hidden": 16, "res_hidden": 8})
@@ -28,7 +36,7 @@ def make_tokenizer(quantizer="vq", seed=0):
     config.phases.joint = 1
     module = configs.make_tokenizer(config)
     variables = jax.jit(module.init)(jax.random.key(seed), jnp.zeros((1, 16, 16, 3)))
-    # A codebook as wide as the latents, so that codes differ.
+    # Scale the codebook to the spread of the latents, so that the codes differ.
     variables["params"]["quantizer"] = jax.tree.map(
         lambda x: 6 * x, variables["params"]["quantizer"]
     )
@@ -36,6 +44,7 @@ def make_tokenizer(quantizer="vq", seed=0):
 
 
 def make_prior(tokenizer, name="masked", condition="none", **fields):
+    """Returns a prior with random weights; `fields` are those of its condition."""
     config = configs.base_prior(name, condition)
     config.data.resolution = 16
     config.prior.update({"layers": 1, "width": 32, "heads": 2})
@@ -49,7 +58,7 @@ def make_prior(tokenizer, name="masked", condition="none", **fields):
 
 
 def write(model, folder):
-    """Puts a model into a folder of our own form."""
+    """Writes a model to a folder, in the format of vq_jax, and returns the folder."""
     config, arrays, step = own_arrays(model, folder)
     save_arrays(arrays, folder / ARRAYS, step=str(step))
     configs.save(config, folder / "config.json")
@@ -57,7 +66,7 @@ def write(model, folder):
 
 
 def bits(codes_N, weights):
-    """What codes int [N] cost by weights [K] or [N, K]: the sum of log2(sum / weight)."""
+    """Returns the bits of codes int [N] by weights [K] or [N, K]: the sum of log2(sum / weight)."""
     weights = np.asarray(weights, np.float64)
     if weights.ndim == 1:
         p_N = weights[codes_N] / weights.sum()
