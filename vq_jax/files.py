@@ -170,3 +170,14 @@ def new_folder(folder: Path) -> Iterator[Path]:
             temporary.replace(folder)
         except OSError as e:
             raise UserError(f"cannot write {folder}: {e.strerror or e}") from e
+
+
+def free_memory() -> int:
+    """Returns the bytes of free memory; 4 GiB if the system does not report them."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    return 4 * 2**30

@@ -61,7 +61,7 @@ def make_config(options: argparse.Namespace):
 def ours(options: argparse.Namespace, x: np.ndarray) -> Callable[[], None]:
     config = make_config(options)
     recipe, (phase,) = make_recipe(config), make_phases(config)
-    init = partial(init_state, recipe, shape=x.shape[1:])
+    init = partial(init_state, recipe, spec=jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
     state = parallel.make_state(init, jax.random.key(0))
     step = parallel.compile_step(partial(train_step, recipe=recipe, phase=phase), "pmap", state)
     batch = parallel.shard_batch({"x": x}, "pmap")

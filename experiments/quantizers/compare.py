@@ -98,7 +98,7 @@ def step_rate(config, seconds: float = 3.0) -> float:
     """Returns the images/s of a joint training step (median, without data loading)."""
     recipe, phase = make_recipe(config), make_phases(config)[-1]
     key = jax.random.key(0)
-    state = jax.jit(partial(init_state, recipe, shape=configs.spec_of(config).shape))(key)
+    state = jax.jit(partial(init_state, recipe, spec=configs.spec_of(config)))(key)
     batch = next(
         train_batches(
             open_source(config).train, config.data, 0, configs.make_prepare(config, train=True)

@@ -58,7 +58,9 @@ def test_a_collapsed_codebook_recovers(family, emoji):
     config = make_config(family)
     tokenizer = make_tokenizer(config)
     recipe = make_recipe(config)
-    state = jax.jit(partial(init_state, recipe, shape=(32, 32, 3)))(jax.random.key(0))
+    state = jax.jit(
+        partial(init_state, recipe, spec=jax.ShapeDtypeStruct((32, 32, 3), jnp.float32))
+    )(jax.random.key(0))
     generator = state.generator
     params, stats = jax.tree_util.tree_map_with_path(collapse, (generator.params, generator.stats))
     state = state.replace(generator=generator.replace(params=params, stats=stats))

@@ -45,7 +45,7 @@ def save_tokenizer(workdir, emoji, data_dir, seed):
     config.quantizer.update(num_codes=32, dim=8)
     config.phases.joint, config.loss.perceptual_weight = 1, 0.0
     state = jax.jit(
-        lambda key: init_state(make_recipe(config), key, (32, 32, 3))
+        lambda key: init_state(make_recipe(config), key, configs.spec_of(config))
     )(jax.random.key(seed))  # fmt: skip
     workdir.mkdir(parents=True)
     configs.save(config, workdir / "config.json")

@@ -66,7 +66,7 @@ def train_arguments(workdir, data_dir):
 def final_state(workdir):
     """Returns all arrays of a finished run: params, optimizers, averages, codebook statistics."""
     config = configs.load(Path(workdir) / "config.json")
-    state = init_state(make_recipe(config), jax.random.key(1), (32, 32, 3))
+    state = init_state(make_recipe(config), jax.random.key(1), configs.spec_of(config))
     with Checkpoints(Path(workdir) / "checkpoints", writes=False) as checkpoints:
         step, parts = checkpoints.restore(state.split())
     assert step == 24

@@ -42,7 +42,9 @@ def recipe_and_phases():
 def run(mode, batches):
     """Trains on one device (`mode` "one") or in parallel; returns the state and all metrics."""
     recipe, phases = recipe_and_phases()
-    state = jax.jit(partial(init_state, recipe, shape=(16, 16, 3)))(KEY)
+    state = jax.jit(
+        partial(init_state, recipe, spec=jax.ShapeDtypeStruct((16, 16, 3), jnp.float32))
+    )(KEY)
 
     def compiled(step):
         return jax.jit(step) if mode == "one" else parallel.compile_step(step, mode, state)

@@ -66,7 +66,9 @@ def warm(images):
 
     def start(recipe, codebook):
         if codebook not in cache:
-            state = jax.jit(partial(init_state, recipe, shape=(32, 32, 3)))(KEY)
+            state = jax.jit(
+                partial(init_state, recipe, spec=jax.ShapeDtypeStruct((32, 32, 3), jnp.float32))
+            )(KEY)
             state, _ = run(recipe, PHASES["autoencoder"], state, images, 2)
             state, _ = jax.jit(partial(initialise_codebook, recipe=recipe))(
                 state, {"x": images}, KEY
@@ -277,7 +279,9 @@ def test_bfloat16_training_keeps_a_float32_state(images):
     config.model.update(hidden=16, res_hidden=8, num_res_blocks=1)
     config.quantizer.update(num_codes=32, dim=8)
     recipe = make(tokenizer=make_tokenizer(config))
-    state = jax.jit(partial(init_state, recipe, shape=(32, 32, 3)))(KEY)
+    state = jax.jit(
+        partial(init_state, recipe, spec=jax.ShapeDtypeStruct((32, 32, 3), jnp.float32))
+    )(KEY)
     state, metrics = run(recipe, PHASES["adversarial"], state, images)
     floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
     chex.assert_type(floats, jnp.float32)
@@ -287,7 +291,9 @@ def test_bfloat16_training_keeps_a_float32_state(images):
 @pytest.mark.parametrize("codebook", ["ema", "gradient"])
 def test_training_reduces_the_loss_and_uses_the_codebook(codebook, images):
     recipe = make(codebook, optimizer=optax.adam(3e-3))
-    state = jax.jit(partial(init_state, recipe, shape=(32, 32, 3)))(KEY)
+    state = jax.jit(
+        partial(init_state, recipe, spec=jax.ShapeDtypeStruct((32, 32, 3), jnp.float32))
+    )(KEY)
     state, first = run(recipe, PHASES["autoencoder"], state, images)
     state, _ = run(recipe, PHASES["autoencoder"], state, images, 60)
     state, _ = jax.jit(partial(initialise_codebook, recipe=recipe))(state, {"x": images}, KEY)
@@ -331,7 +337,9 @@ def test_any_quantizer_trains_in_every_phase(quantizer, images):
     if "num_codes" in section:
         section.update(num_codes=16, dim=4)
     recipe = make(tokenizer=make_tokenizer(config))
-    state = jax.jit(partial(init_state, recipe, shape=(32, 32, 3)))(KEY)
+    state = jax.jit(
+        partial(init_state, recipe, spec=jax.ShapeDtypeStruct((32, 32, 3), jnp.float32))
+    )(KEY)
     state, _ = jax.jit(partial(initialise_codebook, recipe=recipe))(state, {"x": images}, KEY)
     for name in ("quantizer", "adversarial"):
         before = state

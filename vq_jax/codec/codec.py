@@ -23,7 +23,7 @@ from vq_jax import runs
 from vq_jax.codec import bitstream, counts
 from vq_jax.codec.bitstream import Decoder, Encoder, Header
 from vq_jax.codec.entropy import CodeModel, PriorModel, Tables
-from vq_jax.codec.tilers import TILERS, Tiler
+from vq_jax.codec.tilers import Tiler, make_tiler
 from vq_jax.errors import UserError
 from vq_jax.prior import TrainedPrior
 from vq_jax.tokenizer import TrainedTokenizer
@@ -56,7 +56,7 @@ class Codec:
           UserError: the prior cannot code.
         """
         self.tokenizer = tokenizer
-        self.tiler: Tiler = TILERS[tokenizer.modality.name](tokenizer)
+        self.tiler: Tiler = make_tiler(tokenizer)
         self.levels = tokenizer.codes.books
         uniform = bitstream.uniform(tokenizer.codes.num_codes)
         self.models: dict[str, CodeModel] = {"fixed": Tables([uniform] * self.levels)}

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vq_jax.codec.image_tiler import ImageTiler
+from vq_jax.errors import UserError
 from vq_jax.tokenizer import TrainedTokenizer
 
 _BATCH = 1024
@@ -89,5 +90,16 @@ class RowTiler:
         return np.concatenate(found)
 
 
-# By modality.
+# modality -> tiler
 TILERS: dict[str, Callable[[TrainedTokenizer], Tiler]] = {"image": ImageTiler, "vector": RowTiler}
+
+
+def make_tiler(tokenizer: TrainedTokenizer) -> Tiler:
+    """Makes the tiler of a tokenizer's modality.
+
+    Raises:
+      UserError: examples of this modality come in one size only.
+    """
+    if (make := TILERS.get(tokenizer.modality.name)) is None:
+        raise UserError(f"{tokenizer.modality.noun}s cannot be compressed or sent through in files")
+    return make(tokenizer)

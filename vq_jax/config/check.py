@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vq_jax import modalities
@@ -158,8 +157,7 @@ def _check_shapes(config: ConfigDict) -> None:
     if discriminator is None:
         return
     try:
-        x32 = jax.ShapeDtypeStruct(x.shape, jnp.float32)
-        logits = jax.eval_shape(lambda k, x: discriminator.init_with_output(k, x)[0], key, x32)
+        logits = jax.eval_shape(lambda k, x: discriminator.init_with_output(k, x)[0], key, x)
     except (ValueError, TypeError) as e:
         raise UserError(f"discriminator: {first_line(e)}") from e
     if 0 in logits.shape:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from vq_jax.errors import UserError
-from vq_jax.files import STDIO, read, writing
+from vq_jax.files import STDIO, free_memory, read, writing
 
 EXTENSIONS = frozenset(
     [
@@ -113,22 +113,11 @@ def _open(file: str | Path | BinaryIO) -> Image.Image:
 def _check_memory(width: int, height: int) -> None:
     """Raises ValueError for an image that does not fit into the free memory."""
     needed = _BYTES_A_PIXEL * width * height
-    if needed > 2**30 and needed > (free := _free_memory()):
+    if needed > 2**30 and needed > (free := free_memory()):
         raise ValueError(
             f"an image of {width}x{height} pixels takes {needed / 2**30:.1f} GiB of memory, and "
             f"{free / 2**30:.1f} GiB are free"
         )
-
-
-def _free_memory() -> int:
-    """Returns the bytes of free memory; 4 GiB if the system does not report them."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return 4 * 2**30
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:

@@ -132,7 +132,7 @@ class Modality:
         return None
 
     def metrics(self, config: ConfigDict) -> Callable[[Any, Any], dict[str, jax.Array]]:
-        """Returns the function (x, reconstruction) -> per-example values [B] or [B, ...]."""
+        """Returns the function (x, decoder's output) -> per-example values [B] or [B, ...]."""
         raise NotImplementedError
 
     def summarize(self, means: dict[str, np.ndarray]) -> dict[str, float]:

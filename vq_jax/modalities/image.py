@@ -189,6 +189,7 @@ class Image(Modality):
 
         @jax.jit
         def per_image(x, y):
+            y = jnp.clip(y, -1.0, 1.0)
             values = {
                 "psnr": metrics.psnr(x, y),
                 "ssim": metrics.ssim(x, y),

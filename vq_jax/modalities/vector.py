@@ -19,7 +19,7 @@ from vq_jax.console import stderr
 from vq_jax.data.builders import emoji_names
 from vq_jax.data.sources import OpenSource, Source, Splits, Subset, embedded, find_files, hold_out
 from vq_jax.errors import UserError, first_line
-from vq_jax.files import STDIO, cache_folder, writing
+from vq_jax.files import STDIO, cache_folder, free_memory, writing
 from vq_jax.modalities.base import Loss, Modality, Network, Rows
 from vq_jax.modalities.image_networks import efficientnet_network
 
@@ -107,10 +107,20 @@ def _table(path: Path, vectors: np.ndarray | None, ids: Any = None, labels: Any 
             raise UserError(f"{path} has {count} vectors and {len(column)} {name}")
     if labels is None:
         return Table(vectors, range(count) if ids is None else ids, np.zeros(count, np.int32), ())
-    names = sorted({str(label) for label in labels})
-    numbers = {name: i for i, name in enumerate(names)}
+    # Sorted as numbers if all are numbers, otherwise as text.
+    numeric = all(isinstance(label, int) for label in labels)
+    names = sorted(set(labels if numeric else map(str, labels)))
+    numbers = {str(name): i for i, name in enumerate(names)}
     labels = np.array([numbers[str(label)] for label in labels], np.int32)
-    return Table(vectors, range(count) if ids is None else ids, labels, tuple(names))
+    return Table(vectors, range(count) if ids is None else ids, labels, tuple(map(str, names)))
+
+
+def _check_memory(nbytes: int) -> None:
+    """Raises ValueError for contents that do not fit into the free memory."""
+    if nbytes > 2**28 and 3 * nbytes > free_memory():  # of the arrays, their copies and batches
+        raise ValueError(
+            f"its contents take {nbytes / 2**30:.1f} GiB, too much for the free memory"
+        )
 
 
 def _read_npy(path: Path) -> Table:
@@ -118,6 +128,8 @@ def _read_npy(path: Path) -> Table:
 
 
 def _read_npz(path: Path) -> Table:
+    with zipfile.ZipFile(path) as archive:
+        _check_memory(sum(entry.file_size for entry in archive.infolist()))
     with np.load(path, allow_pickle=False) as arrays:
         names = {name.lower(): name for name in arrays.files}
 
@@ -142,6 +154,10 @@ def _read_parquet(path: Path) -> Table:
     import pyarrow.parquet as pq
 
     try:
+        groups = pq.ParquetFile(path).metadata
+        _check_memory(
+            sum(groups.row_group(i).total_byte_size for i in range(groups.num_row_groups))
+        )
         table = pq.read_table(path)
     except (pa.ArrowException, NotImplementedError) as e:
         raise ValueError(first_line(e)) from e

@@ -360,7 +360,7 @@ def _improve(evaluation: Evaluation) -> dict[str, Any]:
         )
         better = prior.decode(codes)
         given = modality.like(batch["condition"], x)
-        ceiling = np.asarray(modality.output(prior.tokenizer.reconstruct(x)))
+        ceiling = prior.tokenizer.reconstruct(x)
         for suffix, y in zip(_COMPARED, (better, given, ceiling), strict=True):
             for name, value in per_example(x, y).items():
                 if name in modality.rows:

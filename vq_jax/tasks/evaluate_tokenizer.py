@@ -61,13 +61,12 @@ def measure_examples(evaluation: Evaluation) -> dict[str, Any]:
     for batch in eval_batches(source, config.data, make_prepare(config)):
         x, valid = batch["x"], batch["valid"]
         y, codes = tokenizer.reconstruct_with_codes(x)
-        y = modality.output(y)
         for name, value in per_example(x, y).items():
             sums[name] = sums.get(name, 0.0) + np.asarray(value, np.float64)[valid].sum(0)
         all_codes.append(np.asarray(codes)[valid])
         shown = [i for i in np.flatnonzero(valid) if (count + i) % stride == 0]
         originals += list(modality.to_raw(x[shown]))
-        outputs += list(modality.to_raw(np.asarray(y)[shown]))
+        outputs += list(modality.to_raw(np.asarray(modality.output(y))[shown]))
         count += int(valid.sum())
     if not count:
         raise UserError(f"no held-out {modality.noun} could be read")

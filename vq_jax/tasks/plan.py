@@ -85,7 +85,7 @@ def step_cost(config: ConfigDict, batch_size: int, device: str | None = None) ->
 
 
 def _state_shapes(config: ConfigDict, recipe: Recipe) -> GanState:
-    init = partial(init_state, recipe, shape=configs.spec_of(config).shape)
+    init = partial(init_state, recipe, spec=configs.spec_of(config))
     return jax.eval_shape(init, jax.random.key(0))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vq_jax.codec.tilers import TILERS
+from vq_jax.codec.tilers import make_tiler
 from vq_jax.runs import load_tokenizer
 from vq_jax.tasks.files import change_files, check_input, pair_files
 from vq_jax.tokenizer import TrainedTokenizer
@@ -45,5 +45,5 @@ def reconstruct(workdir: Path, *, input: Path, output: Path, side_by_side: bool 
 
 def reconstruct_one(tokenizer: TrainedTokenizer, x: np.ndarray) -> np.ndarray:
     """Sends a raw example of any size, such as an image uint8 [H, W, C], through a tokenizer."""
-    tiler = TILERS[tokenizer.modality.name](tokenizer)
+    tiler = make_tiler(tokenizer)
     return next(tiler.decode(tiler.encode([x]), [tiler.shape(x)]))

@@ -188,7 +188,7 @@ def tokenizer_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
         variables = jax.device_put(variables, jax.local_devices()[0])
         return TrainedTokenizer(config, recipe.tokenizer, variables, int(state.step))
 
-    fresh = partial(init_state, recipe, shape=configs.spec_of(config).shape)
+    fresh = partial(init_state, recipe, spec=configs.spec_of(config))
     weights = _initial_weights(config, workdir, jax.eval_shape(fresh, key))
 
     def init(key: jax.Array, weights: dict[str, Any]) -> GanState:

@@ -107,16 +107,16 @@ class Recipe:
     anneal: Mapping[str, optax.Schedule] = dataclasses.field(default_factory=dict)
 
 
-def init_state(recipe: Recipe, key: jax.Array, shape: tuple[int, ...]) -> GanState:
+def init_state(recipe: Recipe, key: jax.Array, spec: jax.ShapeDtypeStruct) -> GanState:
     """Initialises the state.
 
     Args:
       recipe: what is trained.
       key: PRNG key.
-      shape: of one example, such as (H, W, C).
+      spec: shape and dtype of one example, such as float32 (H, W, C).
     """
     key_generator, key_discriminator = jax.random.split(key)
-    x = jnp.zeros((1, *shape), jnp.float32)
+    x = jnp.zeros((1, *spec.shape), spec.dtype)
     variables = recipe.tokenizer.init(key_generator, x)
     params = variables["params"]
     generator = TrainState(
