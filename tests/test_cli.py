@@ -71,7 +71,7 @@ def test_flags_of_other_commands_are_rejected(mode):
         kind = cli.FLAGS[name].kind
         value = kind[0] if isinstance(kind, tuple) else {"int": "1", "float": "1"}.get(kind, "x")
         flag = f"--{name}" if kind == "switch" else f"--{name}={value}"
-        assert f"--mode={mode} does not look at --{name}" in user_error(f"--mode={mode}", flag)
+        assert f"--mode={mode} does not use --{name}" in user_error(f"--mode={mode}", flag)
 
 
 @pytest.mark.parametrize(
@@ -100,9 +100,9 @@ def test_flags_of_other_commands_are_rejected(mode):
         (["--mode=reconstruct", "--workdir=/nonexistent"], "--input and --output"),
         (["--mode=inpaint", "--input=a", "--output=b"], "needs --input and --output and --mask"),
         (["--mode=sample", "--output=-"], "--output=-: this command takes no standard streams"),
-        (["--mode=list", "--workdir=~nosuchuser/x", "--config=default"], "does not look at"),
+        (["--mode=list", "--workdir=~nosuchuser/x", "--config=default"], "does not use"),
         (["--mode=evaluate", "--workdir=~nosuchuser/x"], "~nosuchuser/x"),
-        (["--mode=import", "--config=default", "--input=x"], "does not look at --config"),
+        (["--mode=import", "--config=default", "--input=x"], "does not use --config"),
         (
             ["--config=default", "--config.data.source=folder"],
             "needs data.folder, a folder of images",

@@ -55,10 +55,6 @@ def test_counts_usage_and_perplexity():
     assert metrics.perplexity(jnp.eye(8)[0]) == pytest.approx(1.0, rel=1e-5)
 
 
-def test_bits_per_pixel():
-    assert metrics.bits_per_pixel(512, 64, 32 * 32) == pytest.approx(0.5625)
-
-
 def test_frechet_distance_matches_the_formula_with_scipys_sqrtm(rng):
     a = rng.normal(size=(300, 6)) @ rng.normal(size=(6, 6))
     b = rng.normal(size=(200, 6)) @ rng.normal(size=(6, 6)) + 1.0

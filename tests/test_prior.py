@@ -245,7 +245,11 @@ def test_invalid_edits_are_refused_with_the_reason(priors, tokenizer, image):
     with pytest.raises(UserError, match="edits need a prior"):
         editing.inpaint(tokenizer, image, np.ones(image.shape[:2], bool))
     without_grid = TrainedPrior(
-        prior.config, SimpleNamespace(strides=None, modality=None), prior.module, prior.params, 1
+        prior.config,
+        SimpleNamespace(strides=None, modality=prior.modality),
+        prior.module,
+        prior.params,
+        1,
     )
     with pytest.raises(UserError, match="with a grid of codes"):
         editing.restore(without_grid, image)

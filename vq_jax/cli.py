@@ -175,9 +175,9 @@ def _check_flags(mode: str, command: Command, values: Any) -> None:
                 hint = "it takes " + ", ".join(f"--{n}" for n in sorted(command.flags))
             else:
                 hint = "it takes only --workdir"
-            raise UserError(f"--mode={mode} does not look at --{name}; {hint}")
+            raise UserError(f"--mode={mode} does not use --{name}; {hint}")
     if values.config is not None and not command.config:
-        raise UserError(f"--mode={mode} does not look at --config")
+        raise UserError(f"--mode={mode} does not use --config")
     if any(values[name].value in (None, "") for name in command.required):
         required = " and ".join(f"--{name}" for name in command.required)
         raise UserError(f"{mode} needs {required}; for example: --mode={mode} {command.example}")

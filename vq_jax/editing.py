@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from vq_jax import modalities
 from vq_jax.data.degrade import resize
 from vq_jax.data.images import mirror_pad, over_white, to_float, to_uint8
 from vq_jax.errors import UserError, check_seed
@@ -23,20 +24,30 @@ _MOST = 1000  # largest number of variations of one call
 _CANVAS = 2**24  # largest number of pixels of an extended image
 
 
+def check_prior(prior: Any) -> int:
+    """Returns the pixels that a code spans along a side.
+
+    Raises:
+      UserError: it is no prior of images of any size.
+    """
+    if not isinstance(prior, TrainedPrior):
+        raise UserError("edits need a prior: open the run of one")
+    strides = prior.tokenizer.strides
+    images = prior.modality is modalities.MODALITIES["image"]
+    if not images or strides is None or len(set(strides)) != 1:
+        raise UserError("edits need a tokenizer of images of any size, with a grid of codes")
+    return strides[0]
+
+
 def _check(prior: TrainedPrior, image: np.ndarray, condition: str, needs: str) -> int:
     """Returns the pixels that a code spans along a side.
 
     Raises:
       UserError: this prior cannot edit this image.
     """
-    if not isinstance(prior, TrainedPrior):
-        raise UserError("edits need a prior: open the run of one")
+    factor = check_prior(prior)
     if image.dtype != np.uint8 or image.ndim != 3:
         raise UserError(f"the image is {image.dtype} {image.shape}: make it uint8 [H, W, C]")
-    strides = prior.tokenizer.strides
-    if strides is None or len(strides) != 2 or strides[0] != strides[1]:
-        raise UserError("edits need a tokenizer of images of any size, with a grid of codes")
-    factor = strides[0]
     if prior.config.condition.name != condition:
         raise UserError(
             f"this prior was trained with condition {prior.config.condition.name!r}, and this edit "

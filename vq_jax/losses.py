@@ -26,8 +26,6 @@ def l2(prediction: jax.Array, target: jax.Array) -> jax.Array:
     return jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32))
 
 
-RECONSTRUCTION: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {"l1": l1, "l2": l2}
-
 # --- adversarial: logits of any shape -> float32 of the same shape --------------------------------
 
 

@@ -100,8 +100,9 @@ def l1(a: jax.Array, b: jax.Array) -> jax.Array:
 def cosine_similarity(a: jax.Array, b: jax.Array) -> jax.Array:
     """Computes the cosine similarity of vectors [..., D], float32 [...]; 0 for a zero vector."""
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-    lengths = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
-    return jnp.sum(a * b, axis=-1) / jnp.maximum(lengths, 1e-12)
+    # Squared lengths are bounded inside the root, where its gradient would be infinite at 0.
+    squares = jnp.sum(jnp.square(a), axis=-1) * jnp.sum(jnp.square(b), axis=-1)
+    return jnp.sum(a * b, axis=-1) * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
 
 
 def code_counts(codes: jax.Array, num_codes: int) -> jax.Array:
@@ -118,17 +119,6 @@ def perplexity(counts: jax.Array) -> jax.Array:
 def usage(counts: jax.Array) -> jax.Array:
     """Computes the share of codes that occur, in [0, 1], [...] from counts [..., K]."""
     return jnp.mean((counts > 0).astype(jnp.float32), axis=-1)
-
-
-def bits_per_pixel(num_codes: int, codes_per_image: int, pixels: int) -> float:
-    """Computes the bits per pixel of codes at fixed width, log2(num_codes) bits each.
-
-    Args:
-      num_codes: number of codebook entries.
-      codes_per_image: number of codes of an image.
-      pixels: number of pixels of an image.
-    """
-    return codes_per_image * math.log2(num_codes) / pixels
 
 
 # Rows of a distance matrix that are computed at a time.

@@ -142,7 +142,7 @@ def check_fingerprint(tokenizer: TrainedTokenizer, fingerprint: Any, owner: str 
         raise UserError(
             f"{owner} is for the codes of another tokenizer: its fingerprint is {needed.hex()[:12]}, "
             f"that of the tokenizer given {tokenizer.fingerprint.hex()[:12]}; name the right one, or "
-            "train anew"
+            "train a new one"
         )
 
 

@@ -65,7 +65,8 @@ class TrainedTokenizer:
         if len(shape) != 1 + len(wanted) or shape[1 + axes :] != wanted[axes:]:
             sizes = ", ".join((*self.modality.axes[:axes], *map(str, wanted[axes:])))
             raise ValueError(f"{noun} have shape {shape}, not [B, {sizes}]")
-        if jnp.dtype(x.dtype).kind != jnp.dtype(self.spec.dtype).kind and x.dtype != jnp.bfloat16:
+        kind = jnp.floating if jnp.issubdtype(self.spec.dtype, jnp.floating) else jnp.integer
+        if not jnp.issubdtype(x.dtype, kind):
             raise ValueError(f"{noun} are {x.dtype}: make them {self.spec.dtype}")
         for size, stride in zip(shape[1:], self.strides or (), strict=False):
             if size % stride:
@@ -106,9 +107,9 @@ class TrainedTokenizer:
         return self._encode(self.variables, x)
 
     def decode(self, codes: Any) -> jax.Array:
-        """Decodes codes int [B, *codes.shape] to examples float32 [B, ...].
+        """Decodes codes int [B, *codes.shape] to the decoder's output, float32 [B, ...].
 
-        Images are approximately in [-1, 1]. A residual tokenizer also takes the codes of its first
+        Images are approximately in [-1, 1]; `modality.output` brings them into it. A residual tokenizer also takes the codes of its first
         levels alone, which give a coarser result.
 
         Raises:
@@ -145,11 +146,6 @@ class TrainedTokenizer:
     def reconstruct_with_codes(self, x: Any) -> tuple[jax.Array, jax.Array]:
         """Returns reconstructions and the codes they were decoded from."""
         return self._reconstruct(self.variables, self._checked(x))
-
-    @property
-    def bits_per_unit(self) -> float:
-        """Bits per pixel (or other unit of the modality) of the codes at fixed width."""
-        return self.codes.bits / self.modality.units(self.spec.shape)
 
 
 def digest(description: Any, arrays: Any) -> bytes:

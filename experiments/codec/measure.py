@@ -97,8 +97,8 @@ def measure_of(images: list[np.ndarray]) -> Callable[[list[np.ndarray]], dict[st
             found["ms_ssim"] = metrics.ms_ssim(x, y)
         return found
 
-    alike = len({image.shape for image in images}) == 1
-    groups = [list(range(len(images)))] if alike else [[i] for i in range(len(images))]
+    same_shape = len({image.shape for image in images}) == 1
+    groups = [list(range(len(images)))] if same_shape else [[i] for i in range(len(images))]
 
     def measure(decoded):
         found = []
@@ -212,7 +212,7 @@ def crops(images: list[np.ndarray], opened: Codec, path: Path) -> list[dict]:
     A large image gets a row for each of our rates. Of small images, twelve are shown at our highest
     rate.
     """
-    told, rows = [], []
+    described, rows = [], []
     if min(images[0].shape[:2]) > 64:
         image = images[0]
         height, width = image.shape[:2]
@@ -225,9 +225,9 @@ def crops(images: list[np.ndarray], opened: Codec, path: Path) -> list[dict]:
                 row.append(decoded)
                 about[peer] = {"bytes": peer_size, "quality": q}
             rows.append([x[window] for x in row])
-            told.append(about)
+            described.append(about)
         save_image(np.concatenate([np.concatenate(row, 1) for row in rows]), path)
-        return told
+        return described
     chosen = images[:: max(1, len(images) // 12)][:12]
     sizes, back = by_us(opened, chosen, None)
     lines = [chosen, back]
@@ -258,8 +258,10 @@ def main() -> None:
         print(name, {k: v if v is None else round(v, 4) for k, v in point.items()}, flush=True)
     output = arguments.output
     plot(found, output.with_suffix(".png"))
-    told = crops(images, next(iter(ours.values())), output.with_name(f"{output.name}_crops.png"))
-    result = {"images": len(images), "codecs": found, "needed": needed(found), "crops": told}
+    described = crops(
+        images, next(iter(ours.values())), output.with_name(f"{output.name}_crops.png")
+    )
+    result = {"images": len(images), "codecs": found, "needed": needed(found), "crops": described}
     output.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
 
 

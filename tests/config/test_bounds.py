@@ -16,16 +16,13 @@ def fields(kind, modality):
                 yield section, field, bounds
 
 
-CASES = [
-    (kind, modality, *case)
-    for kind, modality in (("tokenizer", "image"), ("tokenizer", "vector"), ("prior", "image"))
-    for case in fields(kind, modality)
-]
 BASES = {
     ("tokenizer", "image"): lambda: configs.base("vqvae"),
     ("tokenizer", "vector"): lambda: configs.base("vector_mlp"),
     ("prior", "image"): configs.base_prior,
+    ("prior", "vector"): lambda: configs.base_prior(modality="vector"),
 }
+CASES = [(kind, modality, *case) for kind, modality in BASES for case in fields(kind, modality)]
 
 
 @pytest.mark.parametrize("kind,modality,section,field,bounds", CASES, ids=str)

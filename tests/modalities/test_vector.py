@@ -1,6 +1,9 @@
 """Feature vectors: files, figures, and the program from vectors to semantic IDs."""
 
 import json
+import pickle
+import struct
+import zipfile
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +14,10 @@ from running import program, user_error
 import vq_jax
 from vq_jax import codec, modalities
 from vq_jax.config import base
+from vq_jax.data import vectors as files_of_vectors
+from vq_jax.data.vectors import Table, read_table
 from vq_jax.errors import UserError
-from vq_jax.modalities.vector import Vector, read_table
+from vq_jax.modalities.vector import Vector
 
 DIM = 12
 
@@ -66,8 +71,63 @@ def test_files_of_a_folder_are_joined(vectors, tmp_path):
     assert splits.class_names == ("ant", "cat")
     examples = [split[i] for split in (splits.train, splits.val) for i in range(len(split))]
     by_id = {e["id"]: e for e in examples}
-    assert by_id[3]["label"] == 1 and by_id[60]["label"] == 0
-    np.testing.assert_array_equal(by_id[60]["x"], vectors[60])
+    assert by_id["3"]["label"] == 1 and by_id["60"]["label"] == 0
+    np.testing.assert_array_equal(by_id["60"]["x"], vectors[60])
+
+
+def test_rows_without_ids_are_named_by_file_and_row(vectors, tmp_path):
+    np.save(tmp_path / "a.npy", vectors[:120])
+    (tmp_path / "more").mkdir()
+    np.save(tmp_path / "more" / "b.npy", vectors[120:])
+    splits = modalities.open_source(config_of(tmp_path))
+    by_id = {
+        split[i]["id"]: split[i]["x"]
+        for split in (splits.train, splits.val)
+        for i in range(len(split))
+    }
+    assert len(by_id) == 200
+    np.testing.assert_array_equal(by_id["a.npy:7"], vectors[7])
+    np.testing.assert_array_equal(by_id["more/b.npy:3"], vectors[123])
+
+
+def test_files_with_and_without_classes_are_not_mixed(vectors, tmp_path):
+    np.savez(tmp_path / "a.npz", x=vectors[:50], labels=["cat"] * 50)
+    np.save(tmp_path / "b.npy", vectors[50:])
+    with pytest.raises(UserError, match="some files in .* have classes and others have none"):
+        modalities.open_source(config_of(tmp_path))
+
+
+def test_classes_that_are_numbers_are_in_their_order(vectors, tmp_path):
+    np.savez(tmp_path / "v.npz", x=vectors, labels=np.arange(200) % 12)
+    table = read_table(tmp_path / "v.npz")
+    assert table.class_names == tuple(map(str, range(12)))
+    assert [table[i]["label"] for i in (2, 10, 11)] == [2, 10, 11]
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_a_missing_id_is_named_by_its_row(missing, vectors, tmp_path):
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors[:3].reshape(-1)), DIM)
+    kind = pa.string() if missing is None else pa.float64()
+    ids = pa.array(["a", "b", None] if missing is None else [1.0, 2.0, missing], kind)
+    pq.write_table(pa.table({"id": ids, "vector": lists}), tmp_path / "v.parquet")
+    with pytest.raises(UserError, match="cannot read .* ids have no text or number in row 2"):
+        read_table(tmp_path / "v.parquet")
+
+
+def test_ids_can_be_written_as_text(vectors, tmp_path):
+    np.savez(tmp_path / "v.npz", x=vectors[:2], ids=np.array([b"\xff", b"ok"]))
+    ids = read_table(tmp_path / "v.npz").ids
+    assert ids[1] == "ok" and [name.encode() for name in ids]
+
+
+def test_a_mapped_table_is_pickled_without_its_vectors(vectors, tmp_path):
+    np.save(tmp_path / "v.npy", np.tile(vectors, (50, 1)))
+    table = read_table(tmp_path / "v.npy")
+    sent = pickle.dumps(table)
+    assert len(sent) < table.vectors.nbytes / 4
+    np.testing.assert_array_equal(pickle.loads(sent)[250]["x"], vectors[50])
+    whole = Table(vectors, range(200), np.zeros(200, np.int32))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(whole))[9]["x"], vectors[9])
 
 
 def test_vectors_of_one_item_are_in_one_split(vectors, tmp_path):
@@ -77,12 +137,20 @@ def test_vectors_of_one_item_are_in_one_split(vectors, tmp_path):
     assert ids[0] and ids[1] and not ids[0] & ids[1]
 
 
+def test_only_npy_is_written(vectors, tmp_path):
+    Vector().write(vectors, tmp_path / "out.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), vectors)
+    with pytest.raises(UserError, match="vectors are written as .npy"):
+        Vector().write(vectors, tmp_path / "out.parquet")
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
         (lambda p: p.write_bytes(b""), "cannot read"),
         (lambda p: p.write_bytes(b"\x93NUMPY garbage"), "cannot read"),
-        (lambda p: np.save(p, np.zeros((3, 4, 5))), r"no array of numbers \[N, D\]"),
+        (lambda p: np.save(p, np.zeros((3, 4, 5))), r"has the shape \(3, 4, 5\), not \[N, D\]"),
+        (lambda p: np.save(p, np.zeros((3, 12), complex)), r"no array of numbers \[N, D\]"),
         (lambda p: np.save(p, np.array([{"a": 1}]), allow_pickle=True), "cannot read"),
         (lambda p: np.save(p, np.zeros((0, 4))), "has no vectors"),
         (lambda p: np.save(p, np.zeros((9, 5), np.float32)), "set data.dim=5"),
@@ -97,13 +165,51 @@ def test_a_file_that_cannot_be_used_is_one_line(write, message, tmp_path):
 
 def test_a_parquet_file_without_vectors_is_one_line(tmp_path):
     pq.write_table(pa.table({"id": ["a"], "text": ["b"]}), tmp_path / "v.parquet")
-    with pytest.raises(UserError, match="neither a column of lists nor columns of numbers"):
+    with pytest.raises(UserError, match="neither a column of lists of numbers nor columns"):
         read_table(tmp_path / "v.parquet")
     pq.write_table(pa.table({"v": [[1.0, 2.0], [1.0]]}), tmp_path / "v.parquet")
     with pytest.raises(UserError, match="different lengths"):
         read_table(tmp_path / "v.parquet")
     (tmp_path / "v.parquet").write_bytes(b"PAR1 not one PAR1")
     with pytest.raises(UserError, match="cannot read"):
+        read_table(tmp_path / "v.parquet")
+
+
+def test_damaged_archives_give_one_line(vectors, tmp_path, rng):
+    path = tmp_path / "v.npz"
+    np.savez_compressed(path, x=vectors, ids=np.arange(200))
+    whole = path.read_bytes()
+    for _ in range(100):
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] ^= int(rng.integers(1, 256))
+        path.write_bytes(
+            damaged[: rng.integers(1, len(whole) + 1)] if rng.random() < 0.3 else damaged
+        )
+        try:
+            read_table(path)
+        except UserError as e:
+            assert str(path) in str(e) and "\n" not in str(e)
+
+
+def test_files_larger_than_the_memory_are_not_unpacked(tmp_path, monkeypatch):
+    """Hundreds of megabytes of zeros take less than one in an archive, and less in a parquet file."""
+    monkeypatch.setattr(files_of_vectors, "free_memory", lambda: 2**28)
+    header = b"\x93NUMPY\x01\x00"
+    text = b"{'descr': '<f4', 'fortran_order': False, 'shape': (15000000, 10), }\n"
+    with (
+        zipfile.ZipFile(tmp_path / "v.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("x.npy", "w") as file,
+    ):
+        file.write(header + struct.pack("<H", len(text)) + text)
+        for _ in range(60):
+            file.write(bytes(10_000_000))
+    with pytest.raises(UserError, match=r"0.6 GiB, too much for the free memory"):
+        read_table(tmp_path / "v.npz")
+    column = pa.array(np.zeros(900_000, np.float32))
+    table = pa.table({f"x{i}": column for i in range(80)})
+    pq.write_table(table, tmp_path / "v.parquet", row_group_size=300_000)
+    assert (tmp_path / "v.parquet").stat().st_size < 1_000_000
+    with pytest.raises(UserError, match="too much for the free memory"):
         read_table(tmp_path / "v.parquet")
 
 
@@ -124,6 +230,11 @@ def test_relative_error_and_cosine_against_numpy(vectors, rng):
     figures = Vector().summarize(means)
     error = np.square(vectors - other).mean() / vectors.astype(np.float64).var(axis=0).mean()
     assert figures["relative_error"] == pytest.approx(error, rel=1e-5)
+    far = vectors + np.float32(1000)
+    values = Vector().metrics(config_of(""))(far, far + np.float32(0.5))
+    means = {name: np.asarray(value, np.float64).mean(0) for name, value in values.items()}
+    expected = 0.25 / far.astype(np.float64).var(axis=0).mean()
+    assert Vector().summarize(means)["relative_error"] == pytest.approx(expected, rel=1e-4)
     norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(other, axis=1)
     cosine = ((vectors * other).sum(1) / norms).mean()
     assert figures["cosine_similarity"] == pytest.approx(cosine, rel=1e-5)
@@ -184,6 +295,8 @@ def test_tokenize_writes_unique_ids(run):
     assert {row["split"] for row in rows} == {"train", "val"}
     text = user_error("--mode=tokenize", f"--workdir={run}/run", "--output=x.parquet", "--flips")
     assert "leave out flips" in text
+    text = user_error("--mode=tokenize", f"--workdir={run}/run", f"--output={run}/f", "--flips")
+    assert "flips and crops are for images" in text and not (run / "f").exists()
 
 
 def test_a_file_of_vectors_is_reconstructed_and_compressed(run):
@@ -215,6 +328,9 @@ def test_a_file_of_vectors_is_reconstructed_and_compressed(run):
     text = user_error("--mode=reconstruct", f"--workdir={run}/run", f"--input={run}/items.npz",
                    f"--output={run}/y2.npy", "--side_by_side")  # fmt: skip
     assert "side_by_side is for images" in text
+    text = user_error("--mode=reconstruct", f"--workdir={run}/run", f"--input={run}/items.npz",
+                   f"--output={run}/y.parquet")  # fmt: skip
+    assert ".npy" in text and not (run / "y.parquet").exists()
 
 
 def test_evaluate_compares_sets_of_vectors_and_has_no_fid(run):
@@ -247,6 +363,11 @@ def test_a_prior_learns_semantic_ids(run):
     assert figures["frechet"] > 0 and figures["samples"] == 16
     program("--mode=sample", f"--workdir={run}/prior", "--count=3", f"--output={run}/drawn")
     assert np.load(run / "drawn" / "00002.npy").shape == (DIM,)
+    assert (run / "prior" / "samples.png").stat().st_size > 500
+    text = user_error(
+        "--mode=upscale", f"--workdir={run}/prior", f"--input={run}/items.npz", f"--output={run}/u"
+    )
+    assert "edits need a tokenizer of images" in text
 
 
 def test_the_model_decides_the_modality(run):

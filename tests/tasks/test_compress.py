@@ -136,7 +136,7 @@ def test_unreadable_files_are_reported_and_write_no_output(run, compressed, tmp_
     write(make_tokenizer(seed=1), other)
     middle = len(data) // 2
     cases = {
-        "truncated": (data[:-5], "cut short or altered"),
+        "truncated": (data[:-5], "truncated or altered"),
         "altered": (data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :], "altered"),
         "newer": (data[:3] + b"\x02" + data[4:], "newer than this program"),
         "text": (b"some text", "not a .vqz file"),

@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -28,6 +29,10 @@ from vq_jax import config as configs
 from vq_jax.data import codes as codes_data
 from vq_jax.data.images import decode
 from vq_jax.data.pipeline import train_batches
+from vq_jax.errors import UserError
+from vq_jax.modalities import Network
+from vq_jax.tasks.job import Evaluation
+from vq_jax.tasks.kinds import KINDS
 from vq_jax.tasks.train_prior import make_prior_recipe
 from vq_jax.tasks.train_tokenizer import make_recipe
 from vq_jax.training.checkpoint import Checkpoints
@@ -283,6 +288,23 @@ def test_an_upscaling_prior_is_compared_with_its_input(tokenizer, data_dir, tmp_
     assert decode(tmp_path / "out" / "b.png").shape == (80, 108, 3)
 
 
+def test_fid_that_cannot_be_computed_is_refused_at_once():
+    network = Network("fid", "FID", "", "", features=lambda x: x, probabilities=lambda x: x)
+
+    def evaluation(condition, **changes):
+        model = SimpleNamespace(
+            module=SimpleNamespace(condition=condition), config=SimpleNamespace(eval_samples=64)
+        )
+        return Evaluation(model, None, None, None, [network], **changes)
+
+    check = KINDS["prior"].check
+    check(evaluation(()))
+    with pytest.raises(UserError, match="FID is for samples without a condition"):
+        check(evaluation((4, 4)))
+    with pytest.raises(UserError, match="count is 1: gFID takes 2 to"):
+        check(evaluation((), count=1))
+
+
 def test_user_errors_are_one_line_with_exit_code_2(trained, tokenizer, emoji, data_dir, tmp_path):
     workdir, _ = trained
     other = save_tokenizer(tmp_path / "other", emoji, data_dir, 1)
@@ -298,10 +320,10 @@ def test_user_errors_are_one_line_with_exit_code_2(trained, tokenizer, emoji, da
         (["--mode=outpaint", f"--workdir={workdir}", f"--input={tmp_path / 'a.png'}", "--output=x.png",
           "--margins=1,2"], "top,right,bottom,left"),
         (["--mode=tokenize", f"--workdir={tokenizer}", "--input=x", f"--output={tmp_path / 'codes'}"],
-         "does not look at --input; a folder's images"),
+         "does not use --input; a folder's images"),
         (["--mode=outpaint", f"--workdir={workdir}", f"--input={tmp_path / 'a.png'}", "--output=x.png",
           "--margins=0,100000000,0,0"], "make an image of 100000032x32 pixels"),
-        (["--mode=sample", f"--workdir={workdir}", "--mask=x.png"], "does not look at --mask"),
+        (["--mode=sample", f"--workdir={workdir}", "--mask=x.png"], "does not use --mask"),
         (["--mode=sample", f"--workdir={workdir}", "--count=-3"], "count is -3: use 1 or more"),
         (["--mode=sample", f"--workdir={workdir}", "--count=2000000000"], "at most 1,000,000"),
         (["--mode=sample", f"--workdir={workdir}", f"--seed={2**64 + 1}"], "seed is 18446744073709551617"),

@@ -97,10 +97,12 @@ def unpack(data: bytes) -> tuple[Header, bytes]:
         )
     body, crc = data[:-4], data[-4:]
     if len(body) < 9 or struct.pack("<I", zlib.crc32(body)) != crc:
-        raise UserError("this file is cut short or altered: its checksum does not fit")
+        raise UserError("this file is truncated or altered: its checksum does not match")
     kind, sizes = body[8] & 15, body[8] >> 4
     if body[3] != VERSION or kind >= len(METADATA) or not sizes:
-        raise UserError("this file's header makes no sense: it was altered, or badly written")
+        raise UserError(
+            "this file's header is not valid: the file was altered, or written by a faulty program"
+        )
     place, numbers = 9, []
     for _ in range(sizes + 1):
         number, place = _read_varint(body, place)
@@ -108,7 +110,9 @@ def unpack(data: bytes) -> tuple[Header, bytes]:
     entropy = list(METADATA)[kind]
     metadata, payload = body[place : place + METADATA[entropy]], body[place + METADATA[entropy] :]
     if len(metadata) < METADATA[entropy]:
-        raise UserError("this file's header makes no sense: it was altered, or badly written")
+        raise UserError(
+            "this file's header is not valid: the file was altered, or written by a faulty program"
+        )
     *shape, levels = numbers
     return Header(body[4:8], entropy, tuple(shape), levels, metadata), payload
 
@@ -131,7 +135,9 @@ def _read_varint(data: bytes, place: int) -> tuple[int, int]:
             if not 0 < number < _MOST or not byte:
                 break
             return number, place + i + 1
-    raise UserError("this file's header makes no sense: it was altered, or badly written")
+    raise UserError(
+        "this file's header is not valid: the file was altered, or written by a faulty program"
+    )
 
 
 # --- entropy models ---------------------------------------------------------------------------------

@@ -76,6 +76,8 @@ class ImageTiler:
         resolution = tokenizer.config.data.resolution
         self._channels = tokenizer.config.data.channels
         # Without strides, a tile counts as one code.
+        if len(set(tokenizer.strides or ())) > 1:
+            raise ValueError(f"tiles need equal strides, not {tokenizer.strides}")
         self._factor = tokenizer.strides[0] if tokenizer.strides else resolution
         self._tile, self._margin = 1, 0
         if tokenizer.strides:
@@ -97,6 +99,10 @@ class ImageTiler:
     def nbytes(self, shape: Sequence[int]) -> int:
         """Returns the uncompressed bytes of an image of these sizes."""
         return math.prod(shape) * self._channels
+
+    def units(self, shape: Sequence[int]) -> int:
+        """Returns the number of pixels of an image of these sizes."""
+        return math.prod(shape)
 
     def grid(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Returns the shape of the positions of an image of these sizes."""

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from vq_jax.codec.image_tiler import ImageTiler
-from vq_jax.errors import UserError
 from vq_jax.tokenizer import TrainedTokenizer
 
 _BATCH = 1024
@@ -31,6 +30,9 @@ class Tiler(Protocol):
 
     def nbytes(self, shape: Sequence[int]) -> int:
         """Returns the uncompressed bytes of an example of these sizes."""
+
+    def units(self, shape: Sequence[int]) -> int:
+        """Returns the number of units (pixels) of an example of these sizes."""
 
     def grid(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Returns the shape of the positions of an example of these sizes."""
@@ -63,6 +65,9 @@ class RowTiler:
         spec = self._tokenizer.spec
         return shape[0] * int(np.prod(spec.shape)) * spec.dtype.itemsize
 
+    def units(self, shape: Sequence[int]) -> int:
+        return shape[0] * self._modality.units(self._tokenizer.spec.shape)
+
     def grid(self, shape: Sequence[int]) -> tuple[int, ...]:
         return (shape[0], *self._tokenizer.codes.grid)
 
@@ -90,16 +95,10 @@ class RowTiler:
         return np.concatenate(found)
 
 
-# modality -> tiler
-TILERS: dict[str, Callable[[TrainedTokenizer], Tiler]] = {"image": ImageTiler, "vector": RowTiler}
+# modality -> tiler of examples of any size; others have rows of examples of one size
+TILERS: dict[str, Callable[[TrainedTokenizer], Tiler]] = {"image": ImageTiler}
 
 
 def make_tiler(tokenizer: TrainedTokenizer) -> Tiler:
-    """Makes the tiler of a tokenizer's modality.
-
-    Raises:
-      UserError: examples of this modality come in one size only.
-    """
-    if (make := TILERS.get(tokenizer.modality.name)) is None:
-        raise UserError(f"{tokenizer.modality.noun}s cannot be compressed or sent through in files")
-    return make(tokenizer)
+    """Makes the tiler of a tokenizer's modality."""
+    return TILERS.get(tokenizer.modality.name, RowTiler)(tokenizer)

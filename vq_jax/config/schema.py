@@ -36,9 +36,7 @@ class Run:
     keep: Annotated[int, Bounds(1)] = 2  # number of checkpoints kept
     # Consecutive steps with NaN or infinite values before training returns to the last checkpoint.
     skip_limit: Annotated[int, Bounds(1)] = 10
-    eval_every: Annotated[int, Bounds(0)] = (
-        0  # steps between evaluations; 0 evaluates at the end only
-    )
+    eval_every: Annotated[int, Bounds(0)] = 0  # steps between; 0 evaluates at the end only
     tensorboard: bool = True  # log to TensorBoard, if tensorboardX is installed
     wandb: str = ""  # project to log to, with wandb installed
     start_from: str = ""  # a run, import or export whose weights training starts from
@@ -141,9 +139,7 @@ class Masked:
     """Fields of `sampling` for masked priors, beside those of `sampling.Draw`."""
 
     steps: Annotated[int, Bounds(1)] = 12
-    choice_temperature: Annotated[float, Bounds(0)] = (
-        4.5  # randomness in which codes are fixed first
-    )
+    choice_temperature: Annotated[float, Bounds(0)] = 4.5  # randomness in what is fixed first
     order: str = "confidence"  # or "halton"
 
 
@@ -291,7 +287,7 @@ def _base(kind: str, modality: str) -> ConfigDict:
 
 
 def base(
-    model: str = "vqgan", quantizer: str = "vq", discriminator: str = "patchgan"
+    model: str = "vqgan", quantizer: str = "vq", discriminator: str | None = None
 ) -> ConfigDict:
     """Returns a tokenizer's config with every field at its default.
 
@@ -299,7 +295,8 @@ def base(
       model: name in `MODELS`; its fields become `config.model`, and it decides the modality.
       quantizer: name in `QUANTIZERS`; its fields become `config.quantizer`. "residual/fsq" is a
         residual quantizer of FSQs, whose fields are `config.quantizer.inner`.
-      discriminator: name in `DISCRIMINATORS`; its fields become `config.discriminator`.
+      discriminator: name in `DISCRIMINATORS`; its fields become `config.discriminator`. None is the
+        default of the modality.
 
     Returns:
       a locked ConfigDict: fields can be changed, but not added.
@@ -313,7 +310,7 @@ def base(
     for name, entry in (
         ("model", model),
         ("quantizer", quantizer),
-        ("discriminator", discriminator),
+        ("discriminator", discriminator or MODALITIES[modality].discriminator),
     ):
         config[name] = section(TABLES["tokenizer"][name], entry)
     # Quantizer fields that change: (from, to, first step, last step); () keeps the field's value.

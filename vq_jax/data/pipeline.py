@@ -91,7 +91,9 @@ def train_batches(
       UserError: the source is smaller than a batch.
     """
     if not len(source):
-        raise UserError("the data has a single example, which is held out: at least 2 are needed")
+        raise UserError(
+            "the training split is empty: all examples are held out (see data.val_fraction)"
+        )
     if len(source) < config.batch_size:
         raise UserError(
             f"data.batch_size is {config.batch_size}, and there are {len(source)} training examples: "

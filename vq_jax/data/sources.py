@@ -286,8 +286,8 @@ class _TfdsSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self.source[index]
         found = {self.key: example[self.feature], "label": int(example.get("label", 0))}
-        if "name" in example:
-            found["id"] = example["name"].decode()
+        if isinstance(name := example.get("name"), bytes):
+            found["id"] = name.decode("utf-8", "replace")
         return found
 
 

@@ -9,7 +9,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from vq_jax.data.degrade import none
 from vq_jax.data.sources import OpenSource
+from vq_jax.errors import UserError
 
 # (reconstruction, example) -> unreduced float32
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -25,9 +27,10 @@ class Network:
       key: prefix of its figures, such as "fid_adm".
       heading: name of the distance in a table.
       description: how examples are prepared for it.
-      digest: of its weights.
+      digest: of its weights; "" if features are too cheap to be cached.
       features: examples [N, ...], raw or as models take them, to float32 [N, F].
       probabilities: features to class probabilities; None if the Inception score is undefined.
+      note: what else a reader of its figures must know, for the protocol.
     """
 
     key: str
@@ -36,15 +39,12 @@ class Network:
     digest: str
     features: Callable[[np.ndarray], np.ndarray]
     probabilities: Callable[[np.ndarray], np.ndarray] | None = None
+    note: str = ""
 
 
 @dataclasses.dataclass
 class NoFields:
     """No fields of a section of a config."""
-
-
-def no_condition() -> None:
-    """No condition beside a label."""
 
 
 class Modality:
@@ -58,8 +58,10 @@ class Modality:
       unit: what rates are counted in: bits per `unit`.
       suffixes: of the files that `read` opens.
       suffix: of the files that `write` makes by default.
+      writes: suffixes of all files that `write` can make.
       axes: names of the axes of an example, in messages.
       feature: name of the example among the features of a TFDS data set.
+      discriminator: name of the default discriminator.
       data_fields: dataclass of the modality's fields of `config.data`.
       shape_fields: those of them that decide the shape of an example.
       loss_fields: dataclass of its fields of `config.loss`.
@@ -74,13 +76,15 @@ class Modality:
     unit: ClassVar[str]
     suffixes: ClassVar[frozenset[str]]
     suffix: ClassVar[str]
+    writes: ClassVar[frozenset[str]]
     feature: ClassVar[str]
+    discriminator: ClassVar[str]
     axes: ClassVar[tuple[str, ...]]
     data_fields: ClassVar[type]
     shape_fields: ClassVar[tuple[str, ...]]
     loss_fields: ClassVar[type] = NoFields
     losses: ClassVar[Mapping[str, Loss]]
-    conditions: ClassVar[Mapping[str, Callable[..., Any]]] = {"none": no_condition}
+    conditions: ClassVar[Mapping[str, Callable[..., Any]]] = {"none": none}
     rows: ClassVar[Rows]
 
     def check(self, config: ConfigDict) -> None:
@@ -118,8 +122,14 @@ class Modality:
         flips: bool,
         crops: int,
     ) -> list[np.ndarray]:
-        """Returns the forms of an example that `tokenize` encodes, each as a model takes it."""
-        raise NotImplementedError
+        """Returns the forms of an example that `tokenize` encodes, each as a model takes it.
+
+        Raises:
+          UserError: the modality has no flips or crops.
+        """
+        if flips or crops:
+            raise UserError(f"flips and crops are for images: {self.noun}s have none")
+        return [self.prepare(data, train=False)(example)["x"]]
 
     def preparation(self, data: ConfigDict) -> str:
         """Describes how examples are prepared for evaluation."""
@@ -127,12 +137,20 @@ class Modality:
 
     # Losses and metrics.
 
-    def perceptual(self, config: ConfigDict) -> Loss | None:
-        """Returns the perceptual loss (a, b) -> [B] that training uses, or None."""
+    def perceptual(self, config: ConfigDict, folder: Path | None = None) -> Loss | None:
+        """Returns the perceptual loss (a, b) -> [B] that training uses, or None.
+
+        Args:
+          config: of the tokenizer that is trained.
+          folder: the run or import that training starts from, which may have weights for the loss.
+        """
         return None
 
     def metrics(self, config: ConfigDict) -> Callable[[Any, Any], dict[str, jax.Array]]:
-        """Returns the function (x, decoder's output) -> per-example values [B] or [B, ...]."""
+        """Returns the function (x, y) -> per-example values [B] or [B, ...].
+
+        y is a decoder's output, or examples.
+        """
         raise NotImplementedError
 
     def summarize(self, means: dict[str, np.ndarray]) -> dict[str, float]:
@@ -153,7 +171,9 @@ class Modality:
         Raises:
           UserError: FID is asked for and cannot be computed.
         """
-        raise NotImplementedError
+        if inception:
+            raise UserError(f"inception is for FID of images: {self.noun}s have none")
+        return []
 
     # Examples, raw and as models take them.
 
@@ -196,9 +216,13 @@ class Modality:
         raise NotImplementedError
 
     def side_by_side(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Puts two raw examples into one, for a look at both."""
-        raise NotImplementedError
+        """Puts two raw examples into one.
+
+        Raises:
+          UserError: the modality has no such form.
+        """
+        raise UserError(f"side_by_side is for images: {self.noun}s have none")
 
     def preview(self, path: Path, *rows: np.ndarray) -> None:
-        """Writes a picture of rows of raw examples [N, ...]."""
+        """Writes a picture of rows of raw examples [N, ...]; rows may have different lengths."""
         raise NotImplementedError

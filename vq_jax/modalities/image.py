@@ -97,6 +97,8 @@ class Image(Modality):
     axes = ("H", "W", "C")
     suffixes = EXTENSIONS
     suffix = ".png"
+    writes = EXTENSIONS
+    discriminator = "patchgan"
     data_fields, loss_fields = ImageData, PerceptualLoss
     shape_fields = ("resolution", "channels")
     losses: ClassVar[Mapping[str, Loss]] = {"l1": losses.l1, "l2": losses.l2}
@@ -177,10 +179,10 @@ class Image(Modality):
 
     # --- losses and metrics ---
 
-    def perceptual(self, config: ConfigDict) -> Callable | None:
+    def perceptual(self, config: ConfigDict, folder: Path | None = None) -> Callable | None:
         if not config.loss.perceptual_weight:
             return None
-        return partial(lpips, load_lpips(folder=config.start_from or None))
+        return partial(lpips, load_lpips(folder=folder))
 
     def metrics(self, config: ConfigDict) -> Callable[[Any, Any], dict[str, jax.Array]]:
         """PSNR, SSIM, MS-SSIM if images are large enough, L1, LPIPS if installed, and moments."""
@@ -251,7 +253,10 @@ class Image(Modality):
         return rows_of(np.stack([a, b]))
 
     def preview(self, path: Path, *rows: np.ndarray) -> None:
-        save_image(rows_of(*rows), path)
+        wide = max(map(len, rows))
+        widths = [[(0, wide - len(row)), (0, 0), (0, 0), (0, 0)] for row in rows]
+        padded = [np.pad(r, w, constant_values=255) for r, w in zip(rows, widths, strict=True)]
+        save_image(rows_of(*padded), path)
 
 
 def lpips_networks(config: ConfigDict) -> dict[str, Callable]:

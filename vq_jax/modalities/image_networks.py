@@ -23,6 +23,12 @@ PROTOCOLS = {
 }
 
 
+_NOTES = {
+    "adm": "ADM's published precision and recall take all images, with distances in float16: these are "
+    "close to them, not equal"
+}
+
+
 def in_batches(body: Callable[..., Any], params: Any) -> Callable[[np.ndarray], np.ndarray]:
     """Compiles (params, batch) -> rows into a function of any number of RGB or grey images."""
     compiled = jax.jit(body)
@@ -92,6 +98,7 @@ def inception_network(place: str, protocol: str) -> Network:
         description=f"{PROTOCOLS[protocol]}; weights {digest[:8]}",
         digest=digest,
         features=features,
+        note=_NOTES.get(protocol, ""),
         probabilities=lambda rows: np.asarray(classes(params, rows)),
     )
 

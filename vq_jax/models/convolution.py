@@ -6,8 +6,8 @@ Gray 2016, "Fast algorithms for convolutional neural networks", sec. 4.3): 36 mu
 outputs instead of 144. It is used in both gradients and, with many channels, in the output. 1x1
 convolutions are matrix products on every backend. All others are `jax.lax.conv_general_dilated`.
 
-`conv_general_dilated` is the only function that models use. The choice is made when a program is
-compiled for a platform (`jax.lax.platform_dependent`), not when it is traced.
+The choice is made when a program is compiled for a platform (`jax.lax.platform_dependent`), not when
+it is traced.
 """
 
 from collections.abc import Sequence

@@ -98,5 +98,5 @@ def normalize_output(h: jax.Array, dtype: Any) -> jax.Array:
 
 
 def halving_strides(levels: int) -> tuple[int, int]:
-    """Pixels a latent spans along each axis, after so many levels."""
+    """Returns the pixels a latent spans along each axis of a tower of this number of levels."""
     return (2 ** (levels - 1),) * 2

@@ -1,6 +1,5 @@
 """Compresses files to `.vqz` files, and decompresses them."""
 
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,8 +99,8 @@ def decompress(workdir: Path, *, tokenizer: Path | None = None, input: Path, out
     modality, tiler = opened.tokenizer.modality, opened.tiler
     pairs = pair_files(input, output, (SUFFIX,), modality.suffix, f"{SUFFIX} file")
     target = pairs[0][1]
-    if target != files.STDIO and (suffix := target.suffix.lower()) not in modality.suffixes:
-        known = " ".join(sorted(modality.suffixes))
+    if target != files.STDIO and (suffix := target.suffix.lower()) not in modality.writes:
+        known = " ".join(sorted(modality.writes))
         raise UserError(f"output: {suffix} is no format that can be written ({known})")
 
     tally = _Tally(opened)
@@ -140,7 +139,7 @@ class _Tally:
 
     def add(self, shape: tuple[int, ...], size: int) -> None:
         """Adds a file, by the sizes of its example and its compressed bytes."""
-        self._files, self._units = self._files + 1, self._units + math.prod(shape)
+        self._files, self._units = self._files + 1, self._units + self._tiler.units(shape)
         self._plain, self._small = self._plain + self._tiler.nbytes(shape), self._small + size
 
     def summary(self) -> str:

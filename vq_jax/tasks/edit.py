@@ -99,6 +99,7 @@ def edit(
             ".png keeps both"
         )
     prior: TrainedPrior = load_prior(workdir, tokenizer)
+    editing.check_prior(prior)
     how["label"] = label[0] if label else None
     prior.labels(how["label"], 1)
     channels = prior.tokenizer.config.data.channels

@@ -17,7 +17,7 @@ from vq_jax.errors import UserError
 from vq_jax.modalities import Network
 from vq_jax.tasks.job import Evaluation
 from vq_jax.tasks.kinds import KINDS
-from vq_jax.tasks.sets import KEPT
+from vq_jax.tasks.sets import KEPT, with_prefix
 from vq_jax.training.report import save_figures, show_figures
 
 
@@ -74,10 +74,15 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
     """
     model = evaluation.model
     kind = KINDS[configs.kind_of(model.config)]
+    kind.check(evaluation)
     figures = kind.measure_examples(evaluation)
     of_sets, lines = kind.measure_sets(evaluation)
     figures |= of_sets
-    used = [network for network in evaluation.networks if kind.figure_of(network) in figures]
+    used = [
+        network
+        for network in evaluation.networks
+        if with_prefix(network.key, kind.prefix) in figures
+    ]
     protocol = _protocol(model.config, figures, used) | lines
     figures |= {"protocol": protocol, "step": model.step}
     show_figures(evaluation.console, figures, kind.rows(evaluation))
@@ -103,9 +108,6 @@ def _protocol(
             lines["precision"] = (
                 f"precision and recall: 3 neighbours, up to {KEPT:,} random {noun} of each side"
             )
-            if network.key == "fid_adm":
-                lines["precision"] += (
-                    "; ADM's published figures take all images, with distances in float16: these are "
-                    "close to them, not equal"
-                )
+            if network.note:
+                lines["precision"] += f"; {network.note}"
     return lines

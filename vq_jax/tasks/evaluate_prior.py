@@ -27,7 +27,7 @@ from vq_jax.training.prior_steps import codes_of, mask_codes
 _SHOWN = 12  # examples a row of a picture
 _LEAST = 8  # examples on each side of a comparison of sets
 _MASKS = 8  # shares of masked codes that the bound of a masked prior averages over
-_PREFIX = "g"  # of FID
+PREFIX = "g"  # of FID
 # What a condition's results are compared with: suffix of the figures -> suffix of their headings.
 _COMPARED = {"": "", "_before": ", as given", "_ceiling": ", tokenizer alone"}
 
@@ -58,7 +58,7 @@ def rows(evaluation: Evaluation) -> Rows:
         for name, (heading, form) in modality.rows.items():
             found[name + suffix] = (heading + after, form)
     found |= {"samples": ("samples compared", ",d"), noun: (f"held-out {noun}", ",d")}
-    return found | rows_of(_fid_networks(evaluation), _PREFIX)
+    return found | rows_of(_fid_networks(evaluation), PREFIX)
 
 
 def _sample_networks(evaluation: Evaluation) -> Sequence[Network]:
@@ -68,6 +68,22 @@ def _sample_networks(evaluation: Evaluation) -> Sequence[Network]:
 
 def _fid_networks(evaluation: Evaluation) -> Sequence[Network]:
     return [n for n in evaluation.networks if n.probabilities is not None]
+
+
+def _fid_count(evaluation: Evaluation) -> int:
+    """The number of samples for FID."""
+    given = evaluation.count
+    return evaluation.model.config.eval_samples if given is None else given
+
+
+def check(evaluation: Evaluation) -> None:
+    """Raises UserError if FID is asked for and cannot be computed."""
+    if not _fid_networks(evaluation):
+        return
+    if evaluation.model.module.condition:
+        raise UserError("FID is for samples without a condition, and this prior needs one")
+    if not 2 <= (count := _fid_count(evaluation)) <= 1_000_000:
+        raise UserError(f"count is {count:,}: gFID takes 2 to 1,000,000 samples")
 
 
 # --- likelihood ------------------------------------------------------------------------------------
@@ -128,25 +144,14 @@ def measure_examples(evaluation: Evaluation) -> dict[str, Any]:
 # --- sets ------------------------------------------------------------------------------------------
 
 
-def figure_of(network: Network) -> str:
-    """Returns the name of a network's distance among the figures."""
-    return with_prefix(network.key, _PREFIX)
-
-
 def measure_sets(evaluation: Evaluation) -> tuple[dict[str, Any], dict[str, str]]:
     """Compares samples with training examples; or with a condition, its results with the originals.
 
     Returns:
       figures, and lines of the protocol.
-
-    Raises:
-      UserError: FID is asked for, and the prior needs a condition.
     """
     prior: TrainedPrior = evaluation.model
-    fid = _fid_networks(evaluation)
     if prior.module.condition:
-        if fid:
-            raise UserError("FID is for samples without a condition, and this prior needs one")
         return (_improve(evaluation) if prior.config.eval_samples else {}), {}
     found: dict[str, Any] = {}
     lines = {}
@@ -156,7 +161,7 @@ def measure_sets(evaluation: Evaluation) -> tuple[dict[str, Any], dict[str, str]
         lines["samples"] = (
             "{samples:,} samples of seed {seed} against {references:,} {references_are}"
         ).format(**found)
-    for network in fid:
+    for network in _fid_networks(evaluation):
         compared, count, real = _compare_all(evaluation, network)
         found |= compared
         decoded = ", decoded from codes" if prior.config.data.source == "codes" else ""
@@ -173,9 +178,7 @@ def _compare_all(evaluation: Evaluation, network: Network) -> tuple[dict[str, fl
       the figures, the number of samples, the number of training examples.
     """
     prior, train = evaluation.model, evaluation.splits.train
-    count = prior.config.eval_samples if evaluation.count is None else evaluation.count
-    if not 2 <= count <= 1_000_000:
-        raise UserError(f"count is {count:,}: gFID takes 2 to 1,000,000 samples")
+    count = _fid_count(evaluation)
     places = np.linspace(0, len(train) - 1, count).round().astype(int)
 
     def real() -> Iterator[np.ndarray]:
@@ -193,7 +196,7 @@ def _compare_all(evaluation: Evaluation, network: Network) -> tuple[dict[str, fl
 
     of_real = cached_statistics(network, real)
     found = compare(network, of_real, compute_statistics(network, samples(), classes=True))
-    figures = {with_prefix(name, _PREFIX): value for name, value in found.items()}
+    figures = {with_prefix(name, PREFIX): value for name, value in found.items()}
     return figures, count, of_real.statistics.count
 
 

@@ -13,7 +13,6 @@ from vq_jax.config import make_prepare
 from vq_jax.console import stderr
 from vq_jax.data.pipeline import eval_batches
 from vq_jax.errors import UserError
-from vq_jax.modalities import Network
 from vq_jax.modalities.base import Rows
 from vq_jax.quantizers.functions import nearest_other
 from vq_jax.tasks.job import Evaluation
@@ -25,7 +24,7 @@ from vq_jax.training.watch import usage_advice
 # Below this share of codes in use, the evaluation gives advice.
 _LOW_USAGE = 0.5
 _SHOWN = 12  # examples in reconstructions.png
-_PREFIX = "r"  # of FID
+PREFIX = "r"  # of FID
 
 
 def rows(evaluation: Evaluation) -> Rows:
@@ -39,7 +38,7 @@ def rows(evaluation: Evaluation) -> Rows:
         f"bits_per_{unit}": (f"bits per {unit}", ".4f"),
         f"entropy_bits_per_{unit}": (f"bits per {unit}, entropy", ".4f"),
         noun: (f"held-out {noun}", ",d"),
-        **rows_of(evaluation.networks, _PREFIX),
+        **rows_of(evaluation.networks, PREFIX),
     }
 
 
@@ -112,11 +111,6 @@ def _code_figures(tokenizer: TrainedTokenizer, counts_QK: np.ndarray) -> dict[st
     return figures
 
 
-def figure_of(network: Network) -> str:
-    """Returns the name of a network's distance among the figures."""
-    return with_prefix(network.key, _PREFIX)
-
-
 def measure_sets(evaluation: Evaluation) -> tuple[dict[str, Any], dict[str, str]]:
     """Compares the split's reconstructions with its originals, as sets.
 
@@ -143,7 +137,7 @@ def measure_sets(evaluation: Evaluation) -> tuple[dict[str, Any], dict[str, str]
         real = cached_statistics(network, originals)
         made = compute_statistics(network, reconstructions(), classes=True)
         for name, value in compare(network, real, made).items():
-            found[with_prefix(name, _PREFIX)] = value
+            found[with_prefix(name, PREFIX)] = value
     return found, {}
 
 

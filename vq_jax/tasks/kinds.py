@@ -8,7 +8,6 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from vq_jax.modalities import Network
 from vq_jax.modalities.base import Rows
 from vq_jax.tasks import evaluate_prior, evaluate_tokenizer
 from vq_jax.tasks.job import Evaluation, Job
@@ -25,18 +24,20 @@ class Kind:
       job: (config, workdir, key) -> its training run.
       measure_examples: evaluation -> figures of held-out examples.
       measure_sets: evaluation -> figures of sets, and lines of the protocol about them.
-      figure_of: network -> name of its distance among the figures.
+      prefix: of FID among the figures: "r" of reconstructions, "g" of samples.
       rows: evaluation -> headings and formats of all its figures.
       sets_in_training: whether evaluations during training compare sets, too.
+      check: raises UserError for an evaluation that cannot be computed.
       before_training: called before JAX starts its threads.
     """
 
     job: Callable[[ConfigDict, Path, jax.Array], Job]
     measure_examples: Callable[[Evaluation], dict[str, Any]]
     measure_sets: Callable[[Evaluation], tuple[dict[str, Any], dict[str, str]]]
-    figure_of: Callable[[Network], str]
+    prefix: str
     rows: Callable[[Evaluation], Rows]
     sets_in_training: bool
+    check: Callable[[Evaluation], None] = lambda evaluation: None
     before_training: Callable[[], None] = lambda: None
 
 
@@ -45,7 +46,7 @@ KINDS: dict[str, Kind] = {
         job=tokenizer_job,
         measure_examples=evaluate_tokenizer.measure_examples,
         measure_sets=evaluate_tokenizer.measure_sets,
-        figure_of=evaluate_tokenizer.figure_of,
+        prefix=evaluate_tokenizer.PREFIX,
         rows=evaluate_tokenizer.rows,
         sets_in_training=False,
     ),
@@ -53,9 +54,10 @@ KINDS: dict[str, Kind] = {
         job=prior_job,
         measure_examples=evaluate_prior.measure_examples,
         measure_sets=evaluate_prior.measure_sets,
-        figure_of=evaluate_prior.figure_of,
+        prefix=evaluate_prior.PREFIX,
         rows=evaluate_prior.rows,
         sets_in_training=True,
+        check=evaluate_prior.check,
         before_training=parallel.disable_malloc_trim,
     ),
 }

@@ -37,9 +37,8 @@ class Device:
 
 
 DEVICES = {
-    "tpu-v3": Device(
-        16, {"float32": 61.5, "bfloat16": 61.5}
-    ),  # one core, which is a device for JAX
+    # One core, which is a device for JAX.
+    "tpu-v3": Device(16, {"float32": 61.5, "bfloat16": 61.5}),
     "tpu-v4": Device(32, {"float32": 275, "bfloat16": 275}, "v4:2x2x1"),
     "tpu-v5e": Device(16, {"float32": 197, "bfloat16": 197}, "v5e:2x2"),
     "tpu-v5p": Device(95, {"float32": 459, "bfloat16": 459}, "v5p:2x2x1"),

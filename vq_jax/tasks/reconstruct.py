@@ -5,8 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from vq_jax import config as configs
+from vq_jax import modalities
 from vq_jax.codec.tilers import make_tiler
-from vq_jax.runs import load_tokenizer
+from vq_jax.errors import UserError
+from vq_jax.files import STDIO
+from vq_jax.runs import find, load_tokenizer
 from vq_jax.tasks.files import change_files, check_input, pair_files
 from vq_jax.tokenizer import TrainedTokenizer
 
@@ -24,9 +28,16 @@ def reconstruct(workdir: Path, *, input: Path, output: Path, side_by_side: bool 
       UserError: there is no such run or file, or a file could not be read or written.
     """
     check_input(input)
-    tokenizer = load_tokenizer(workdir)
-    modality = tokenizer.modality
+    modality = modalities.of(configs.load(find(workdir) / configs.FILE))
     pairs = pair_files(input, output, modality.suffixes, modality.suffix, modality.noun)
+    target = pairs[0][1]
+    if target != STDIO and (suffix := target.suffix.lower()) not in modality.writes:
+        known = " ".join(sorted(modality.writes))
+        raise UserError(f"output: {suffix} is no format that can be written ({known})")
+    tokenizer = load_tokenizer(workdir)
+    if side_by_side:
+        example = modality.to_raw(np.zeros(tokenizer.spec.shape, np.float32))
+        modality.side_by_side(example, example)  # fails if the modality has no such form
 
     def work(items: list[np.ndarray]) -> Iterator[np.ndarray]:
         for x in items:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from vq_jax import config as configs
+from vq_jax import modalities
 from vq_jax.console import track
 from vq_jax.errors import UserError
 from vq_jax.files import write
@@ -48,11 +50,11 @@ def sample(
     if output.is_file():
         raise UserError(f"output: {output} is a file; name a folder")
     before = _written_before(output)
-    prior = load_prior(workdir, tokenizer)
-    modality = prior.modality
+    modality = modalities.of(configs.load(find(workdir) / configs.FILE))
     files = [output / f"{i:05d}{modality.suffix}" for i in range(max(total, before))]
     if not before and files[0].exists() and not (output / "grid.png").exists():
         raise UserError(f"output: {files[0]} was not written by sample; name another folder")
+    prior = load_prior(workdir, tokenizer)
     if labels:
         prior.labels(labels, len(labels))  # fail early
     shown: list[np.ndarray] = []
@@ -65,8 +67,7 @@ def sample(
             if i < _SHOWN:
                 shown.append(raw)
     wide = count if labels and count <= 32 else min(len(shown), 16)
-    blank = [np.full_like(shown[0], 255)] * (-len(shown) % wide)
-    rows = np.stack(shown + blank).reshape(-1, wide, *shown[0].shape)
+    rows = [np.stack(shown[i : i + wide]) for i in range(0, len(shown), wide)]
     modality.preview(output / "grid.png", *rows)
     older = files[total:]
     for path in older:

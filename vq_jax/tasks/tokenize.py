@@ -67,7 +67,7 @@ def tokenize(
     if table:
         if flips or crops or processes > 1:
             raise UserError(
-                f"a {_TABLE} file has one row for each example: leave out flips and crops"
+                f"a {_TABLE} file has one row for each example: leave out flips, crops and processes"
             )
         write_table(tokenizer, config, parts, output)
         return
@@ -84,6 +84,8 @@ def tokenize(
         "crops": crops,
         f"{noun}s": {split: len(source) for split, source in parts.items()},
     }
+    # Fail before the folder is made if the modality has no flips or crops.
+    next(prepared(config, splits.val, range(len(splits.val)), flips, crops), None)
     codes_data.begin(output, metadata)
     shards = {split: -(-len(source) // _SHARD) for split, source in parts.items()}
     todo = [(split, i) for split, count in shards.items() for i in range(count)][process::processes]
@@ -134,10 +136,12 @@ def write_table(
     all_codes = []
     for split, source in parts.items():
         for codes, label, name in encoded(tokenizer, prepared(config, source, range(len(source)))):
-            columns["item"].append(name)
+            columns["item"].append(str(name))
             columns["split"].append(split)
             columns["label"].append(label)
             all_codes.append(codes.reshape(-1))
+    if not all_codes:
+        raise UserError(f"no {tokenizer.modality.noun} could be read")
     codes_NQ = np.stack(all_codes)
     for level, codes_N in enumerate(codes_NQ.T):
         columns[f"code_{level}"] = codes_N.tolist()

@@ -76,10 +76,12 @@ def describe_codes(
     codes.condition = ()
     if (make := configs.make_condition(config)) is not None:
         try:
-            raw = make(tokenizer.modality.to_raw(np.zeros(tokenizer.spec.shape)), None)
-            if tokenizer.strides is None and raw.shape != tokenizer.spec.shape:
+            modality = tokenizer.modality
+            zeros = np.zeros(tokenizer.spec.shape, tokenizer.spec.dtype)
+            worse = modality.from_raw(make(modality.to_raw(zeros), None))
+            if tokenizer.strides is None and worse.shape != tokenizer.spec.shape:
                 raise ValueError(f"it takes {noun}s of shape {tokenizer.spec.shape} only")
-            shape = jax.ShapeDtypeStruct((1, *raw.shape), tokenizer.spec.dtype)
+            shape = jax.ShapeDtypeStruct((1, *worse.shape), tokenizer.spec.dtype)
             encoded = jax.eval_shape(tokenizer.encode_unchecked, shape)
             codes.condition = encoded.shape[1 : 1 + len(spec.grid)]
         except (ValueError, TypeError) as e:

@@ -18,7 +18,7 @@ from vq_jax.data.pipeline import eval_batches, train_batches
 from vq_jax.errors import UserError
 from vq_jax.interop.weights import differences, flat, listing, read_group
 from vq_jax.losses import ADVERSARIAL, GENERATOR
-from vq_jax.runs import has_checkpoints, load_tokenizer
+from vq_jax.runs import find, has_checkpoints, load_tokenizer
 from vq_jax.tasks.job import Job
 from vq_jax.tokenizer import TrainedTokenizer
 from vq_jax.training import parallel
@@ -57,6 +57,7 @@ def make_recipe(config: ConfigDict) -> Recipe:
     """Makes the modules, optimizers and losses of a config."""
     loss, adversarial = config.loss, config.adversarial
     modality = modalities.of(config)
+    start = find(config.start_from) if config.start_from else None
     of_discriminator, of_generator = ADVERSARIAL[adversarial.loss]
     if adversarial.generator_loss:
         of_generator = GENERATOR[adversarial.generator_loss]
@@ -70,7 +71,7 @@ def make_recipe(config: ConfigDict) -> Recipe:
         reconstruction_weight=loss.reconstruction_weight,
         codebook_weight=loss.codebook_weight,
         perceptual_weight=loss.get("perceptual_weight", 0.0),
-        perceptual=modality.perceptual(config),
+        perceptual=modality.perceptual(config, start),
         perceptual_stride=loss.get("perceptual_stride", 1),
         adversarial=(of_discriminator, of_generator),
         adversarial_weight=adversarial.weight,
@@ -95,7 +96,7 @@ def _initial_weights(config: ConfigDict, workdir: Path, shapes: GanState) -> dic
     """
     if not config.start_from or has_checkpoints(workdir):
         return {}
-    folder = Path(config.start_from)
+    folder = find(config.start_from)
     opened = load_tokenizer(folder)
     variables = jax.device_get(opened.variables)
     wanted = {"params": shapes.generator.params, **shapes.generator.stats}
