@@ -1,6 +1,7 @@
 """Imports go to later rows only, and files and functions are short."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,20 @@ def test_imports_go_to_later_rows(path):
         assert imported == importer or ROW_OF[imported] > ROW_OF[importer], (
             f"{path} imports {imported}"
         )
+
+
+def test_files_do_not_import_each_other():
+    """Imports at the top of files; those inside functions come later."""
+    names = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts): p for p in FILES}
+    names = {name.removesuffix(".__init__"): path for name, path in names.items()}
+    graph: dict[str, set[str]] = {}
+    for name, path in names.items():
+        graph[name] = set()
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ImportFrom) and node.module:
+                modules = [f"{node.module}.{alias.name}" for alias in node.names]
+                graph[name] |= {m if m in names else node.module for m in modules}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def test_only_one_file_has_parallelism_and_only_one_imports_orbax():
