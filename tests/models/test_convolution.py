@@ -102,3 +102,18 @@ def test_other_convolutions_use_xla(rng, shape, features, stride, padding, fast)
     if not fast:
         expected = lax.conv_general_dilated(x, kernel, (stride, stride), padding, **DIMENSIONS)
         chex.assert_trees_all_equal(conv(x, kernel), expected)
+
+
+def test_a_program_for_any_batch_size_can_be_exported(rng):
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 64, 64)), jnp.float32)
+
+    def run(x):
+        return conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    (batch,) = jax.export.symbolic_shape("b")
+    spec = jax.ShapeDtypeStruct((batch, 8, 8, 64), jnp.float32)
+    program = jax.export.export(jax.jit(run), platforms=("cpu", "cuda", "tpu"))(spec)
+    x = jnp.asarray(rng.normal(size=(3, 8, 8, 64)), jnp.float32)
+    np.testing.assert_allclose(program.call(x), run(x), atol=1e-3)

@@ -71,7 +71,8 @@ def conv_general_dilated(
         return jnp.matmul(x, kernel[0, 0])
     same = padding == "SAME" or [tuple(p) for p in padding] == [(1, 1), (1, 1)]
     wide = min(channels, kernel.shape[-1]) >= _LEAST_CHANNELS
-    fits = height % 4 == width % 4 == 0 and x.size > 0
+    fixed = isinstance(x.shape[0], int)  # an exported program may take any batch size
+    fits = fixed and height % 4 == width % 4 == 0 and x.size > 0
     if ordinary and size == (3, 3) and same:
         if wide and fits:
             return conv3x3(x, kernel)
