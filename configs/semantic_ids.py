@@ -24,9 +24,8 @@ def get_config():
     config.quantizer.inner.num_codes = 256
     config.quantizer.inner.dim = 64
     config.quantizer.inner.beta = 0.25
-    config.quantizer.inner.revive_below = (
-        0.2  # fewer items share a code than with the default, 0.01
-    )
+    # Fewer items share a code than with the default, 0.01.
+    config.quantizer.inner.revive_below = 0.2
     config.kmeans_batches = 13
 
     config.phases.autoencoder = 200

@@ -184,3 +184,9 @@ def test_precision_and_recall_do_not_depend_on_the_block_size(rng, monkeypatch):
     in_one_block = metrics.precision_recall(real, fake)
     monkeypatch.setattr(metrics, "_ROWS", 13)
     assert metrics.precision_recall(real, fake) == in_one_block
+
+
+def test_collisions_count_equal_rows_only():
+    codes = np.array([[0, 1], [0, 1], [0, 1], [2, 2], [3, 0], [0, 3], [0, 3], [9, 9]])
+    assert metrics.collisions(codes) == (3 / 8, 3)
+    assert metrics.collisions(np.array([[1], [2]])) == (1.0, 1)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import importlib.util
 import os
 import re
 import secrets
@@ -142,6 +143,22 @@ def read(path: Path) -> bytes:
         return sys.stdin.buffer.read() if path == STDIO else path.read_bytes()
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror or e}") from e
+
+
+def package_folder(package: str, missing: str) -> Path:
+    """Returns the folder of an installed package.
+
+    Args:
+      package: its name.
+      missing: the error's text if it is not installed.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise UserError(missing)
+    return Path(spec.origin).parent
 
 
 def check_new(folder: Path) -> None:

@@ -121,6 +121,16 @@ def usage(counts: jax.Array) -> jax.Array:
     return jnp.mean((counts > 0).astype(jnp.float32), axis=-1)
 
 
+def collisions(codes_NQ: np.ndarray) -> tuple[float, int]:
+    """Counts rows of codes int [N, Q] that are equal.
+
+    Returns:
+      the share of the rows that no other row equals; the largest number of equal rows.
+    """
+    counts = np.unique(codes_NQ, axis=0, return_counts=True)[1]
+    return float((counts == 1).sum() / len(codes_NQ)), int(counts.max())
+
+
 # Rows of a distance matrix that are computed at a time.
 _ROWS = 4096
 

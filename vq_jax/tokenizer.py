@@ -41,22 +41,11 @@ class TrainedTokenizer:
         self.codes: CodeSpec
         self.codes, self.strides = configs.code_spec(config, module)
 
-        def encode(variables, x):
-            z = module.apply(variables, x, method="encode")
-            return module.apply(variables, z, method="quantize")[1]
+        def compiled(method: str) -> Any:
+            return jax.jit(functools.partial(module.apply, method=method))
 
-        def decode(variables, codes):
-            z_q = module.apply(variables, codes, method="lookup")
-            return module.apply(variables, z_q, method="decode_latents")
-
-        def reconstruct(variables, x):
-            z = module.apply(variables, x, method="encode")
-            quantized: Any = module.apply(variables, z, method="quantize")
-            z_q, codes, _ = quantized
-            return module.apply(variables, z_q, method="decode_latents"), codes
-
-        self._encode, self._decode = jax.jit(encode), jax.jit(decode)
-        self._reconstruct = jax.jit(reconstruct)
+        self._encode, self._decode = compiled("encode_to_codes"), compiled("decode_codes")
+        self._reconstruct = compiled("reconstruct")
 
     def _checked(self, x: Any) -> jax.Array:
         shape, wanted = np.shape(x), self.spec.shape
@@ -109,8 +98,8 @@ class TrainedTokenizer:
     def decode(self, codes: Any) -> jax.Array:
         """Decodes codes int [B, *codes.shape] to the decoder's output, float32 [B, ...].
 
-        Images are approximately in [-1, 1]; `modality.output` brings them into it. A residual tokenizer also takes the codes of its first
-        levels alone, which give a coarser result.
+        Images are approximately in [-1, 1]; `modality.output` brings them into it. A residual
+        tokenizer also takes the codes of its first levels alone, which give a coarser result.
 
         Raises:
           ValueError: a code is out of range, or the codes have another shape.

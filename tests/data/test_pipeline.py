@@ -10,7 +10,7 @@ import pytest
 from small import prepare
 
 from vq_jax.config import base, check, make_prepare
-from vq_jax.data.pipeline import eval_batches, train_batches
+from vq_jax.data.pipeline import eval_batches, pad_rows, train_batches
 from vq_jax.errors import UserError
 
 
@@ -152,3 +152,10 @@ def test_unknown_crop_is_an_error():
     config.data.crop = "centre"
     with pytest.raises(UserError, match="'center' or 'random'"):
         check(config)
+
+
+def test_rows_of_zeros_fill_a_batch():
+    rows = pad_rows(np.ones((2, 3, 4), np.int32), 5)
+    assert rows.shape == (5, 3, 4) and rows.dtype == np.int32
+    assert rows[:2].all() and not rows[2:].any()
+    assert pad_rows(np.ones(3), 3).all()

@@ -50,6 +50,7 @@ FINGERPRINT = 4
 _FREE, _CODES_A_BYTE = 2**14, 256
 _MOST = 2**31  # of a size
 _CHUNK = 2**20  # symbols decoded in one call at most
+_INVALID = "this file's header is not valid: the file was altered, or written by a faulty program"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +101,7 @@ def unpack(data: bytes) -> tuple[Header, bytes]:
         raise UserError("this file is truncated or altered: its checksum does not match")
     kind, sizes = body[8] & 15, body[8] >> 4
     if body[3] != VERSION or kind >= len(METADATA) or not sizes:
-        raise UserError(
-            "this file's header is not valid: the file was altered, or written by a faulty program"
-        )
+        raise UserError(_INVALID)
     place, numbers = 9, []
     for _ in range(sizes + 1):
         number, place = _read_varint(body, place)
@@ -110,9 +109,7 @@ def unpack(data: bytes) -> tuple[Header, bytes]:
     entropy = list(METADATA)[kind]
     metadata, payload = body[place : place + METADATA[entropy]], body[place + METADATA[entropy] :]
     if len(metadata) < METADATA[entropy]:
-        raise UserError(
-            "this file's header is not valid: the file was altered, or written by a faulty program"
-        )
+        raise UserError(_INVALID)
     *shape, levels = numbers
     return Header(body[4:8], entropy, tuple(shape), levels, metadata), payload
 
@@ -135,9 +132,7 @@ def _read_varint(data: bytes, place: int) -> tuple[int, int]:
             if not 0 < number < _MOST or not byte:
                 break
             return number, place + i + 1
-    raise UserError(
-        "this file's header is not valid: the file was altered, or written by a faulty program"
-    )
+    raise UserError(_INVALID)
 
 
 # --- entropy models ---------------------------------------------------------------------------------

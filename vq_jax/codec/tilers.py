@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vq_jax.codec.image_tiler import ImageTiler
+from vq_jax.data.pipeline import pad_rows
 from vq_jax.tokenizer import TrainedTokenizer
 
 _BATCH = 1024
@@ -90,8 +91,7 @@ class RowTiler:
         for start in range(0, len(rows), _BATCH):
             part = rows[start : start + _BATCH]
             size = min(_BATCH, 1 << (len(part) - 1).bit_length())
-            padded = np.pad(part, [(0, size - len(part))] + [(0, 0)] * (part.ndim - 1))
-            found.append(np.asarray(run(padded))[: len(part)])
+            found.append(np.asarray(run(pad_rows(part, size)))[: len(part)])
         return np.concatenate(found)
 
 

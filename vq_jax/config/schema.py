@@ -46,7 +46,7 @@ class Run:
 class Data:
     """Fields of `data` that every modality has; a modality adds its own (`Modality.data_fields`)."""
 
-    source: str = "emoji"  # a source of the modality, tfds:NAME, or "codes" for a prior
+    source: str = ""  # of the modality (its first by default), tfds:NAME, or "codes" for a prior
     folder: str = ""  # folder or file of the source
     dir: str = ""  # where TFDS keeps prepared data; "" is ~/tensorflow_datasets
     val_fraction: float = 0.1  # held out, if the data set has no split for it

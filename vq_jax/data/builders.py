@@ -4,7 +4,6 @@ They need no download and no TensorFlow, and write ArrayRecord files.
 """
 
 import hashlib
-import importlib.util
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,20 +13,18 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from vq_jax import files
 from vq_jax.data.images import decode
-from vq_jax.errors import UserError
 
 
 def package_folder(package: str) -> Path:
-    """Returns the folder of an installed package.
+    """Returns the folder of a package of the extra `demo`.
 
     Raises:
       UserError: it is not installed.
     """
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise UserError(f"this data set comes with package {package}: pip install 'vq_jax[demo]'")
-    return Path(spec.origin).parent
+    missing = f"this data set comes with package {package}: pip install 'vq_jax[demo]'"
+    return files.package_folder(package, missing)
 
 
 def _png(image: np.ndarray) -> io.BytesIO:

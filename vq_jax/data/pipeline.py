@@ -14,7 +14,6 @@ from vq_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
-
 # (example of a source, generator or None) -> member of a batch
 Prepare = Callable[..., dict[str, Any]]
 
@@ -26,6 +25,11 @@ def prepare_codes(
     del rng  # augmentation happened before the codes were written
     codes = np.asarray(example["codes"], np.int32).reshape(-1)
     return {"codes": codes, "label": np.int32(example["label"])}
+
+
+def pad_rows(array: np.ndarray, size: int) -> np.ndarray:
+    """Appends rows of zeros to an array [N, ...], up to [size, ...]."""
+    return np.pad(array, [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1))
 
 
 class _Share(grain.MapDataset):
@@ -149,6 +153,5 @@ def eval_batches(
     )
     for batch in dataset:
         count = len(batch["label"])
-        fill = config.batch_size - count
-        padded = {k: np.pad(v, [(0, fill)] + [(0, 0)] * (v.ndim - 1)) for k, v in batch.items()}
+        padded = {name: pad_rows(array, config.batch_size) for name, array in batch.items()}
         yield padded | {"valid": np.arange(config.batch_size) < count}

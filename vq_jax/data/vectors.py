@@ -16,7 +16,6 @@ from vq_jax.data.sources import find_files
 from vq_jax.errors import UserError, first_line
 from vq_jax.files import free_memory
 
-SUFFIXES = frozenset([".npy", ".npz", ".parquet"])
 # Columns of a parquet file, and arrays of an .npz, that hold vectors, names and classes.
 _VECTORS = ("vector", "vectors", "embedding", "embeddings", "features", "x")
 _IDS = ("id", "ids", "item", "item_id", "name")
@@ -119,7 +118,7 @@ def read_table(path: Path) -> Table:
         return read(path)
     except UserError as e:
         raise UserError(str(e) if str(path) in str(e) else f"cannot read {path}: {e}") from e
-    except (
+    except (  # what NumPy, zipfile and Arrow raise for damaged files
         OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, NotImplementedError,
         RuntimeError, OverflowError, SyntaxError, zipfile.BadZipFile, zlib.error,
     ) as e:  # fmt: skip
@@ -299,3 +298,4 @@ _READERS: dict[str, Callable[[Path], Table]] = {
     ".npz": _read_npz,
     ".parquet": _read_parquet,
 }
+SUFFIXES = frozenset(_READERS)

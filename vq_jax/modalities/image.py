@@ -84,7 +84,7 @@ def _resize_of(data: ConfigDict) -> int:
 
 
 def _decode(path: Path, data: ConfigDict) -> np.ndarray:
-    """Decodes an image file for `_folder`; a JPEG no larger than is needed."""
+    """Decodes an image file for `open_folder`; a JPEG no larger than is needed."""
     resize = _resize_of(data)
     return decode(path, max(resize, data.resolution) if resize else 0)
 

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from vq_jax.data.images import to_float, to_uint8
+from vq_jax.data.pipeline import pad_rows
 from vq_jax.errors import UserError
 from vq_jax.interop.efficientnet import load_efficientnet
 from vq_jax.interop.inception import load_inception
@@ -21,8 +22,6 @@ PROTOCOLS = {
     "adm": "8-bit images, to 299x299 as TensorFlow 1: bilinear, without smoothing (Dhariwal & Nichol 2021)",
     "clean": "8-bit images, to 299x299 by Pillow: bicubic, smoothed, clipped, not rounded (Parmar et al. 2022)",
 }
-
-
 _NOTES = {
     "adm": "ADM's published precision and recall take all images, with distances in float16: these are "
     "close to them, not equal"
@@ -37,11 +36,10 @@ def in_batches(body: Callable[..., Any], params: Any) -> Callable[[np.ndarray], 
         found = []
         for start in range(0, len(images), BATCH):
             part = images[start : start + BATCH]
-            fill = BATCH - len(part)
-            part = np.pad(part, [(0, fill)] + [(0, 0)] * (part.ndim - 1))
+            count, part = len(part), pad_rows(part, BATCH)
             if part.shape[-1] == 1:
                 part = np.repeat(part, 3, axis=-1)
-            found.append(np.asarray(compiled(params, part))[: BATCH - fill])
+            found.append(np.asarray(compiled(params, part))[:count])
         return np.concatenate(found)
 
     return run

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import zipfile
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -167,11 +166,8 @@ class Vector(Modality):
         return figures
 
     def code_figures(self, codes: np.ndarray) -> dict[str, float]:
-        items = Counter(map(bytes, np.ascontiguousarray(codes.reshape(len(codes), -1))))
-        return {
-            "unique_share": sum(n == 1 for n in items.values()) / len(codes),
-            "largest_collision": max(items.values()),
-        }
+        unique, largest = metrics.collisions(codes.reshape(len(codes), -1))
+        return {"unique_share": unique, "largest_collision": largest}
 
     def networks(self, inception: str = "", protocol: str = "adm") -> list[Network]:
         heading, _ = self.rows["frechet"]
@@ -190,8 +186,8 @@ class Vector(Modality):
             raise UserError("vectors are not read from standard input: give a file")
         vectors = np.asarray(read_table(path).vectors, np.float32)
         _check_dim(vectors.shape[1], data, path)
-        for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1))[:1]:
-            check_finite(vectors[row], f"{row} of {path}")
+        if len(bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1))):
+            check_finite(vectors[bad[0]], f"{bad[0]} of {path}")
         return _normalized(vectors) if data.normalize else vectors
 
     def write(self, raw: np.ndarray, path: Path) -> None:

@@ -1,6 +1,6 @@
 """Layers of the convolutional models. Feature maps are [B, H, W, C], and params are float32."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -97,6 +97,13 @@ def conv(features: int, kernel: int, *, dtype: Dtype, stride: int = 1, **kwargs:
         conv_general_dilated=conv_general_dilated,
         **kwargs,
     )
+
+
+def dense_layers(x: jax.Array, widths: Sequence[int], dtype: Dtype) -> jax.Array:
+    """Applies dense layers with ReLU, named `dense_{i}`; call it inside a module's compact method."""
+    for i, width in enumerate(widths):
+        x = nn.relu(nn.Dense(width, dtype=dtype, name=f"dense_{i}")(x))
+    return x
 
 
 def remat_if(on: bool, module: Callable[..., Any]) -> Callable[..., Any]:

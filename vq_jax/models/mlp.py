@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vq_jax.models.layers import dense_layers
+
 
 class Encoder(nn.Module):
     """Images float [B, H, W, C] to latents float32 [B, tokens, dim]."""
@@ -23,9 +25,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        h = x.reshape(x.shape[0], -1)
-        for i, width in enumerate(self.hidden):
-            h = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"dense_{i}")(h))
+        h = dense_layers(x.reshape(x.shape[0], -1), self.hidden, self.dtype)
         z = nn.Dense(self.tokens * self.dim, dtype=self.dtype, name="to_latent")(h)
         return z.reshape(x.shape[0], self.tokens, self.dim).astype(jnp.float32)
 
@@ -43,10 +43,7 @@ class Decoder(nn.Module):
     @nn.compact
     def features(self, z: jax.Array) -> jax.Array:
         """Everything before the last dense layer: [B, hidden[0]]."""
-        h = z.reshape(z.shape[0], -1)
-        for i, width in enumerate(reversed(self.hidden)):
-            h = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"dense_{i}")(h))
-        return h
+        return dense_layers(z.reshape(z.shape[0], -1), self.hidden[::-1], self.dtype)
 
     def head(self, h: jax.Array) -> jax.Array:
         """The last dense layer, into [-1, 1] by tanh."""

@@ -21,7 +21,20 @@ class Tokenizer(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Reconstructs examples: [B, ...] to float32 [B, ...]."""
-        return self.decode_latents(self.quantizer(self.encoder(x))[0])
+        return self.reconstruct(x)[0]
+
+    def reconstruct(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Reconstructs examples, and returns them with the codes they were decoded from."""
+        z_q, codes, _ = self.quantizer(self.encoder(x))
+        return self.decode_latents(z_q), codes
+
+    def encode_to_codes(self, x: jax.Array) -> jax.Array:
+        """Encodes examples [B, ...] to codes int32 [B, *grid, *code_shape]."""
+        return self.quantizer(self.encoder(x))[1]
+
+    def decode_codes(self, codes: jax.Array) -> jax.Array:
+        """Decodes codes int32 [B, *grid, *code_shape] to float32 [B, ...]."""
+        return self.decode_latents(self.lookup(codes))
 
     def encode(self, x: jax.Array) -> jax.Array:
         """Encodes examples [B, ...] to latents, float32 [B, *grid, D]."""

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vq_jax.models.layers import dense_layers
+
 
 class Encoder(nn.Module):
     """Vectors float [B, D] to latents float32 [B, dim]: one position without a grid."""
@@ -21,9 +23,8 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        for i, width in enumerate(self.hidden):
-            x = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"dense_{i}")(x))
-        return nn.Dense(self.dim, dtype=self.dtype, name="to_latent")(x).astype(jnp.float32)
+        h = dense_layers(x, self.hidden, self.dtype)
+        return nn.Dense(self.dim, dtype=self.dtype, name="to_latent")(h).astype(jnp.float32)
 
 
 class Decoder(nn.Module):
@@ -39,9 +40,7 @@ class Decoder(nn.Module):
     @nn.compact
     def features(self, z: jax.Array) -> jax.Array:
         """Everything before the last dense layer: [B, hidden[0]]."""
-        for i, width in enumerate(reversed(self.hidden)):
-            z = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"dense_{i}")(z))
-        return z
+        return dense_layers(z, self.hidden[::-1], self.dtype)
 
     def head(self, h: jax.Array) -> jax.Array:
         """The last dense layer."""

@@ -13,7 +13,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from vq_jax.collectives import pmean, psum, sample_rows
+from vq_jax.collectives import first_row, pmean, psum, sample_rows
 from vq_jax.metrics import code_counts
 from vq_jax.quantizers import blockwise
 from vq_jax.quantizers.blockwise import matmul, max_and_argmax, merge_rows, split_rows
@@ -285,8 +285,8 @@ def row_keys(key: jax.Array | None, rows: int, axis_name: str | None = None) -> 
     """
     if key is None:
         return None
-    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
-    return jax.vmap(partial(jax.random.fold_in, key))(first + jnp.arange(rows))
+    numbers = first_row(rows, axis_name) + jnp.arange(rows)
+    return jax.vmap(partial(jax.random.fold_in, key))(numbers)
 
 
 def variance(z_ND: jax.Array, axis_name: str | None = None) -> jax.Array:

@@ -15,7 +15,7 @@ from vq_jax.codec.bitstream import SUFFIX
 from vq_jax.console import stderr, track
 from vq_jax.errors import UserError
 from vq_jax.runs import tokenizer_folder
-from vq_jax.tasks.files import change_files, check_input, pair_files
+from vq_jax.tasks.files import change_files, check_input, check_output, pair_files
 from vq_jax.tasks.tokenize import encoded, prepared
 from vq_jax.training import parallel
 
@@ -98,10 +98,7 @@ def decompress(workdir: Path, *, tokenizer: Path | None = None, input: Path, out
     opened = codec.load(workdir, tokenizer)
     modality, tiler = opened.tokenizer.modality, opened.tiler
     pairs = pair_files(input, output, (SUFFIX,), modality.suffix, f"{SUFFIX} file")
-    target = pairs[0][1]
-    if target != files.STDIO and (suffix := target.suffix.lower()) not in modality.writes:
-        known = " ".join(sorted(modality.writes))
-        raise UserError(f"output: {suffix} is no format that can be written ({known})")
+    check_output(pairs[0][1], modality.writes)
 
     tally = _Tally(opened)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vq_jax import metrics
+from vq_jax.codec.counts import count_codes
 from vq_jax.config import make_prepare
 from vq_jax.console import stderr
 from vq_jax.data.pipeline import eval_batches
@@ -72,9 +73,7 @@ def measure_examples(evaluation: Evaluation) -> dict[str, Any]:
 
     figures: dict[str, Any] = modality.summarize({name: v / count for name, v in sums.items()})
     split_codes = np.concatenate(all_codes)
-    counts_QK = np.stack(
-        [np.bincount(c, minlength=spec.num_codes) for c in split_codes.reshape(-1, spec.books).T]
-    )
+    counts_QK = count_codes(tokenizer, all_codes)
     figures |= _code_figures(tokenizer, counts_QK) | modality.code_figures(split_codes)
     figures |= {
         f"codes_per_{modality.noun}": spec.length,

@@ -81,17 +81,15 @@ def _stablehlo(tokenizer: TrainedTokenizer, workdir: Path, output: Path) -> None
 
     def encode(images):
         def encode_one(image):
-            z = module.apply(variables, image[None], method="encode")
-            quantized: Any = module.apply(variables, z, method="quantize")
-            return quantized[1][0]
+            codes: Any = module.apply(variables, image[None], method="encode_to_codes")
+            return codes[0]
 
         # One image at a time: the codebook search divides the vectors into blocks, and their number
         # must not depend on the unknown batch size.
         return jax.vmap(encode_one)(images)
 
     def decode(codes):
-        z_q = module.apply(variables, codes, method="lookup")
-        return module.apply(variables, z_q, method="decode_latents")
+        return module.apply(variables, codes, method="decode_codes")
 
     (batch,) = jax.export.symbolic_shape("batch")
     example, codes, noun = tokenizer.spec, tokenizer.codes, f"{tokenizer.modality.noun}s"

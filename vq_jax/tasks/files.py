@@ -25,6 +25,13 @@ def check_input(input: Path) -> None:
         raise UserError(f"input: {input} does not exist; give a file or a folder of files")
 
 
+def check_output(path: Path, suffixes: Collection[str]) -> None:
+    """Raises UserError if a file to write has none of the suffixes; standard output needs none."""
+    if path != STDIO and (suffix := path.suffix.lower()) not in suffixes:
+        known = " ".join(sorted(suffixes))
+        raise UserError(f"output: {suffix} is no format that can be written ({known})")
+
+
 def pair_files(
     input: Path,
     output: Path,

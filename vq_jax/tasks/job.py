@@ -1,15 +1,25 @@
-"""What the training loop and the evaluation know of a tokenizer or a prior: `Job`, `Evaluation`."""
+"""What the training loop and the evaluation know of a tokenizer or a prior: `Job`, `Evaluation`.
+
+`check_held_out` and `training_batches` are the parts of a job that all kinds share.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from vq_jax.data.sources import Splits
+from vq_jax import config as configs
+from vq_jax import modalities
+from vq_jax.data.pipeline import eval_batches, train_batches
+from vq_jax.data.sources import Source, Splits
+from vq_jax.errors import UserError
 from vq_jax.modalities import Network
+from vq_jax.training import parallel
 from vq_jax.training.steps import Phase
 from vq_jax.training.watch import Watch
 
@@ -75,3 +85,30 @@ class Evaluation:
     networks: Sequence[Network] = ()
     count: int | None = None
     seed: int = 0
+
+
+def check_held_out(config: ConfigDict, source: Source) -> None:
+    """Raises UserError if no example of a held-out split can be read."""
+    if next(eval_batches(source, config.data, configs.make_prepare(config)), None) is None:
+        noun = modalities.of(config).noun
+        raise UserError(f"no held-out {noun} could be read: see data.val_fraction and the log")
+
+
+def training_batches(config: ConfigDict, source: Source, together: int = 1) -> Any:
+    """Returns an endless iterator of this process's batches, on its devices.
+
+    Args:
+      config: the run's config.
+      source: the training split.
+      together: number of batches to join into one.
+    """
+    return train_batches(
+        source,
+        config.data,
+        config.seed,
+        configs.make_prepare(config, train=True),
+        jax.process_index(),
+        jax.process_count(),
+        together=together,
+        place=partial(parallel.shard_batch, parallel=config.parallel),
+    )

@@ -8,10 +8,8 @@ import numpy as np
 from vq_jax import config as configs
 from vq_jax import modalities
 from vq_jax.codec.tilers import make_tiler
-from vq_jax.errors import UserError
-from vq_jax.files import STDIO
 from vq_jax.runs import find, load_tokenizer
-from vq_jax.tasks.files import change_files, check_input, pair_files
+from vq_jax.tasks.files import change_files, check_input, check_output, pair_files
 from vq_jax.tokenizer import TrainedTokenizer
 
 
@@ -30,10 +28,7 @@ def reconstruct(workdir: Path, *, input: Path, output: Path, side_by_side: bool 
     check_input(input)
     modality = modalities.of(configs.load(find(workdir) / configs.FILE))
     pairs = pair_files(input, output, modality.suffixes, modality.suffix, modality.noun)
-    target = pairs[0][1]
-    if target != STDIO and (suffix := target.suffix.lower()) not in modality.writes:
-        known = " ".join(sorted(modality.writes))
-        raise UserError(f"output: {suffix} is no format that can be written ({known})")
+    check_output(pairs[0][1], modality.writes)
     tokenizer = load_tokenizer(workdir)
     if side_by_side:
         example = modality.to_raw(np.zeros(tokenizer.spec.shape, np.float32))

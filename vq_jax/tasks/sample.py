@@ -46,15 +46,16 @@ def sample(
         raise UserError(f"count is {count}: use 1 or more")
     if total > _MOST:
         raise UserError(f"count={count} makes {total:,} samples: at most {_MOST:,} in one call")
-    output = output or find(workdir) / "samples"
+    folder = find(workdir)
+    output = output or folder / "samples"
     if output.is_file():
         raise UserError(f"output: {output} is a file; name a folder")
     before = _written_before(output)
-    modality = modalities.of(configs.load(find(workdir) / configs.FILE))
+    modality = modalities.of(configs.load(folder / configs.FILE))
     files = [output / f"{i:05d}{modality.suffix}" for i in range(max(total, before))]
     if not before and files[0].exists() and not (output / "grid.png").exists():
         raise UserError(f"output: {files[0]} was not written by sample; name another folder")
-    prior = load_prior(workdir, tokenizer)
+    prior = load_prior(folder, tokenizer)
     if labels:
         prior.labels(labels, len(labels))  # fail early
     shown: list[np.ndarray] = []

@@ -10,9 +10,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vq_jax import config as configs
-from vq_jax import modalities
+from vq_jax import metrics, modalities
 from vq_jax.console import track
 from vq_jax.data import codes as codes_data
+from vq_jax.data.pipeline import pad_rows
 from vq_jax.data.sources import Source
 from vq_jax.errors import UserError
 from vq_jax.files import writing
@@ -153,10 +154,10 @@ def write_table(
         seen[key] += 1
     with writing(path) as temporary:
         pq.write_table(pa.table(columns), temporary)
-    own = sum(n == 1 for n in seen.values())
+    unique, largest = metrics.collisions(codes_NQ)
     print(
         f"wrote the codes of {len(codes_NQ):,} {tokenizer.modality.noun}s to {path}: "
-        f"{own / len(codes_NQ):.1%} have a code of their own, at most {max(seen.values())} share one"
+        f"{unique:.1%} have a code of their own, at most {largest} share one"
     )
 
 
@@ -182,8 +183,7 @@ def encoded(tokenizer: TrainedTokenizer, examples: Iterator[Example]) -> Iterato
     """Encodes examples in batches; yields codes in their place."""
 
     def flush(batch: list[Example]) -> Iterator[Example]:
-        x = np.stack([x for x, _, _ in batch])
-        x = np.pad(x, [(0, _BATCH - len(batch))] + [(0, 0)] * (x.ndim - 1))
+        x = pad_rows(np.stack([x for x, _, _ in batch]), _BATCH)
         codes: Any = jax.device_get(tokenizer.encode(x))
         yield from ((codes[i], label, name) for i, (_, label, name) in enumerate(batch))
 

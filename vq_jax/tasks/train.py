@@ -102,7 +102,7 @@ def train(
         run = _Run(job, key, iterator, checkpoints, report)
         try:
             if report.active:
-                configs.save(config, workdir / "config.json")
+                configs.save(config, workdir / configs.FILE)
             if not start:
                 _print_start(run, state)
             state, stopped = _loop(run, state, preemption, profile)
@@ -174,7 +174,7 @@ def _check_resume(config: ConfigDict, workdir: Path) -> list[str]:
     Raises:
       UserError: the checkpoint does not fit the change.
     """
-    saved = workdir / "config.json"
+    saved = workdir / configs.FILE
     if not saved.exists():
         return []
     before = configs.load(saved)
@@ -342,7 +342,7 @@ def _finish(run: _Run, state: Any) -> None:
         report.console.print(f"the step waited for data {waits:.1%} of the time (median)")
     written = {
         "checkpoints": "checkpoints/",
-        "config": "config.json",
+        "config": configs.FILE,
         "metrics of each logged step": "metrics.jsonl",
         "held-out figures": "evaluation.json",
         "curves": "curves.png",

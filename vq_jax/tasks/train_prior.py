@@ -12,13 +12,12 @@ from ml_collections import ConfigDict
 from vq_jax import config as configs
 from vq_jax import modalities
 from vq_jax.data.codes import read_metadata
-from vq_jax.data.pipeline import eval_batches, train_batches
 from vq_jax.errors import UserError, first_line
 from vq_jax.interop.weights import differences, flat, listing
 from vq_jax.models.transformer import stack
 from vq_jax.prior import TrainedPrior
 from vq_jax.runs import check_fingerprint, has_checkpoints, load_prior, load_tokenizer_of
-from vq_jax.tasks.job import Job
+from vq_jax.tasks.job import Job, check_held_out, training_batches
 from vq_jax.tokenizer import TrainedTokenizer
 from vq_jax.training import parallel
 from vq_jax.training.optim import make_optimizer, make_ramp
@@ -124,10 +123,7 @@ def prior_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
         check_fingerprint(tokenizer, fingerprint, config.data.folder)
     with config.unlocked():
         describe_codes(config, tokenizer, splits.class_names)
-    prepare = configs.make_prepare(config)
-    if next(eval_batches(splits.val, config.data, prepare), None) is None:  # fail early
-        noun = tokenizer.modality.noun
-        raise UserError(f"no held-out {noun} could be read: see data.val_fraction and the log")
+    check_held_out(config, splits.val)  # fail early
     recipe = make_prior_recipe(config, None if from_codes else tokenizer.module)
     own_fingerprint = np.frombuffer(tokenizer.fingerprint, np.uint8)
     variables = {} if from_codes else jax.device_get(tokenizer.variables)
@@ -159,15 +155,7 @@ def prior_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
         workdir=workdir,
         phases=[Phase("prior", config.phases.prior, 0)],
         splits=splits,
-        batches=lambda: train_batches(
-            splits.train,
-            config.data,
-            config.seed,
-            configs.make_prepare(config, train=True),
-            jax.process_index(),
-            jax.process_count(),
-            place=partial(parallel.shard_batch, parallel=config.parallel),
-        ),
+        batches=lambda: training_batches(config, splits.train),
         init=make,
         step=lambda phase: partial(prior_step, recipe=recipe),
         before_step=lambda state, step, key: state,

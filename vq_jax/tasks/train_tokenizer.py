@@ -14,12 +14,11 @@ from vq_jax import config as configs
 from vq_jax import modalities
 from vq_jax.config import PHASES
 from vq_jax.console import stderr
-from vq_jax.data.pipeline import eval_batches, train_batches
 from vq_jax.errors import UserError
 from vq_jax.interop.weights import differences, flat, listing, read_group
 from vq_jax.losses import ADVERSARIAL, GENERATOR
 from vq_jax.runs import find, has_checkpoints, load_tokenizer
-from vq_jax.tasks.job import Job
+from vq_jax.tasks.job import Job, check_held_out, training_batches
 from vq_jax.tokenizer import TrainedTokenizer
 from vq_jax.training import parallel
 from vq_jax.training.optim import make_optimizer, make_ramp
@@ -148,23 +147,8 @@ def tokenizer_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
     stride = recipe.perceptual_stride if recipe.perceptual_weight else 1
     parallel.check(config.parallel, config.data.batch_size, stride)
     splits = modalities.open_source(config)
-    prepare = configs.make_prepare(config)
-    if next(eval_batches(splits.val, config.data, prepare), None) is None:  # fail early
-        noun = modalities.of(config).noun
-        raise UserError(f"no held-out {noun} could be read: see data.val_fraction and the log")
+    check_held_out(config, splits.val)  # fail early
     quantized_from = next((phase.start for phase in phases if phase.quantize), -1)
-
-    def batches(together: int = 1) -> Any:
-        return train_batches(
-            splits.train,
-            config.data,
-            config.seed,
-            configs.make_prepare(config, train=True),
-            jax.process_index(),
-            jax.process_count(),
-            together=together,
-            place=partial(parallel.shard_batch, parallel=config.parallel),
-        )
 
     def before_step(state: GanState, step: int, key: jax.Array) -> GanState:
         """Initialises the codebook from the first batches, with an iterator of its own."""
@@ -173,7 +157,7 @@ def tokenizer_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
             return state
         body = partial(initialise_codebook, recipe=recipe, batches=count)
         first = parallel.compile_step(body, config.parallel, state)
-        return first(state, next(batches(count)), key)[0]
+        return first(state, next(training_batches(config, splits.train, count)), key)[0]
 
     def watch(state: GanState, warn: Any) -> TokenizerWatch:
         quantizer = recipe.tokenizer.quantizer
@@ -209,7 +193,7 @@ def tokenizer_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
         workdir=workdir,
         phases=phases,
         splits=splits,
-        batches=batches,
+        batches=lambda: training_batches(config, splits.train),
         init=lambda: parallel.make_state(init, key, weights),
         step=lambda phase: partial(train_step, recipe=recipe, phase=phase),
         before_step=before_step,

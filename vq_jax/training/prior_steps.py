@@ -83,8 +83,7 @@ def codes_of(
 
     def encode(x):
         assert tokenizer is not None
-        z = tokenizer.apply(variables, x, method="encode")
-        codes: Any = tokenizer.apply(variables, z, method="quantize")[1]
+        codes: Any = tokenizer.apply(variables, x, method="encode_to_codes")
         return codes.reshape(codes.shape[0], -1)
 
     codes = batch["codes"] if "codes" in batch else encode(batch["x"])
