@@ -61,6 +61,8 @@ FLAGS: dict[str, Flag] = {
     "input": Flag("path", "A file, or a folder of files; '-' is standard input."),
     "output": Flag("path", "The file or folder to write; '-' is standard output."),
     "side_by_side": Flag("switch", "Images: put the original to the left of the reconstruction."),
+    "lossy": Flag("switch", "Texts: keep the codes only, from which the text is approximate."),
+    "prompt": Flag("text", "Texts: how the samples begin; they continue it."),
     "entropy": Flag(
         ("fixed", "static", "prior"),
         "Entropy model of the codes. Default: prior for a prior's run, otherwise fixed or static, "
@@ -244,7 +246,13 @@ COMMANDS: dict[str, Command] = {
         "compress:compress",
         "compress files to .vqz files",
         "--workdir=runs/default --input=my.png --output=my.vqz",
-        {**_FILES, **_TOKENIZER, "entropy": "entropy", "quality": "quality"},
+        {
+            **_FILES,
+            **_TOKENIZER,
+            "entropy": "entropy",
+            "quality": "quality",
+            "lossy": "lossy",
+        },
         required=("input", "output"),
         config="data",
         streams=True,
@@ -275,7 +283,14 @@ COMMANDS: dict[str, Command] = {
         "sample:sample",
         "sample examples from a prior, by class",
         "--workdir=runs/prior_default --label='Food & Drink' --count=8",
-        {"output": "output", "count": "count", "label": "labels", **_TOKENIZER, **_SAMPLING},
+        {
+            "output": "output",
+            "count": "count",
+            "label": "labels",
+            "prompt": "prompt",
+            **_TOKENIZER,
+            **_SAMPLING,
+        },
         workdir="runs/prior_default",
         flag_help={
             "output": "The folder to write. Default: samples in the run's folder.",

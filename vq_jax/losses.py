@@ -26,6 +26,19 @@ def l2(prediction: jax.Array, target: jax.Array) -> jax.Array:
     return jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32))
 
 
+def cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
+    """Computes the cross-entropy in nats of integers under logits.
+
+    Args:
+      logits: float [B, ..., K].
+      target: int [B, ...] in [0, K).
+
+    Returns:
+      float32 [B, ...].
+    """
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), target)
+
+
 # --- adversarial: logits of any shape -> float32 of the same shape --------------------------------
 
 

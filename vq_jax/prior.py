@@ -22,6 +22,7 @@ Labels = str | int | Sequence[str | int] | None
 
 BATCH = 64  # examples drawn in one compiled call
 _MOST = 1_000_000  # examples, or candidates, of one call
+_OF_DECODER = 2**32 - 3  # folded into the key of a decoder that draws
 
 
 class TrainedPrior:
@@ -180,7 +181,14 @@ class TrainedPrior:
         return np.concatenate(codes).reshape(given.shape), np.concatenate(likelihoods)
 
     def sample_codes(
-        self, count: int, *, label: Labels = None, candidates: int = 1, first: int = 0, **how: Any
+        self,
+        count: int,
+        *,
+        label: Labels = None,
+        candidates: int = 1,
+        first: int = 0,
+        given: np.ndarray | None = None,
+        **how: Any,
     ) -> np.ndarray:
         """Samples codes int32 [count, *codes.shape].
 
@@ -189,6 +197,8 @@ class TrainedPrior:
           label: see `labels`.
           candidates: number of candidates for each sample, of which the likeliest is kept.
           first: index of the first sample.
+          given: int32 [n, ...], codes of the first n positions along the first axis of the grid; None
+            samples all codes.
           **how: seed and more; see `fill`.
         """
         for name, value in (("count", count), ("candidates", candidates)):
@@ -201,9 +211,12 @@ class TrainedPrior:
             )
         labels = np.repeat(self.labels(label, count), candidates)
         shape = (count * candidates, *self.tokenizer.codes.shape)
+        known, free = np.zeros(shape, np.int32), np.ones(shape, bool)
+        if given is not None:
+            known[:, : len(given)], free[:, : len(given)] = given, False
         codes, likelihood = self.fill(
-            np.zeros(shape, np.int32),
-            np.ones(shape, bool),
+            known,
+            free,
             label=None if (labels == len(self.class_names)).all() else labels.tolist(),
             first=first * candidates,
             **how,
@@ -211,17 +224,64 @@ class TrainedPrior:
         best = likelihood.reshape(count, candidates).argmax(axis=1)
         return codes.reshape(count, candidates, *self.tokenizer.codes.shape)[np.arange(count), best]
 
-    def sample(self, count: int, **how: Any) -> np.ndarray:
-        """Samples examples float32 [count, ...], images in [-1, 1]; see `sample_codes`."""
-        return self.decode(self.sample_codes(count, **how))
+    def sample(self, count: int, *, given: np.ndarray | None = None, **how: Any) -> np.ndarray:
+        """Samples examples [count, ...], images float32 in [-1, 1]; see `sample_codes`.
 
-    def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Decodes codes int [B, *codes.shape] in batches, and brings the examples into their range."""
-        output = self.tokenizer.modality.output
-        parts = range(0, len(codes), BATCH)
-        return np.concatenate(
-            [np.asarray(output(self.tokenizer.decode(codes[i : i + BATCH]))) for i in parts]
-        )
+        Args:
+          count: number of samples.
+          given: int32 [n], the bytes with which texts begin; None samples them from the start.
+          **how: see `sample_codes`.
+
+        Raises:
+          UserError: texts cannot begin with so many bytes, or see `sample_codes`.
+        """
+        if given is None:
+            return self.decode(self.sample_codes(count, **how), **_decoding(how))
+        known = self._encode_beginning(given)
+        codes = self.sample_codes(count, given=known, **how)
+        elements = np.full((count, *self.tokenizer.spec.shape), -1, np.int32)
+        elements[:, : len(given)] = given
+        return self.decode(codes, elements, **_decoding(how))
+
+    def _encode_beginning(self, given: np.ndarray) -> np.ndarray:
+        """Encodes the beginning of a text: the codes of whole positions."""
+        (length,) = self.tokenizer.spec.shape
+        if len(given) >= length:
+            raise UserError(
+                f"the prompt has {len(given):,} bytes, and this prior writes texts of {length:,}: use "
+                f"{length - 1:,} or fewer"
+            )
+        (stride,) = self.tokenizer.strides or (length,)
+        x = np.pad(given, (0, length - len(given)))[None]
+        return np.asarray(self.tokenizer.encode(x))[0, : len(given) // stride]
+
+    def decode(
+        self,
+        codes: np.ndarray,
+        given: np.ndarray | None = None,
+        *,
+        seed: int = 0,
+        first: int = 0,
+        temperature: float | None = None,
+    ) -> np.ndarray:
+        """Decodes codes int [B, *codes.shape] in batches, and brings the examples into their range.
+
+        Args:
+          codes: the codes.
+          given: int32 [B, ...], elements of the examples that are known; the others are -1.
+          seed, first: as for `fill`, for a decoder that draws.
+          temperature: of a decoder that draws; None is that of `config.sampling`.
+        """
+        if temperature is None:
+            temperature = self.config.sampling.temperature
+        key, found = jax.random.fold_in(jax.random.key(seed), _OF_DECODER), []
+        for start in range(0, len(codes), BATCH):
+            part = codes[start : start + BATCH]
+            known = None if given is None else given[start : start + BATCH]
+            keys_B = sampling.row_keys(key, first + start, len(part))
+            x = self.tokenizer.draw(part, keys_B, temperature, known)
+            found.append(x if known is None else np.where(known >= 0, known, x))
+        return np.concatenate(found)
 
     def log_probability(
         self, codes: Any, label: Labels = None, condition: Any = None
@@ -248,6 +308,11 @@ class TrainedPrior:
             given = None if condition is None else condition[part]
             found.append(np.asarray(self._log_p(self.params, flat[part], labels[part], given)))
         return np.concatenate(found)
+
+
+def _decoding(how: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a sample that `decode` takes."""
+    return {name: how[name] for name in ("seed", "first", "temperature") if name in how}
 
 
 def _log_p(module: Transformer, params, codes_BN, label_B, condition_BM):

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from vq_jax import config as configs
 from vq_jax.errors import UserError
@@ -18,6 +19,19 @@ from vq_jax.prior import TrainedPrior
 from vq_jax.tokenizer import TrainedTokenizer
 
 RUNS = Path("runs")  # where runs are, if a name is no folder
+
+
+def _bytes(data: ConfigDict | None) -> TrainedTokenizer:
+    """The identity tokenizer of bytes, for examples as long as those of `data`."""
+    config = configs.base("bytes", "lfq")
+    config.quantizer.bits = 8
+    if data is not None:
+        config.data.length = data.length
+    return TrainedTokenizer(config, configs.make_tokenizer(config), {"params": {}}, 0)
+
+
+# Tokenizers that need no training, by name: function of a prior's section `data`, or None.
+BUILT_IN: dict[str, Callable[[ConfigDict | None], TrainedTokenizer]] = {"bytes": _bytes}
 
 
 def find(name_or_path: str | Path) -> Path:
@@ -32,7 +46,8 @@ def load(name_or_path: str | Path) -> TrainedTokenizer | TrainedPrior:
     """Opens a trained tokenizer or prior.
 
     Args:
-      name_or_path: folder of a run, an import or an export; or a name in the folder `runs`.
+      name_or_path: folder of a run, an import or an export; a name in the folder `runs`; or "bytes",
+        the identity tokenizer of bytes.
 
     Raises:
       UserError: there is no such run, it has no checkpoint yet, or it does not fit its config.
@@ -41,17 +56,25 @@ def load(name_or_path: str | Path) -> TrainedTokenizer | TrainedPrior:
     return LOADERS[configs.kind_of_run(folder)](folder)
 
 
-def load_tokenizer(name_or_path: str | Path) -> TrainedTokenizer:
+def is_built_in(folder: Path) -> bool:
+    """Whether a path that is no folder names a tokenizer that needs no training."""
+    return str(folder) in BUILT_IN and not folder.is_dir()
+
+
+def load_tokenizer(name_or_path: str | Path, data: ConfigDict | None = None) -> TrainedTokenizer:
     """Opens a trained tokenizer, with averaged params.
 
     Args:
       name_or_path: see `load`. The folder has `config.json`, and `checkpoints/` (the newest is read) or
         `model.safetensors`.
+      data: a prior's section `data`, by which a built-in tokenizer knows the size of examples.
 
     Raises:
       UserError: see `load`; or it is a prior.
     """
     folder = find(name_or_path)
+    if is_built_in(folder):
+        return BUILT_IN[str(folder)](data)
     config = configs.load(folder / configs.FILE)
     if configs.kind_of(config) != "tokenizer":
         raise UserError(
@@ -86,7 +109,7 @@ def load_prior(name_or_path: str | Path, tokenizer: str | Path | None = None) ->
             f"{folder} holds a tokenizer, not a prior: train one with the recipe prior_default and "
             f"tokenizer={folder}"
         )
-    opened = load_tokenizer_of(tokenizer or config.tokenizer)
+    opened = load_tokenizer_of(tokenizer or config.tokenizer, config.data)
     module = configs.make_prior(config)
     params = jax.eval_shape(partial(init_params, module), jax.random.key(0))
     wanted = {"params": params, "fingerprint": jax.ShapeDtypeStruct((32,), jnp.uint8)}
@@ -107,14 +130,14 @@ LOADERS: dict[str, Callable[[Path], TrainedTokenizer | TrainedPrior]] = {
 }
 
 
-def load_tokenizer_of(tokenizer: str | Path) -> TrainedTokenizer:
-    """Opens a prior's tokenizer.
+def load_tokenizer_of(tokenizer: str | Path, data: ConfigDict | None = None) -> TrainedTokenizer:
+    """Opens a prior's tokenizer; see `load_tokenizer`.
 
     Raises:
       UserError: see `load`; the message says which argument or config field to change.
     """
     try:
-        return load_tokenizer(tokenizer)
+        return load_tokenizer(tokenizer, data)
     except UserError as e:
         raise UserError(
             f"the prior's tokenizer: {e}; set tokenizer to the folder of its run"

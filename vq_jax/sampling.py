@@ -131,7 +131,8 @@ def row_keys(key: jax.Array, first: jax.Array | int, rows: int) -> jax.Array:
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(rows))
 
 
-def _fold(keys_B: jax.Array, n: jax.Array | int) -> jax.Array:
+def fold_keys(keys_B: jax.Array, n: jax.Array | int) -> jax.Array:
+    """Folds a number into each of the keys [B]."""
     return jax.vmap(lambda key: jax.random.fold_in(key, n))(keys_B)
 
 
@@ -182,7 +183,7 @@ def sample_autoregressive(
 
     def choose(n, logits_G, codes_BN, likelihood_B):
         _, index_B = place(n)
-        drawn_B = draw_codes(_fold(keys_B, n), guide(logits_G, draw, n / length), draw)
+        drawn_B = draw_codes(fold_keys(keys_B, n), guide(logits_G, draw, n / length), draw)
         free_B = free_BN[row, index_B]
         code_B = jnp.where(free_B, drawn_B, codes_BN[row, index_B])
         likelihood_B += jnp.where(free_B, log_probability(logits_G[0], code_B), 0.0)
@@ -239,13 +240,13 @@ def sample_masked(
         masked_B = masked_BN.sum(axis=1)
         progress_B = 1.0 - masked_B / length
         logits_G = logits(codes_BN)
-        keys = _fold(keys_B, 2 * t)
+        keys = fold_keys(keys_B, 2 * t)
         guided = guide(logits_G, draw, progress_B)
         drawn_BN = draw_codes(keys, guided, draw)
         if rank_N is None:
             scale = choice_temperature * (1.0 - (t + 1) / steps)
             noise_BN = jax.vmap(lambda key: jax.random.gumbel(key, (length,)))(
-                _fold(keys_B, 2 * t + 1)
+                fold_keys(keys_B, 2 * t + 1)
             )
             confidence_BN = log_probability(guided, drawn_BN) + scale * noise_BN
         else:

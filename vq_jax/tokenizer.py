@@ -14,13 +14,14 @@ from vq_jax import config as configs
 from vq_jax import modalities
 from vq_jax.codes import CodeSpec
 from vq_jax.models import Tokenizer
+from vq_jax.sampling import Draw, draw_codes, fold_keys
 
 
 class TrainedTokenizer:
     """Turns examples into codes and back, compiled.
 
     Examples are arrays [B, ...] as the modality has them: float32 images [B, H, W, C] in [-1, 1], or
-    float32 vectors [B, D]. Codes are int32 [B, *codes.shape] in [0, codes.num_codes).
+    float32 vectors [B, D], or bytes int32 [B, L]. Codes are int32 [B, *codes.shape] in [0, codes.num_codes).
 
     Attributes:
       config: the run's config.
@@ -45,9 +46,12 @@ class TrainedTokenizer:
             return jax.jit(functools.partial(module.apply, method=method))
 
         self._encode, self._decode = compiled("encode_to_codes"), compiled("decode_codes")
-        self._reconstruct = compiled("reconstruct")
+        self._reconstruct, self._predict = compiled("reconstruct"), compiled("predict")
+        self._draw = jax.jit(functools.partial(_draw, module), static_argnames="temperature")
 
     def _checked(self, x: Any) -> jax.Array:
+        if isinstance(x, bytes | str):
+            x = self.modality.batch_of(x, self.strides, self.spec.shape)
         shape, wanted = np.shape(x), self.spec.shape
         noun = f"{self.modality.noun}s"
         axes = len(self.strides) if self.strides else 0
@@ -85,6 +89,9 @@ class TrainedTokenizer:
 
     def encode(self, x: Any) -> jax.Array:
         """Encodes examples [B, ...] to codes int32 [B, *codes.shape].
+
+        A tokenizer of texts also takes one text as `bytes` or `str`, of any length, as a batch of one;
+        its last code may span zeros beyond the text.
 
         Raises:
           ValueError: the examples have another shape or type than the tokenizer takes.
@@ -128,6 +135,41 @@ class TrainedTokenizer:
         """`decode` without the check of its argument."""
         return self._decode(self.variables, codes)
 
+    def log_likelihood(self, x: Any, codes: Any) -> jax.Array | None:
+        """Returns the log-probability in nats of examples, given their codes, float32 [B].
+
+        None if the decoder's output is an example and no distribution.
+        """
+        if not self.modality.distribution:
+            return None
+        x = jnp.asarray(x, self.spec.dtype)
+        output = self._predict(self.variables, jnp.asarray(codes, jnp.int32), x)
+        return self.modality.log_likelihood(output, x)
+
+    def draw(
+        self, codes: Any, keys_B: jax.Array, temperature: float = 1.0, given: Any = None
+    ) -> np.ndarray:
+        """Decodes codes int [B, *codes.shape] to examples; a sequential decoder draws them.
+
+        Args:
+          codes: as for `decode`.
+          keys_B: one key for each row, for a sequential decoder.
+          temperature: of a sequential decoder; 0 takes the likeliest element each time.
+          given: int [B, L] for a sequential decoder, elements that are known; -1 are drawn.
+
+        Returns:
+          examples in their range, [B, ...].
+        """
+        codes = jnp.asarray(codes, jnp.int32)
+        if not self.module.sequential:
+            return np.asarray(self.modality.output(self.decode_unchecked(codes)))
+        if given is None:
+            length = codes.shape[1] * (self.strides or (1,))[0]
+            given = np.full((len(codes), length), -1, np.int32)
+        return np.asarray(
+            self._draw(self.variables, codes, keys_B, jnp.asarray(given), temperature=temperature)
+        )
+
     def reconstruct(self, x: Any) -> jax.Array:
         """Returns `decode(encode(x))`, in one compiled call."""
         return self.reconstruct_with_codes(x)[0]
@@ -135,6 +177,19 @@ class TrainedTokenizer:
     def reconstruct_with_codes(self, x: Any) -> tuple[jax.Array, jax.Array]:
         """Returns reconstructions and the codes they were decoded from."""
         return self._reconstruct(self.variables, self._checked(x))
+
+
+def _draw(
+    module: Tokenizer, variables, codes, keys_B, given_BL, *, temperature: float
+) -> jax.Array:
+    def choose(n, logits_BK):
+        drawn_B = draw_codes(fold_keys(keys_B, n), logits_BK, Draw(temperature=temperature))
+        return jnp.where(given_BL[:, n] >= 0, given_BL[:, n], drawn_B)
+
+    def decode(tokenizer: Tokenizer, codes):
+        return tokenizer.draw_elements(tokenizer.lookup(codes), choose)[0]
+
+    return module.apply(variables, codes, method=decode)
 
 
 def digest(description: Any, arrays: Any) -> bytes:

@@ -66,7 +66,7 @@ def test_every_model_encodes_and_decodes(name, dtype, rng):
         z = module.apply(variables, x, method="encode")
         z_q, codes, _ = module.apply(variables, z, method="quantize")
         y = module.apply(variables, z_q, method="decode_latents")
-        h = module.apply(variables, z_q, method="features")
+        h = module.apply(variables, z_q, x, method="features")
         looked_up = module.apply(variables, codes, method="lookup")
         return z, codes, y, (z_q, looked_up), module.apply(variables, h, method="head")
 

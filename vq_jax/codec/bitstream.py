@@ -4,24 +4,30 @@ This module knows nothing of what the codes stand for. A file consists of, in th
 
     bytes   what
     3       "VQZ"
-    1       version of the format: 1
+    1       version of the format: 2 for lossless and stored, otherwise 1
     4       the tokenizer: the first bytes of its fingerprint
-    1       low half: the entropy model, 0 fixed, 1 static or 2 prior; high half: number of sizes
+    1       low half: the entropy model, 0 fixed, 1 static, 2 prior, 3 lossless or 4 stored; high half:
+            number of sizes
     1-5 a   the sizes of the example, such as height and width: varints, seven bits a byte, lowest
-    size    first, the high bit set if another byte follows; none is 0
+    size    first, the high bit set if another byte follows; only that of a text may be 0
     1-5     codes a position, a varint: the number of levels kept, of a residual tokenizer
     0       fixed: nothing
     4       static: CRC-32 of the table of counts, int64, little-endian
     14      prior: the first 2 bytes of its fingerprint; CRC-32 of the codes, int32 little-endian; the
             platform, 0 CPU, 1 GPU, 2 TPU or 255; three bytes of JAX's version; CRC-32 of what the prior
             computes for fixed codes (see `portability`)
+    18      lossless: the entropy models of codes that were available, and the models that were used, a
+            bit each (1 fixed, 2 static, 4 prior, 8 the decoder); CRC-32 of the text; CRC-32 of what tells
+            the models in use apart; and as for a prior, platform, version and CRC-32 of outputs
+    0       stored: nothing
     ...     the codes, range coded; with more than 16,384 codes, padded with zeros to a byte for every
             256 codes beyond, so that a few bytes cannot claim a vast example
     4       CRC-32 of all bytes before, little-endian
 
 Fixed and static code level by level, each row by row, with equal weights or with counts plus one. Prior
 codes the windows of the prior's grid row by row, in batches whose size is a power of two; in a batch, code
-by code in the prior's order, or group by group along the Halton order, with weights floor(2^23 p) + 1.
+by code in the prior's order, or group by group along the Halton order, with weights floor(2^23 p) + 1. The
+payload of lossless is described in `lossless`; that of stored is the text.
 
 The range coder is constriction's (words of 32 bits, a state of 64, probabilities of 24 bits, which
 `Categorical(perfect=False)` and `Uniform` make from the weights). Its words are big-endian, and cut after the
@@ -41,10 +47,20 @@ from vq_jax.errors import UserError
 
 models, queue = constriction.stream.model, constriction.stream.queue
 
-MAGIC, VERSION = b"VQZ", 1
+MAGIC, VERSION = b"VQZ", 2
 SUFFIX = ".vqz"
 # Bytes of an entropy model's metadata in the header, by name; the order is that of their numbers.
-METADATA = {"fixed": 0, "static": 4, "prior": 14}
+METADATA = {"fixed": 0, "static": 4, "prior": 14, "lossless": 18, "stored": 0}
+CODE_MODELS = ("fixed", "static", "prior")  # the entropy models of codes
+# What to do if an entropy model is missing.
+NEEDS = {
+    "static": (
+        "entropy 'static' needs the counts of the training codes, code_counts.npz, in the tokenizer's "
+        "folder; compress writes them if the training data are available; for a file made elsewhere, copy "
+        "them from there"
+    ),
+    "prior": "entropy 'prior' needs a prior: name the prior's run in place of the tokenizer's",
+}
 FINGERPRINT = 4
 # The payload of so many codes may be empty; the others need a byte for every 256.
 _FREE, _CODES_A_BYTE = 2**14, 256
@@ -77,7 +93,8 @@ def pack(header: Header, payload: bytes) -> bytes:
     kind = list(METADATA).index(header.entropy)
     if len(header.fingerprint) != FINGERPRINT or len(header.metadata) != METADATA[header.entropy]:
         raise ValueError(f"{header} does not fit the format")
-    body = MAGIC + bytes([VERSION]) + header.fingerprint + bytes([kind | len(header.shape) << 4])
+    version = 1 if header.entropy in CODE_MODELS else 2
+    body = MAGIC + bytes([version]) + header.fingerprint + bytes([kind | len(header.shape) << 4])
     body += b"".join(map(_varint, (*header.shape, header.levels))) + header.metadata + payload
     return body + struct.pack("<I", zlib.crc32(body))
 
@@ -100,7 +117,7 @@ def unpack(data: bytes) -> tuple[Header, bytes]:
     if len(body) < 9 or struct.pack("<I", zlib.crc32(body)) != crc:
         raise UserError("this file is truncated or altered: its checksum does not match")
     kind, sizes = body[8] & 15, body[8] >> 4
-    if body[3] != VERSION or kind >= len(METADATA) or not sizes:
+    if not 1 <= body[3] <= VERSION or kind >= len(METADATA) or not sizes:
         raise UserError(_INVALID)
     place, numbers = 9, []
     for _ in range(sizes + 1):
@@ -115,7 +132,7 @@ def unpack(data: bytes) -> tuple[Header, bytes]:
 
 
 def _varint(number: int) -> bytes:
-    if not 0 < number < _MOST:
+    if not 0 <= number < _MOST:
         raise ValueError(f"a size of {number} does not fit the format")
     result = b""
     while number >= 128:
@@ -129,7 +146,7 @@ def _read_varint(data: bytes, place: int) -> tuple[int, int]:
     for i, byte in enumerate(data[place : place + 5]):
         number |= (byte & 127) << 7 * i
         if byte < 128:
-            if not 0 < number < _MOST or not byte:
+            if number >= _MOST or (i and not byte):
                 break
             return number, place + i + 1
     raise UserError(_INVALID)

@@ -5,15 +5,15 @@
 >>> data = vqz.compress(image)    # uint8 [H, W, C] -> bytes
 >>> image = vqz.decompress(data)
 
-The codes are kept exactly. See `bitstream` for the format. Three entropy models tell how likely a code
+The codes are kept exactly. A text, whose decoder gives the probabilities of bytes, is kept without loss (see
+`lossless`), unless `lossy=True`. See `bitstream` for the format. Three entropy models tell how likely a code
 is: "fixed" (all codes equally), "static" (by counts of the training codes) and "prior" (by a trained prior,
 window by window: the smallest files, and many times slower).
 """
 
+import dataclasses
 import math
-import struct
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,27 @@ from vq_jax import runs
 from vq_jax.codec import bitstream, counts
 from vq_jax.codec.bitstream import Decoder, Encoder, Header
 from vq_jax.codec.entropy import CodeModel, PriorModel, Tables
+from vq_jax.codec.lossless import Lossless
+from vq_jax.codec.text_tiler import TextTiler
 from vq_jax.codec.tilers import Tiler, make_tiler
 from vq_jax.errors import UserError
 from vq_jax.prior import TrainedPrior
 from vq_jax.tokenizer import TrainedTokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """What a file holds.
+
+    Attributes:
+      shape: the sizes of the example.
+      codes: its codes, as the tiler takes them, or None.
+      x: the raw example, if it was kept without loss.
+    """
+
+    shape: tuple[int, ...]
+    codes: np.ndarray | None = None
+    x: np.ndarray | None = None
 
 
 class Codec:
@@ -58,41 +75,56 @@ class Codec:
         self.tokenizer = tokenizer
         self.tiler: Tiler = make_tiler(tokenizer)
         self.levels = tokenizer.codes.books
-        uniform = bitstream.uniform(tokenizer.codes.num_codes)
-        self.models: dict[str, CodeModel] = {"fixed": Tables([uniform] * self.levels)}
+        fixed = Tables(self.levels, tokenizer.codes.num_codes)
+        self.models: dict[str, CodeModel] = {"fixed": fixed}
         if code_counts is not None:
             self.add_counts(code_counts)
         if prior is not None:
             self.models["prior"] = PriorModel(prior)
+        self._lossless: Lossless | None = None
+        if isinstance(self.tiler, TextTiler):
+            self._lossless = Lossless(self.tiler, self.models)
 
     def add_counts(self, code_counts: np.ndarray) -> None:
         """Adds the model "static", from counts int64 [levels, num_codes]."""
-        crc = struct.pack("<I", zlib.crc32(np.ascontiguousarray(code_counts, "<i8").tobytes()))
-        tables = [bitstream.table(counts_K + 1) for counts_K in code_counts]
-        self.models["static"] = Tables(tables, crc)
+        self.models["static"] = Tables(self.levels, code_counts.shape[1], code_counts + 1)
 
     def compress(
-        self, x: np.ndarray, *, entropy: str | None = None, quality: int | None = None
+        self,
+        x: np.ndarray,
+        *,
+        entropy: str | None = None,
+        quality: int | None = None,
+        lossy: bool = False,
     ) -> bytes:
         """Compresses an example to the bytes of a `.vqz` file.
 
         Args:
-          x: a raw example as the tiler takes it: an image uint8 [H, W, C], of any size.
+          x: a raw example as the tiler takes it: an image uint8 [H, W, C], of any size; a text uint8 [N].
           entropy: "fixed", "static" or "prior". None is the prior if there is one, and otherwise the
             shorter of the other two.
           quality: number of levels of a residual tokenizer to keep, from 1; None keeps all.
+          lossy: whether only the codes of a text are kept; of other examples, they always are.
 
         Raises:
           UserError: the entropy model is not available, or the tokenizer has no such levels.
           ValueError: x has another shape or type.
         """
-        return self.compress_all([x], entropy=entropy, quality=quality)[0]
+        return self.compress_all([x], entropy=entropy, quality=quality, lossy=lossy)[0]
 
     def compress_all(
-        self, xs: Sequence[np.ndarray], *, entropy: str | None = None, quality: int | None = None
+        self,
+        xs: Sequence[np.ndarray],
+        *,
+        entropy: str | None = None,
+        quality: int | None = None,
+        lossy: bool = False,
     ) -> list[bytes]:
         """Compresses many examples, encoded in batches."""
-        self.check(entropy, quality)
+        self.check(entropy, quality, lossy)
+        if self._lossless is not None and not lossy:
+            names = [entropy] if entropy else list(self.models)
+            return [self._packed_lossless(self._lossless, x, names) for x in xs]
         if entropy:
             names = [entropy]
         else:
@@ -111,18 +143,30 @@ class Codec:
         header = Header(fingerprint, name, shape, codes.shape[-1], metadata)
         return bitstream.pack(header, encoder.finish())
 
+    def _packed_lossless(self, coder: Lossless, x: np.ndarray, names: list[str]) -> bytes:
+        """The shorter of the coded and the stored text."""
+        encoder, shape = Encoder(), self.tiler.shape(x)
+        fingerprint = self.tokenizer.fingerprint[: bitstream.FINGERPRINT]
+        metadata = coder.put(encoder, x, names)
+        coded = Header(fingerprint, "lossless", shape, self.levels, metadata)
+        stored = Header(fingerprint, "stored", shape, self.levels)
+        packed = bitstream.pack(coded, encoder.finish()), bitstream.pack(stored, x.tobytes())
+        return min(packed, key=len)
+
     @property
     def _takes_fewer(self) -> bool:
         return self.tokenizer.module.quantizer.takes_fewer_codes
 
-    def check(self, entropy: str | None, quality: int | None) -> None:
+    def check(self, entropy: str | None, quality: int | None, lossy: bool = False) -> None:
         """Raises UserError if `compress` cannot take these arguments."""
-        if entropy and entropy not in bitstream.METADATA:
-            raise UserError(f"entropy is {entropy!r}: use {', '.join(bitstream.METADATA)}")
+        if entropy and entropy not in bitstream.CODE_MODELS:
+            raise UserError(f"entropy is {entropy!r}: use {', '.join(bitstream.CODE_MODELS)}")
         if entropy and entropy not in self.models:
-            raise UserError(_NEEDS[entropy])
+            raise UserError(bitstream.NEEDS[entropy])
         if quality is None or quality == self.levels:
             return
+        if self._lossless is not None and not lossy:
+            raise UserError(f"quality is {quality}: a text without loss needs all levels: give lossy")
         if not self._takes_fewer:
             raise UserError(
                 f"quality is {quality}: only a residual tokenizer has levels that can be dropped"
@@ -138,11 +182,17 @@ class Codec:
         Raises:
           UserError: the file was made with another model, or it is truncated or altered.
         """
-        codes, shape = self.read(data)
-        return next(self.tiler.decode([codes], [shape]))
+        return next(self.decode([self.read(data)]))
 
-    def read(self, data: bytes) -> tuple[np.ndarray, tuple[int, ...]]:
-        """Reads the codes of a file, as the tiler takes them, and the shape of the example.
+    def decode(self, contents: Sequence[Content]) -> Iterator[np.ndarray]:
+        """Turns what `read` returns into raw examples, decoded in batches."""
+        coded = [one for one in contents if one.codes is not None]
+        decoded = self.tiler.decode([one.codes for one in coded], [one.shape for one in coded])
+        for one in contents:
+            yield next(decoded) if one.x is None else one.x
+
+    def read(self, data: bytes) -> Content:
+        """Reads a file: its codes, as the tiler takes them, or a text that was kept without loss.
 
         Raises:
           UserError: see `decompress`.
@@ -156,24 +206,28 @@ class Codec:
             )
         levels = header.levels
         known = levels == self.levels or (levels < self.levels and self._takes_fewer)
-        if len(header.shape) != self.tiler.sizes or not known:
+        fits = len(header.shape) == self.tiler.sizes and min(header.shape) >= self.tiler.least
+        if not fits or not known:
             raise UserError("the header of this file does not fit its model: it was altered")
+        if header.entropy not in bitstream.CODE_MODELS:
+            return self._read_text(header, payload)
         grid = self.tiler.grid(header.shape)
         bitstream.check_size(math.prod(grid) * levels, payload)
         if header.entropy not in self.models:
-            raise UserError(f"this file cannot be read: {_NEEDS[header.entropy]}")
+            raise UserError(f"this file cannot be read: {bitstream.NEEDS[header.entropy]}")
         codes = self.models[header.entropy].take(Decoder(payload), header.metadata, grid, levels)
-        return codes if self.tokenizer.codes.code_shape else codes[..., 0], header.shape
+        codes = codes if self.tokenizer.codes.code_shape else codes[..., 0]
+        return Content(header.shape, codes=codes)
 
-
-_NEEDS = {
-    "static": (
-        f"entropy 'static' needs the counts of the training codes, {counts.FILE}, in the tokenizer's "
-        "folder; compress writes them if the training data are available; for a file made elsewhere, copy "
-        "them from there"
-    ),
-    "prior": "entropy 'prior' needs a prior: name the prior's run in place of the tokenizer's",
-}
+    def _read_text(self, header: Header, payload: bytes) -> Content:
+        (length,) = header.shape
+        if self._lossless is None or (header.entropy == "stored" and len(payload) != length):
+            raise UserError("the header of this file does not fit its model: it was altered")
+        if header.entropy == "stored":
+            return Content(header.shape, x=np.frombuffer(payload, np.uint8))
+        bitstream.check_size(math.prod(self.tiler.grid(header.shape)) * self.levels, payload)
+        x = self._lossless.take(Decoder(payload), header.metadata, length)
+        return Content(header.shape, x=x)
 
 
 def load(name_or_path: str | Path, tokenizer: str | Path | None = None) -> Codec:

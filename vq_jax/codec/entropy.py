@@ -31,7 +31,12 @@ class CodeModel(Protocol):
     """Writes codes int32 [*grid, levels] to an encoder, and reads them from a decoder.
 
     `metadata` is what the file's header keeps of the model, as many bytes as `bitstream.METADATA` says.
+
+    Attributes:
+      identity: bytes that tell models apart.
     """
+
+    identity: bytes
 
     def put(self, encoder: Encoder, codes: np.ndarray) -> bytes: ...
 
@@ -39,17 +44,41 @@ class CodeModel(Protocol):
         self, decoder: Decoder, metadata: bytes, grid: tuple[int, ...], levels: int
     ) -> np.ndarray: ...
 
+    def visit(self, inside_BN: np.ndarray, code: Callable) -> np.ndarray:
+        """Visits the codes of a batch of windows, in the order that the model codes them.
+
+        Args:
+          inside_BN: bool, True for codes to visit.
+          code: ((rows, tokens), weights float64 [n, K], or [K] for all) -> the codes int [n] at these
+            places.
+
+        Returns:
+          int32 [B, N], 0 where nothing was visited.
+        """
+
+    def outputs_crc(self, size: int) -> bytes:
+        """Returns a CRC-32 of what the model computes in batches of `size` windows; b"" if nothing."""
+
 
 class Tables:
     """Codes under fixed weights, level by level.
 
     Attributes:
-      models: one for each level, from `bitstream.uniform` or `bitstream.table`.
+      weights: positive integers [levels, K], or None if all codes are equally likely.
+      models: one for each level.
       metadata: what the header keeps of them.
     """
 
-    def __init__(self, models: Sequence[bitstream.Model], metadata: bytes = b""):
-        self.models, self.metadata = models, metadata
+    def __init__(self, levels: int, num_codes: int, weights_QK: np.ndarray | None = None):
+        self.metadata = b""
+        self.models = [bitstream.uniform(num_codes)] * levels
+        self.weights = np.ones((levels, num_codes))
+        if weights_QK is not None:
+            counts = np.ascontiguousarray(weights_QK - 1, "<i8")
+            self.metadata = struct.pack("<I", zlib.crc32(counts.tobytes()))
+            self.models = [bitstream.table(weights_K) for weights_K in weights_QK]
+            self.weights = weights_QK.astype(np.float64)
+        self.identity = self.metadata
 
     def put(self, encoder: Encoder, codes: np.ndarray) -> bytes:
         """Writes codes; returns the metadata."""
@@ -73,6 +102,17 @@ class Tables:
         count = math.prod(grid)
         parts = [decoder.take(count, self.models[level]) for level in range(levels)]
         return np.stack(parts, axis=-1).reshape(*grid, levels)
+
+    def visit(self, inside_BN: np.ndarray, code: Callable) -> np.ndarray:
+        codes_BN = np.zeros(inside_BN.shape, np.int32)
+        level_N = np.arange(inside_BN.shape[1]) % len(self.models)
+        for level, weights_K in enumerate(self.weights):
+            where = np.nonzero(inside_BN & (level_N == level))
+            codes_BN[where] = code(where, weights_K)
+        return codes_BN
+
+    def outputs_crc(self, size: int) -> bytes:
+        return b""
 
 
 class PriorModel:
@@ -98,8 +138,12 @@ class PriorModel:
         self._module, self._params = prior.module, prior.params
         self._no_label = len(prior.class_names)
         self._steps: int = prior.config.sampling.steps
-        description = {"prior": prior.config.prior.to_dict(), "steps": self._steps}
-        self._fingerprint = tokenizers.digest(description, prior.params)[:2]
+        fields = prior.config.prior.to_dict()
+        if not fields["ngrams"]:  # Files that are older than these fields still open.
+            fields = {k: v for k, v in fields.items() if not k.startswith("ngram")}
+        description = {"prior": fields, "steps": self._steps}
+        self.identity = tokenizers.digest(description, prior.params)
+        self._fingerprint = self.identity[:2]
         self._begin = jax.jit(partial(_begin, prior.module))
         self._step = jax.jit(partial(_step, prior.module), donate_argnums=5)
         self._all = jax.jit(partial(_all, prior.module))
@@ -118,7 +162,7 @@ class PriorModel:
                 return codes_BN[where]
 
             self._visit_tokens(inside_BN, put_codes)
-        return self._fingerprint + _checksum(codes) + portability.metadata(self._outputs_crc(size))
+        return self._fingerprint + _checksum(codes) + portability.metadata(self.outputs_crc(size))
 
     def take(
         self, decoder: Decoder, metadata: bytes, grid: tuple[int, ...], levels: int
@@ -131,7 +175,7 @@ class PriorModel:
         if metadata[:2] != self._fingerprint:
             raise UserError("this file is coded by another prior: name the run of that one")
         size = self._batch(grid)
-        portability.check(metadata[6:], self._outputs_crc(size))
+        portability.check(metadata[6:], self.outputs_crc(size))
         codes = np.zeros((*grid, levels), np.int32)
 
         def take_codes(_, logits_nK):
@@ -176,6 +220,13 @@ class PriorModel:
             fits: Any = (i, *(slice(n) for n in part.shape))
             tokens[fits], inside[fits] = part, True
         return tokens.reshape(size, -1), inside.reshape(size, -1)
+
+    def visit(self, inside_BN: np.ndarray, code: Callable) -> np.ndarray:
+        def weigh(where, logits_nK):
+            parts = [weights(logits_nK[rows]) for rows in _chunks(logits_nK)]
+            return code(where, np.concatenate(parts))
+
+        return np.where(inside_BN, self._visit_tokens(inside_BN, weigh), 0)
 
     def _visit_tokens(
         self, inside_BN: np.ndarray, code: Callable, most: int | None = None
@@ -237,7 +288,7 @@ class PriorModel:
                 yield np.nonzero(group_BN), logits_BNK[group_BN]
                 known_BN |= group_BN
 
-    def _outputs_crc(self, size: int) -> bytes:
+    def outputs_crc(self, size: int) -> bytes:
         """CRC-32 of what the prior's programs compute for fixed codes, in batches of `size` windows."""
         if size not in self._checks:
             outputs = b""

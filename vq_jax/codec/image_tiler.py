@@ -69,7 +69,7 @@ class ImageTiler:
     of one size only, they are [tiles, *grid], tiles row by row.
     """
 
-    sizes = 2
+    sizes, least = 2, 1
 
     def __init__(self, tokenizer: TrainedTokenizer, side: int = _SIDE):
         self.tokenizer = tokenizer

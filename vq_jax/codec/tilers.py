@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vq_jax.codec.image_tiler import ImageTiler
+from vq_jax.codec.text_tiler import TextTiler
 from vq_jax.data.pipeline import pad_rows
 from vq_jax.tokenizer import TrainedTokenizer
 
@@ -22,12 +23,14 @@ class Tiler(Protocol):
 
     Attributes:
       sizes: number of sizes that `shape` returns.
+      least: the smallest of such a size.
     """
 
     sizes: int
+    least: int
 
     def shape(self, x: np.ndarray) -> tuple[int, ...]:
-        """Returns the sizes of an example that the model does not fix, all above 0."""
+        """Returns the sizes of an example that the model does not fix, all `least` or more."""
 
     def nbytes(self, shape: Sequence[int]) -> int:
         """Returns the uncompressed bytes of an example of these sizes."""
@@ -54,7 +57,7 @@ class Tiler(Protocol):
 class RowTiler:
     """Arrays [N, ...] of examples of one size, such as the vectors of a file; a `Tiler`."""
 
-    sizes = 1
+    sizes = least = 1
 
     def __init__(self, tokenizer: TrainedTokenizer):
         self._tokenizer, self._modality = tokenizer, tokenizer.modality
@@ -96,7 +99,7 @@ class RowTiler:
 
 
 # modality -> tiler of examples of any size; others have rows of examples of one size
-TILERS: dict[str, Callable[[TrainedTokenizer], Tiler]] = {"image": ImageTiler}
+TILERS: dict[str, Callable[[TrainedTokenizer], Tiler]] = {"image": ImageTiler, "text": TextTiler}
 
 
 def make_tiler(tokenizer: TrainedTokenizer) -> Tiler:

@@ -147,7 +147,7 @@ class FolderSource:
         self._lock = threading.Lock()
 
 
-def find_files(folder: Path, suffixes: Collection[str], noun: str) -> list[Path]:
+def find_files(folder: Path, suffixes: Collection[str] | None, noun: str) -> list[Path]:
     """Returns all files below a folder with one of the suffixes, sorted.
 
     Links to folders are followed, hidden files and folders (".thumbnails") skipped. Other files, and
@@ -155,7 +155,7 @@ def find_files(folder: Path, suffixes: Collection[str], noun: str) -> list[Path]
 
     Args:
       folder: to search.
-      suffixes: of the files, in lower case.
+      suffixes: of the files, in lower case; None takes all files.
       noun: name of such files, in messages.
 
     Raises:
@@ -164,6 +164,10 @@ def find_files(folder: Path, suffixes: Collection[str], noun: str) -> list[Path]
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: name the folder of your {noun}")
     files = sorted(_visible_files(folder))
+    if suffixes is None:
+        if not files:
+            raise UserError(f"there are no files in {folder}")
+        return files
     found = [p for p in files if p.suffix.lower() in suffixes]
     others = [p for p in files if p.suffix.lower() not in suffixes]
     if others:
@@ -211,15 +215,10 @@ def _decode(
     return decode(path, config)
 
 
-def open_folder(
-    config: ml_collections.ConfigDict,
-    seed: int,
-    *,
-    suffixes: Collection[str],
-    noun: str,
-    decode: Callable[[Path, ml_collections.ConfigDict], Any],
-) -> Splits:
-    """Opens a folder with one file an example.
+def split_folder(
+    config: ml_collections.ConfigDict, seed: int, *, suffixes: Collection[str] | None, noun: str
+) -> tuple[list[list[tuple[Path, int]]], tuple[str, ...]]:
+    """Divides the files below `config.folder` into the training and the held-out split.
 
     The first level of subfolders is the class. Folders `train` and `val` (or `valid`, `validation`,
     `test`) are the splits, if they are there.
@@ -227,15 +226,15 @@ def open_folder(
     Args:
       config: the section `data`.
       seed: of what is held out.
-      suffixes: of the files.
-      noun: name of an example, in messages.
-      decode: (path, config) to a raw example.
+      suffixes: of the files; None takes all.
+      noun: name of a file, in messages.
+
+    Returns:
+      the pairs (file, class number) of both splits, and the names of the classes.
 
     Raises:
       UserError: there are no such files.
     """
-    if not config.folder:
-        raise UserError(f"data.source='folder' needs data.folder, a folder of {noun}s")
     folder = Path(config.folder)
     held = [name for name in _HELD_OUT if (folder / name).is_dir()]
     if held and (folder / "train").is_dir():
@@ -258,16 +257,43 @@ def open_folder(
     names = sorted({class_of(*pair) for part in parts for pair in part})
     shown = (os.fsencode(name).decode("utf-8", "backslashreplace") for name in names)
     numbers = {name: i for i, name in enumerate(names)}
+    labelled = [[(file, numbers[class_of(root, file)]) for root, file in part] for part in parts]
+    return labelled, tuple(shown)
+
+
+def open_folder(
+    config: ml_collections.ConfigDict,
+    seed: int,
+    *,
+    suffixes: Collection[str],
+    noun: str,
+    decode: Callable[[Path, ml_collections.ConfigDict], Any],
+) -> Splits:
+    """Opens a folder with one file an example; see `split_folder`.
+
+    Args:
+      config: the section `data`.
+      seed: of what is held out.
+      suffixes: of the files.
+      noun: name of an example, in messages.
+      decode: (path, config) to a raw example.
+
+    Raises:
+      UserError: there are no such files.
+    """
+    if not config.folder:
+        raise UserError(f"data.source='folder' needs data.folder, a folder of {noun}s")
+    parts, names = split_folder(config, seed, suffixes=suffixes, noun=noun)
     train, val = (
         FolderSource(
-            [file for _, file in part],
-            [numbers[class_of(*pair)] for pair in part],
+            [file for file, _ in part],
+            [label for _, label in part],
             partial(_decode, decode, config),
             description=f"{split} {noun}s",
         )
         for part, split in zip(parts, ("training", "held-out"), strict=True)
     )
-    return Splits(train, val, tuple(shown))
+    return Splits(train, val, names)
 
 
 # --- TFDS -----------------------------------------------------------------------------------------

@@ -6,9 +6,10 @@ from typing import Any
 from vq_jax.data.sources import Splits, open_codes, open_tfds
 from vq_jax.modalities.base import Modality, Network
 from vq_jax.modalities.image import Image
+from vq_jax.modalities.text import Text
 from vq_jax.modalities.vector import Vector
 
-MODALITIES: dict[str, Modality] = {"image": Image(), "vector": Vector()}
+MODALITIES: dict[str, Modality] = {"image": Image(), "text": Text(), "vector": Vector()}
 
 
 def of(config: Mapping[str, Any]) -> Modality:

@@ -57,9 +57,10 @@ class Modality(abc.ABC):
       name: in `MODALITIES` and `config.modality`.
       noun: an example in messages and figures, such as "image".
       unit: what rates are counted in: bits per `unit`.
-      suffixes: of the files that `read` opens.
+      suffixes: of the files that `read` opens; None is every file.
       suffix: of the files that `write` makes by default.
-      writes: suffixes of all files that `write` can make.
+      writes: suffixes of all files that `write` can make; None is every file.
+      preview_suffix: of the files that `preview` makes.
       axes: names of the axes of an example, in messages.
       feature: name of the example among the features of a TFDS data set.
       discriminator: name of the default discriminator.
@@ -69,15 +70,17 @@ class Modality(abc.ABC):
       losses: reconstruction losses by name; the first is the default.
       conditions: what a prior can be given, by name: function of **config.condition to a function
         (raw, rng) -> raw, or None.
+      distribution: whether a decoder's output is a distribution of examples; see `log_likelihood`.
       rows: headings of its figures, in the order of the table.
     """
 
     name: ClassVar[str]
     noun: ClassVar[str]
     unit: ClassVar[str]
-    suffixes: ClassVar[frozenset[str]]
+    suffixes: ClassVar[frozenset[str] | None]
     suffix: ClassVar[str]
-    writes: ClassVar[frozenset[str]]
+    writes: ClassVar[frozenset[str] | None]
+    preview_suffix: ClassVar[str] = ".png"
     feature: ClassVar[str]
     discriminator: ClassVar[str]
     axes: ClassVar[tuple[str, ...]]
@@ -85,6 +88,7 @@ class Modality(abc.ABC):
     shape_fields: ClassVar[tuple[str, ...]]
     loss_fields: ClassVar[type] = NoFields
     losses: ClassVar[Mapping[str, Loss]]
+    distribution: ClassVar[bool] = False
     conditions: ClassVar[Mapping[str, Callable[..., Any]]] = {"none": none}
     rows: ClassVar[Rows]
 
@@ -158,6 +162,10 @@ class Modality(abc.ABC):
     def summarize(self, means: dict[str, np.ndarray]) -> dict[str, float]:
         """Turns the means of `metrics` over a split into figures."""
 
+    def log_likelihood(self, output: Any, x: Any) -> jax.Array:
+        """Returns the log-probability in nats of examples under a decoder's output, float32 [B]."""
+        raise TypeError(f"the decoders of {self.noun}s give no distribution")
+
     def code_figures(self, codes: np.ndarray) -> dict[str, float]:
         """Returns figures of the codes int [N, *grid, *code_shape] of a whole split."""
         return {}
@@ -224,6 +232,36 @@ class Modality(abc.ABC):
         """
         raise UserError(f"side_by_side is for images: {self.noun}s have none")
 
+    def batch_of(
+        self, text: bytes | str, strides: tuple[int, ...] | None, shape: tuple[int, ...]
+    ) -> np.ndarray:
+        """Returns a text as a batch of one example, filled up to whole codes.
+
+        Args:
+          text: the text.
+          strides, shape: of the tokenizer, see `TrainedTokenizer`.
+
+        Raises:
+          ValueError: the modality is not that of texts.
+        """
+        raise ValueError(f"{self.noun}s are arrays, and this is {type(text).__name__}")
+
+    def from_prompt(self, prompt: str) -> np.ndarray:
+        """Returns the beginning of an example, as models take it.
+
+        Raises:
+          UserError: the modality has none.
+        """
+        raise UserError(f"prompt is for texts: {self.noun}s have none")
+
+    def shown(self, raw: np.ndarray) -> str | None:
+        """Returns a raw example as text for the terminal, or None if it is nothing to read."""
+        return None
+
+    def trimmed(self, raw: np.ndarray) -> np.ndarray:
+        """Returns a raw example without what fills it up to the size of others."""
+        return raw
+
     @abc.abstractmethod
     def preview(self, path: Path, *rows: np.ndarray) -> None:
-        """Writes a picture of rows of raw examples [N, ...]; rows may have different lengths."""
+        """Writes rows of raw examples [N, ...] to be looked at; rows may have different lengths."""

@@ -5,11 +5,13 @@ from typing import NamedTuple
 
 import flax.linen as nn
 
+from vq_jax.models.bytes import bytes_identity
 from vq_jax.models.discriminator import MLPDiscriminator, PatchGAN
 from vq_jax.models.magvit2 import magvit2
 from vq_jax.models.maskgit import maskgit
 from vq_jax.models.mlp import mlp
 from vq_jax.models.priors import PRIORS
+from vq_jax.models.text_conv import text_conv
 from vq_jax.models.tokenizer import Tokenizer
 from vq_jax.models.transformer import Transformer
 from vq_jax.models.vector_mlp import vector_mlp
@@ -38,6 +40,8 @@ MODELS: dict[str, Model] = {
     "magvit2": Model(magvit2, "image"),
     "mlp": Model(mlp, "image"),
     "vector_mlp": Model(vector_mlp, "vector"),
+    "text_conv": Model(text_conv, "text"),
+    "bytes": Model(bytes_identity, "text"),
 }
 DISCRIMINATORS: dict[str, type[nn.Module]] = {"patchgan": PatchGAN, "mlp": MLPDiscriminator}
 

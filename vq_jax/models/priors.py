@@ -30,6 +30,9 @@ def transformer(
     dropout: Annotated[float, Bounds(0, 0.99)] = 0.1,
     remat: bool = False,
     scan: bool = False,
+    ngrams: tuple[int, ...] = (),
+    ngram_bits: Annotated[int, Bounds(1, 24)] = 16,
+    ngram_dim: Annotated[int, Bounds(1)] = 32,
 ) -> Transformer:
     """Makes a `Transformer` from checked fields.
 
@@ -53,6 +56,10 @@ def transformer(
             f"prior.width {width} and prior.heads {heads} leave {width // heads} dimensions a head: "
             f"rotary embeddings of {axes} axes need {2 * axes}"
         )
+    if ngrams and (not causal or target_aware):
+        raise ValueError("prior.ngrams are of codes in a fixed order: they need the prior 'causal'")
+    if any(n < 2 for n in ngrams):
+        raise ValueError(f"prior.ngrams is {tuple(ngrams)}: use orders of 2 or more")
     if not hidden:
         hidden = -(-8 * width // 3 // 32) * 32 if activation == "swiglu" else 4 * width
     return Transformer(
@@ -73,6 +80,9 @@ def transformer(
         dropout=dropout,
         remat=remat,
         scan=scan,
+        ngrams=tuple(ngrams),
+        ngram_bits=ngram_bits,
+        ngram_dim=ngram_dim,
         dtype=dtype,
     )
 

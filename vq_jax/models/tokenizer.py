@@ -1,10 +1,11 @@
 """The tokenizer: encoder, quantizer and decoder behind one Flax module."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 
 class Tokenizer(nn.Module):
@@ -13,6 +14,10 @@ class Tokenizer(nn.Module):
     The quantizer works on the last axis of the latents, whatever the example is. The decoder is split
     before its last layer (`features`, `head`), so that the adaptive adversarial weight can take the
     gradients of that layer without a second pass.
+
+    A decoder with `sequential = True` predicts an example element by element, each given those before.
+    Its `features` take the example, too, and it has `begin` and `step`; see
+    `text_conv.SequentialDecoder`.
     """
 
     encoder: nn.Module
@@ -20,8 +25,9 @@ class Tokenizer(nn.Module):
     decoder: nn.Module
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Reconstructs examples: [B, ...] to float32 [B, ...]."""
-        return self.reconstruct(x)[0]
+        """Returns the decoder's output for the codes of examples, float32 [B, ...]; see `predict`."""
+        z_q, _, _ = self.quantizer(self.encoder(x))
+        return self.decoder.head(self.features(z_q, x))
 
     def reconstruct(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Reconstructs examples, and returns them with the codes they were decoded from."""
@@ -58,17 +64,73 @@ class Tokenizer(nn.Module):
         """Looks up codes int32 [B, *grid, *code_shape]: quantized latents float32 [B, *grid, D]."""
         return self.quantizer.lookup(codes)
 
-    def features(self, z_q: jax.Array) -> jax.Array:
-        """The decoder's activations before its last layer."""
-        return self.decoder.features(z_q)
+    @property
+    def sequential(self) -> bool:
+        """Whether the decoder predicts an example element by element."""
+        return getattr(self.decoder, "sequential", False)
+
+    def features(self, z_q: jax.Array, x: jax.Array) -> jax.Array:
+        """The decoder's activations before its last layer; x are the examples, for a sequential one."""
+        return self.decoder.features(z_q, x) if self.sequential else self.decoder.features(z_q)
+
+    def predict(self, codes: jax.Array, x: jax.Array) -> jax.Array:
+        """The decoder's output for codes; a sequential one predicts each element of x from those before."""
+        return self.decoder.head(self.features(self.lookup(codes), x))
+
+    def begin(self, codes: jax.Array) -> Any:
+        """Begins to predict examples from codes: what `step` of a sequential decoder needs."""
+        return self.decoder.begin(self.lookup(codes))
+
+    def step(self, context: jax.Array, before_B: jax.Array, n: jax.Array, cache: Any) -> Any:
+        """Predicts the n-th element of examples; see `text_conv.SequentialDecoder.step`."""
+        return self.decoder.step(context, before_B, n, cache)
 
     def head(self, h: jax.Array) -> jax.Array:
         """The decoder's last layer: float32 [B, ...]."""
         return self.decoder.head(h)
 
     def decode_latents(self, z_q: jax.Array) -> jax.Array:
-        """Decodes latents float32 [B, *grid, D] to examples float32 [B, ...]."""
+        """Decodes latents float32 [B, *grid, D] to the decoder's output, float32 [B, ...].
+
+        A sequential decoder takes the likeliest element each time.
+        """
+        if self.sequential:
+            return self.draw_elements(z_q, None)[1]
         return self.decoder.head(self.decoder.features(z_q))
+
+    def draw_elements(
+        self,
+        z_q: jax.Array,
+        choose: Callable[[jax.Array, jax.Array], jax.Array] | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Decodes latents with a sequential decoder, element by element.
+
+        Args:
+          z_q: float32 [B, *grid, D].
+          choose: (n, logits float32 [B, K]) -> the n-th elements int32 [B]; None takes the likeliest.
+
+        Returns:
+          the elements int32 [B, L] and their logits float32 [B, L, K].
+        """
+
+        def likeliest(n, logits_BK):
+            return jnp.argmax(logits_BK, axis=-1).astype(jnp.int32)
+
+        context, cache = self.decoder.begin(z_q)
+        choose = choose or likeliest
+
+        def body(module, carry, n):
+            before_B, cache = carry
+            logits_BK, cache = module.decoder.step(context, before_B, n, cache)
+            x_B = choose(n, logits_BK)
+            return (x_B, cache), (x_B, logits_BK)
+
+        start = jnp.zeros((len(z_q),), jnp.int32)
+        loop = nn.scan(
+            body, variable_broadcast=True, split_rngs={"params": False}, out_axes=1
+        )
+        _, found = loop(self, (start, cache), jnp.arange(context.shape[1]))
+        return found
 
     def initialise_codebook(
         self, z: jax.Array, key: jax.Array, batches: int, axis_name: str | None = None

@@ -20,9 +20,11 @@ import numpy as np
 
 from vq_jax.models.attention import axis_sizes, grid_coordinates, rotary_angles
 from vq_jax.models.blocks import ACTIVATIONS, NORMS, Block, Dtype, normal
+from vq_jax.models.ngrams import NgramEmbedding, codes_before
 
-# Keys and values of the tokens so far, for each layer: [B, heads, S, width / heads] each.
-Cache = tuple[tuple[jax.Array, jax.Array], ...]
+# Keys and values of the tokens so far, for each layer: [B, heads, S, width / heads] each. With n-grams,
+# the last element has the codes before, int32 [B, n - 1], the newest first.
+Cache = tuple[Any, ...]
 
 
 class Transformer(nn.Module):
@@ -43,6 +45,8 @@ class Transformer(nn.Module):
       norm: "rms", "layer" or "bert"; the latter two add biases (see `blocks.NORMS`).
       activation: "swiglu", "gelu" or "gelu_erf".
       dropout: rate, of embeddings and of the output of each layer.
+      ngrams: orders of the n-grams of codes that are embedded, too, for a causal prior (see `ngrams`).
+      ngram_bits, ngram_dim: their tables have 2^ngram_bits rows of this size.
       remat: whether activations are recomputed in the backward pass.
       scan: whether the layers are one compiled loop over stacked params.
       dtype: of the computation; params, norms and logits are float32.
@@ -65,6 +69,9 @@ class Transformer(nn.Module):
     dropout: float
     remat: bool
     scan: bool
+    ngrams: tuple[int, ...] = ()
+    ngram_bits: int = 16
+    ngram_dim: int = 32
     dtype: Dtype = jnp.float32
 
     @property
@@ -91,6 +98,10 @@ class Transformer(nn.Module):
         if self.position == "learned":
             self.place_embedding = self.param(
                 "places", normal, (positions + self.prefix_length, self.width)
+            )
+        if self.ngrams:
+            self.ngram_embedding = NgramEmbedding(
+                self.ngrams, self.ngram_bits, self.ngram_dim, self.width, name="ngram"
             )
         if self.target_aware:
             self.target_embedding = self.param("targets", normal, (positions, self.width))
@@ -235,6 +246,9 @@ class Transformer(nn.Module):
             back_BN = jnp.argsort(index, axis=1)
         prefix = self._prefix(label_B, condition_BM)
         tokens = self._tokens(visited_BN, position, book)
+        if self.ngrams:
+            before = codes_before(visited_BN, self.ngram_embedding.context)
+            tokens = tokens + self.ngram_embedding(visited_BN, before)
         x = jnp.concatenate([prefix, tokens], axis=1)
         m = prefix.shape[1]
         if self.causal:  # the token at m - 1 + n predicts token n
@@ -271,11 +285,14 @@ class Transformer(nn.Module):
     # --- one token after another ---
 
     def empty_cache(self, batch: int) -> Cache:
-        """Allocates the keys and values of all tokens and layers."""
+        """Allocates the keys and values of all tokens and layers, and the codes before."""
         tokens = self.prefix_length + self.length - 1
         shape = (batch, self.heads, tokens, self.width // self.heads)
         zeros = jnp.zeros(shape, self.dtype)
-        return tuple((zeros, zeros) for _ in range(self.layers))
+        cache: Cache = tuple((zeros, zeros) for _ in range(self.layers))
+        if not self.ngrams:
+            return cache
+        return (*cache, jnp.full((batch, self.ngram_embedding.context), -1, jnp.int32))
 
     def begin(
         self,
@@ -320,6 +337,11 @@ class Transformer(nn.Module):
           float32 [B, K], the logits of the next code, and the updated cache.
         """
         x = self._tokens(code_B[:, None], position_B[:, None], n % self.books)
+        if self.ngrams:
+            *layers, before_BC = cache
+            x = x + self.ngram_embedding(code_B, list(before_BC.T))[:, None]
+            before_BC = jnp.concatenate([code_B[:, None], before_BC[:, :-1]], axis=1)
+            cache = (*layers, before_BC)
         target = self._target(next_position_B)
         x = x + (target[:, None] if isinstance(target, jax.Array) else target)
         angles = None
@@ -334,9 +356,10 @@ class Transformer(nn.Module):
         x_BSD, kept = x_BSD.astype(self.dtype), []
         if self.norm == "bert":
             x_BSD = self.norm_in(x_BSD)
-        for block, of_layer in zip(self.blocks, cache, strict=True):
+        for block, of_layer in zip(self.blocks, cache, strict=False):
             x_BSD, of_layer = block(x_BSD, angles, False, of_layer, start)
             kept.append(of_layer)
+        kept += cache[self.layers :]
         h_BD = self._before_head(x_BSD[:, -1])
         of = 0 if self.books == 1 else book
         kernel_QDK, bias_QK = self._head()

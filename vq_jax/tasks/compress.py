@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -12,9 +11,10 @@ from vq_jax import codec, files, modalities
 from vq_jax import config as configs
 from vq_jax.codec import Codec, counts
 from vq_jax.codec.bitstream import SUFFIX
+from vq_jax.codec.codec import Content
 from vq_jax.console import stderr, track
 from vq_jax.errors import UserError
-from vq_jax.runs import tokenizer_folder
+from vq_jax.runs import is_built_in, tokenizer_folder
 from vq_jax.tasks.files import change_files, check_input, check_output, pair_files
 from vq_jax.tasks.tokenize import encoded, prepared
 from vq_jax.training import parallel
@@ -30,6 +30,7 @@ def compress(
     output: Path,
     entropy: str | None = None,
     quality: int | None = None,
+    lossy: bool = False,
     data: ConfigDict | None = None,
 ) -> None:
     """`--mode=compress`: compresses a file, or each file in a folder, to `.vqz`.
@@ -39,7 +40,7 @@ def compress(
       tokenizer: the tokenizer's run, if it is not the one in the prior's config.
       input: a file, or a folder whose tree is mirrored in `output`.
       output: the file, or folder, to write.
-      entropy, quality: see `Codec.compress`.
+      entropy, quality, lossy: see `Codec.compress`.
       data: a section `data` whose examples are counted for "static", instead of the run's own.
 
     Raises:
@@ -48,10 +49,10 @@ def compress(
     parallel.disable_malloc_trim()
     check_input(input)  # fail early
     opened = codec.load(workdir, tokenizer)
-    opened.check(None if entropy == "static" else entropy, quality)
+    opened.check(None if entropy == "static" else entropy, quality, lossy)
     modality, tiler = opened.tokenizer.modality, opened.tiler
     pairs = pair_files(input, output, modality.suffixes, SUFFIX, modality.noun)
-    if (suffix := pairs[0][1].suffix.lower()) in modality.suffixes:
+    if modality.suffixes and (suffix := pairs[0][1].suffix.lower()) in modality.suffixes:
         raise UserError(f"output: {output} would be a {SUFFIX} file with the suffix {suffix}")
     if entropy == "static" or data is not None or (not entropy and "prior" not in opened.models):
         _count(opened, tokenizer_folder(workdir, tokenizer), data, entropy == "static")
@@ -64,7 +65,7 @@ def compress(
     tally = _Tally(opened)
 
     def work(xs: list[np.ndarray]) -> Iterator[tuple[bytes, tuple[int, ...]]]:
-        packed = opened.compress_all(xs, entropy=entropy, quality=quality)
+        packed = opened.compress_all(xs, entropy=entropy, quality=quality, lossy=lossy)
         yield from zip(packed, map(tiler.shape, xs), strict=True)
 
     def write(result: tuple[bytes, tuple[int, ...]], path: Path) -> None:
@@ -97,23 +98,25 @@ def decompress(workdir: Path, *, tokenizer: Path | None = None, input: Path, out
     check_input(input)  # fail early
     opened = codec.load(workdir, tokenizer)
     modality, tiler = opened.tokenizer.modality, opened.tiler
-    pairs = pair_files(input, output, (SUFFIX,), modality.suffix, f"{SUFFIX} file")
+    pairs = pair_files(
+        input, output, (SUFFIX,), modality.suffix, f"{SUFFIX} file", any_file=modality.suffixes is None
+    )
     check_output(pairs[0][1], modality.writes)
 
     tally = _Tally(opened)
 
-    def read(path: Path) -> tuple[np.ndarray, tuple[int, ...], int]:
+    def read(path: Path) -> tuple[Content, int]:
         data = files.read(path)
-        return *opened.read(data), len(data)
+        return opened.read(data), len(data)
 
-    def work(items: list[Any]) -> Iterator[tuple[np.ndarray, tuple[int, ...], int]]:
-        all_codes, shapes, sizes = zip(*items, strict=True)
-        yield from zip(tiler.decode(all_codes, shapes), shapes, sizes, strict=True)
+    def work(items: list[tuple[Content, int]]) -> Iterator[tuple[np.ndarray, int]]:
+        contents, sizes = zip(*items, strict=True)
+        yield from zip(opened.decode(contents), sizes, strict=True)
 
-    def write(result: tuple[np.ndarray, tuple[int, ...], int], path: Path) -> None:
-        x, shape, size = result
+    def write(result: tuple[np.ndarray, int], path: Path) -> None:
+        x, size = result
         modality.write(x, path)
-        tally.add(shape, size)
+        tally.add(tiler.shape(x), size)
 
     change_files(
         pairs,
@@ -121,7 +124,7 @@ def decompress(workdir: Path, *, tokenizer: Path | None = None, input: Path, out
         work=work,
         write=write,
         verb="decompressed",
-        nbytes=lambda item: tiler.nbytes(item[1]),
+        nbytes=lambda item: tiler.nbytes(item[0].shape),
         summary=tally.summary,
     )
 
@@ -146,8 +149,8 @@ class _Tally:
         seconds, unit = time.perf_counter() - self._started, self._unit
         return (
             f"{self._plain:,} bytes uncompressed, {self._small:,} compressed, "
-            f"{8 * self._small / self._units:.3f} bits a {unit}; "
-            f"{self._plain / self._small:.1f} times smaller, {self._files / seconds:.1f} files/s, "
+            f"{8 * self._small / max(1, self._units):.3f} bits a {unit}; "
+            f"{self._plain / self._small:.2f} times smaller, {self._files / seconds:.1f} files/s, "
             f"{self._units / seconds:,.0f} {unit}s/s"
         )
 
@@ -162,6 +165,10 @@ def _count(opened: Codec, folder: Path, data: ConfigDict | None, needed: bool) -
       needed: whether missing data are an error, or only a notice.
     """
     path = folder / counts.FILE
+    if is_built_in(folder):
+        if needed or data is not None:
+            raise UserError(f"tokenizer {folder} has no folder for counts of codes")
+        return
     if "static" in opened.models:
         if data is not None:
             raise UserError(

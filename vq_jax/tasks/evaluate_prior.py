@@ -20,8 +20,10 @@ from vq_jax.modalities import Network
 from vq_jax.modalities.base import Rows
 from vq_jax.prior import BATCH, TrainedPrior
 from vq_jax.sampling import log_probability, row_keys
+from vq_jax.tasks.evaluate_tokenizer import rows_given_codes
 from vq_jax.tasks.job import Evaluation
 from vq_jax.tasks.sets import cached_statistics, compare, compute_statistics, rows_of, with_prefix
+from vq_jax.tokenizer import TrainedTokenizer
 from vq_jax.training.prior_steps import codes_of, mask_codes
 
 _SHOWN = 12  # examples a row of a picture
@@ -40,6 +42,7 @@ def rows(evaluation: Evaluation) -> Rows:
         "bits_per_code": ("bits per code", ".3f"),
         f"bits_per_{unit}": (f"bits per {unit}", ".4f"),
         "uniform_bits_per_code": ("bits per code, uniform", ".3f"),
+        **rows_given_codes(modality),
     }
     for network in _sample_networks(evaluation):
         key = network.key
@@ -119,10 +122,11 @@ def measure_examples(evaluation: Evaluation) -> dict[str, Any]:
         log_p_BN = log_probability(logits, codes_BN) * wanted_BN
         return -log_p_BN.sum(1) / wanted_BN.sum(1)
 
-    total, count = 0.0, 0
+    total, given, count = 0.0, 0.0, 0
     parts = 1 if module.causal else _MASKS
     for batch in eval_batches(evaluation.splits.val, config.data, make_prepare(config)):
         valid = batch.pop("valid")
+        given += _nats_given_codes(tokenizer, batch, valid)
         for part in range(parts):
             keys_B = row_keys(jax.random.key(part), count, len(valid))
             found = nats(prior.params, variables, batch, keys_B, part)
@@ -132,13 +136,29 @@ def measure_examples(evaluation: Evaluation) -> dict[str, Any]:
     if not count:
         raise UserError(f"no held-out {modality.noun} could be read")
     bits = total / count / math.log(2)
+    unit, units = modality.unit, modality.units(config.codes.example)
+    of_codes = bits * module.length / units
+    sums = {}
+    if given:
+        of_examples = given / count / math.log(2) / units
+        sums[f"bits_per_{unit}_given_codes"] = of_examples
+        sums[f"bits_per_{unit}_sum"] = of_codes + of_examples
     return {
         "bits_per_code": bits,
-        f"bits_per_{modality.unit}": bits * module.length / modality.units(config.codes.example),
+        f"bits_per_{unit}": of_codes,
+        **sums,
         "uniform_bits_per_code": math.log2(module.num_codes),
         "bits_are": "exact" if module.causal else "an upper bound, over random orders",
         f"{modality.noun}s": count,
     }
+
+
+def _nats_given_codes(tokenizer: TrainedTokenizer, batch: dict[str, Any], valid: np.ndarray) -> float:
+    """Cross-entropy of a batch's examples given their codes; 0 if the decoder gives no distribution."""
+    if "x" not in batch:
+        return 0.0
+    log_p_B = tokenizer.log_likelihood(batch["x"], tokenizer.encode_unchecked(jnp.asarray(batch["x"])))
+    return 0.0 if log_p_B is None else float(-np.asarray(log_p_B, np.float64)[valid].sum())
 
 
 # --- sets ------------------------------------------------------------------------------------------
@@ -309,7 +329,7 @@ def _compare_samples(evaluation: Evaluation) -> dict[str, Any]:
     labels = sample_labels(prior, held_out)
     label = labels if prior.class_names else None
     samples = prior.sample(count, label=label, seed=evaluation.seed)
-    _show_samples(prior, samples, labels, evaluation.workdir / "samples.png")
+    _show_samples(prior, samples, labels, evaluation.workdir / f"samples{modality.preview_suffix}")
     networks = _sample_networks(evaluation)
     if not networks:
         return {}
@@ -322,7 +342,7 @@ def _compare_samples(evaluation: Evaluation) -> dict[str, Any]:
     shown = np.linspace(0, count - 1, _SHOWN).astype(int)
     nearest = metrics.distances(of_samples[shown], against.features).argmin(axis=1)
     rows = [modality.to_raw(x) for x in (samples[shown], against.x[nearest])]
-    modality.preview(evaluation.workdir / "nearest.png", *rows)
+    modality.preview(evaluation.workdir / f"nearest{modality.preview_suffix}", *rows)
     figures = compare_features(network, against, of_samples)
     return figures | against.figures | {"seed": evaluation.seed}
 
@@ -373,5 +393,5 @@ def _improve(evaluation: Evaluation) -> dict[str, Any]:
         shown += [(given[i], better[i], x[i]) for i in kept]
         count += int(valid.sum())
     picture = [modality.to_raw(np.stack(row)) for row in zip(*shown, strict=True)]
-    modality.preview(evaluation.workdir / "samples.png", *picture)
+    modality.preview(evaluation.workdir / f"samples{modality.preview_suffix}", *picture)
     return {name: value / count for name, value in sums.items()}

@@ -1,5 +1,6 @@
 """The figures of a tokenizer: reconstruction errors, use of the codebook, rFID."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from vq_jax.config import make_prepare
 from vq_jax.console import stderr
 from vq_jax.data.pipeline import eval_batches
 from vq_jax.errors import UserError
-from vq_jax.modalities.base import Rows
+from vq_jax.modalities.base import Modality, Rows
 from vq_jax.quantizers.functions import nearest_other
 from vq_jax.tasks.job import Evaluation
 from vq_jax.tasks.sets import cached_statistics, compare, compute_statistics, rows_of, with_prefix
@@ -38,8 +39,18 @@ def rows(evaluation: Evaluation) -> Rows:
         "perplexity": ("perplexity", ".1f"),
         f"bits_per_{unit}": (f"bits per {unit}", ".4f"),
         f"entropy_bits_per_{unit}": (f"bits per {unit}, entropy", ".4f"),
+        **rows_given_codes(modality),
         noun: (f"held-out {noun}", ",d"),
         **rows_of(evaluation.networks, PREFIX),
+    }
+
+
+def rows_given_codes(modality: Modality) -> Rows:
+    """Returns the rows of the figures that a decoder with a distribution has."""
+    unit = modality.unit
+    return {
+        f"bits_per_{unit}_given_codes": (f"bits per {unit} given the codes", ".4f"),
+        f"bits_per_{unit}_sum": (f"bits per {unit}, sum", ".4f"),
     }
 
 
@@ -49,7 +60,9 @@ def measure_examples(evaluation: Evaluation) -> dict[str, Any]:
     Reconstructions are brought into the range of examples. The modality's metrics are means over
     examples. `usage` and `perplexity` are those of all codes of the split, means if there are several
     codebooks (`usage_by_level` and `perplexity_by_level` have each). `bits_per_UNIT` counts
-    log2(num_codes) bits a code, `entropy_bits_per_UNIT` the entropy of the split's codes.
+    log2(num_codes) bits a code, `entropy_bits_per_UNIT` the entropy of the split's codes. If the decoder
+    gives a distribution, `bits_per_UNIT_given_codes` is the cross-entropy of the examples, and
+    `bits_per_UNIT_sum` adds the entropy of the codes.
     """
     tokenizer: TrainedTokenizer = evaluation.model
     config, modality, spec = tokenizer.config, tokenizer.modality, tokenizer.codes
@@ -57,12 +70,14 @@ def measure_examples(evaluation: Evaluation) -> dict[str, Any]:
     source = evaluation.splits.val
     sums: dict[str, np.ndarray] = {}
     all_codes, originals, outputs = [], [], []
-    count, stride = 0, max(1, len(source) // _SHOWN)
+    count, nats, stride = 0, 0.0, max(1, len(source) // _SHOWN)
     for batch in eval_batches(source, config.data, make_prepare(config)):
         x, valid = batch["x"], batch["valid"]
         y, codes = tokenizer.reconstruct_with_codes(x)
         for name, value in per_example(x, y).items():
             sums[name] = sums.get(name, 0.0) + np.asarray(value, np.float64)[valid].sum(0)
+        if (log_p_B := tokenizer.log_likelihood(x, codes)) is not None:
+            nats += float(-np.asarray(log_p_B, np.float64)[valid].sum())
         all_codes.append(np.asarray(codes)[valid])
         shown = [i for i in np.flatnonzero(valid) if (count + i) % stride == 0]
         originals += list(modality.to_raw(x[shown]))
@@ -75,13 +90,18 @@ def measure_examples(evaluation: Evaluation) -> dict[str, Any]:
     split_codes = np.concatenate(all_codes)
     counts_QK = count_codes(tokenizer, all_codes)
     figures |= _code_figures(tokenizer, counts_QK) | modality.code_figures(split_codes)
+    unit = modality.unit
+    if nats:
+        given = nats / math.log(2) / count / modality.units(tokenizer.spec.shape)
+        figures[f"bits_per_{unit}_given_codes"] = given
+        figures[f"bits_per_{unit}_sum"] = figures[f"entropy_bits_per_{unit}"] + given
     figures |= {
         f"codes_per_{modality.noun}": spec.length,
         "num_codes": spec.num_codes,
         f"{modality.noun}s": count,
     }
     shown_rows = np.stack(originals[:_SHOWN]), np.stack(outputs[:_SHOWN])
-    modality.preview(evaluation.workdir / "reconstructions.png", *shown_rows)
+    modality.preview(evaluation.workdir / f"reconstructions{modality.preview_suffix}", *shown_rows)
     plot_codes(tokenizer, counts_QK, evaluation.workdir / "codebook.png")
     if figures["usage"] < _LOW_USAGE and counts_QK.sum() > 4 * counts_QK.size:
         stderr(

@@ -25,9 +25,9 @@ def check_input(input: Path) -> None:
         raise UserError(f"input: {input} does not exist; give a file or a folder of files")
 
 
-def check_output(path: Path, suffixes: Collection[str]) -> None:
+def check_output(path: Path, suffixes: Collection[str] | None) -> None:
     """Raises UserError if a file to write has none of the suffixes; standard output needs none."""
-    if path != STDIO and (suffix := path.suffix.lower()) not in suffixes:
+    if path != STDIO and suffixes is not None and (suffix := path.suffix.lower()) not in suffixes:
         known = " ".join(sorted(suffixes))
         raise UserError(f"output: {suffix} is no format that can be written ({known})")
 
@@ -35,18 +35,21 @@ def check_output(path: Path, suffixes: Collection[str]) -> None:
 def pair_files(
     input: Path,
     output: Path,
-    suffixes: Collection[str] = EXTENSIONS,
+    suffixes: Collection[str] | None = EXTENSIONS,
     to: str = ".png",
     noun: str = "image",
+    any_file: bool = False,
 ) -> list[tuple[Path, Path]]:
     """Pairs each file to read with the file to write.
 
     Args:
       input: a file, or a folder whose tree of files is mirrored in `output`; `STDIO` is standard input.
       output: the file, or folder, to write; `STDIO` is standard output.
-      suffixes: of the files to read in a folder; by default those of images.
+      suffixes: of the files to read in a folder; by default those of images. None takes all files, to
+        whose names `to` is appended.
       to: suffix of the files to write, if `output` does not name a file.
       noun: name of such a file, in messages.
+      any_file: whether files to write may have any suffix: that of "a.md.vqz" is then ".md".
 
     Raises:
       UserError: the input does not exist, or a file would be written among the inputs.
@@ -58,16 +61,20 @@ def pair_files(
         return [(input, output)]
     if input.is_dir() and (output.is_file() or output.suffix.lower() in {*EXTENSIONS, to}):
         raise UserError(f"input: {input} is a folder, and output: {output} a file; name a folder")
+
+    def named(source: Path) -> str:
+        if suffixes is None:
+            return source.name + to
+        return source.stem if any_file and Path(source.stem).suffix else source.stem + to
+
     if input.is_dir():
-        pairs = [
-            (p, (output / p.relative_to(input)).with_suffix(to))
-            for p in find_files(input, suffixes, f"{noun}s")
-        ]
+        found = find_files(input, suffixes, f"{noun}s")
+        pairs = [(p, output / p.relative_to(input).with_name(named(p))) for p in found]
         if len({target for _, target in pairs}) < len(pairs):  # a.jpg and a.png: keep both
             pairs = [(p, target.with_name(p.name + to)) for p, target in pairs]
     else:
-        into_folder = output.is_dir() or not output.suffix
-        pairs = [(input, output / f"{input.stem}{to}" if into_folder else output)]
+        into_folder = output.is_dir() or not (output.suffix or any_file)
+        pairs = [(input, output / named(input) if into_folder else output)]
     inputs = {source.resolve() for source, _ in pairs}
     inside = input.is_dir() and output.resolve().is_relative_to(input.resolve())
     if inside or any(target.resolve() in inputs for _, target in pairs):

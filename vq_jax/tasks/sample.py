@@ -16,7 +16,7 @@ from vq_jax.runs import find, load_prior
 
 _AT_ONCE = 32
 _MOST = 1_000_000  # samples of one call
-_SHOWN = 1024  # largest number of samples in grid.png
+_SHOWN = 1024  # largest number of samples that are shown together
 _RECORD = ".samples.json"  # beside the samples: their number
 
 
@@ -27,9 +27,10 @@ def sample(
     output: Path | None = None,
     count: int = 16,
     labels: Sequence[str] = (),
+    prompt: str | None = None,
     **how: Any,
 ) -> None:
-    """`--mode=sample`: writes samples, each to a file, and all to grid.png.
+    """`--mode=sample`: writes samples, each to a file, and all to one, "grid"; prints texts.
 
     Removes the samples of an earlier call that this one does not overwrite.
 
@@ -39,6 +40,7 @@ def sample(
       output: the folder to write; None is `samples` in the run's folder.
       count: number of samples, of each label.
       labels: names or numbers of classes; () samples without a label.
+      prompt: a text that samples of texts continue; None samples them from the start.
       **how: seed and more; see `TrainedPrior.sample_codes`.
     """
     total = count * max(1, len(labels))
@@ -53,28 +55,33 @@ def sample(
     before = _written_before(output)
     modality = modalities.of(configs.load(folder / configs.FILE))
     files = [output / f"{i:05d}{modality.suffix}" for i in range(max(total, before))]
-    if not before and files[0].exists() and not (output / "grid.png").exists():
+    grid = output / f"grid{modality.preview_suffix}"
+    if not before and files[0].exists() and not grid.exists():
         raise UserError(f"output: {files[0]} was not written by sample; name another folder")
     prior = load_prior(folder, tokenizer)
     if labels:
         prior.labels(labels, len(labels))  # fail early
+    if prompt is not None:
+        how["given"] = modality.from_prompt(prompt)
     shown: list[np.ndarray] = []
     for start in track(range(0, total, _AT_ONCE), "sampling"):
         numbers = range(start, min(start + _AT_ONCE, total))
         part = [labels[i // count] for i in numbers] if labels else None
         samples = modality.to_raw(prior.sample(len(numbers), label=part, first=start, **how))
         for i, raw in zip(numbers, samples, strict=True):
-            modality.write(raw, files[i])
+            modality.write(modality.trimmed(raw), files[i])
+            if (text := modality.shown(raw)) is not None:
+                print(f"--- {files[i].name}\n{text}")
             if i < _SHOWN:
                 shown.append(raw)
     wide = count if labels and count <= 32 else min(len(shown), 16)
     rows = [np.stack(shown[i : i + wide]) for i in range(0, len(shown), wide)]
-    modality.preview(output / "grid.png", *rows)
+    modality.preview(grid, *rows)
     older = files[total:]
     for path in older:
         path.unlink(missing_ok=True)
     write(json.dumps({"images": total}).encode(), output / _RECORD)
-    print(f"{total} {modality.noun}s and grid.png are in {output}")
+    print(f"{total} {modality.noun}s and {grid.name} are in {output}")
     if older:
         print(f"removed {len(older)} {modality.noun}s of an earlier call")
 

@@ -114,7 +114,7 @@ def prior_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
       key: initialises the params.
     """
     parallel.check(config.parallel, config.data.batch_size)
-    tokenizer = load_tokenizer_of(config.tokenizer)
+    tokenizer = load_tokenizer_of(config.tokenizer, config.data)
     splits = modalities.open_source(config)
     from_codes = config.data.source == "codes"
     if from_codes:
@@ -124,6 +124,7 @@ def prior_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
     with config.unlocked():
         describe_codes(config, tokenizer, splits.class_names)
     check_held_out(config, splits.val)  # fail early
+    modality = tokenizer.modality
     recipe = make_prior_recipe(config, None if from_codes else tokenizer.module)
     own_fingerprint = np.frombuffer(tokenizer.fingerprint, np.uint8)
     variables = {} if from_codes else jax.device_get(tokenizer.variables)
@@ -163,7 +164,10 @@ def prior_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
         watch=lambda state, warn: Watch(int(state.skipped)),
         model=model,
         check=lambda state: check_fingerprint(tokenizer, state.fingerprint, workdir),
-        files={"nearest training examples": "nearest.png", "samples by class": "samples.png"}
+        files={
+            "nearest training examples": f"nearest{modality.preview_suffix}",
+            "samples by class": f"samples{modality.preview_suffix}",
+        }
         if config.condition.name == "none"
-        else {"as given, improved, original": "samples.png"},
+        else {"as given, improved, original": f"samples{modality.preview_suffix}"},
     )

@@ -144,6 +144,7 @@ def tokenizer_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
       key: initialises the params.
     """
     phases, recipe = make_phases(config), make_recipe(config)
+    modality = modalities.of(config)
     stride = recipe.perceptual_stride if recipe.perceptual_weight else 1
     parallel.check(config.parallel, config.data.batch_size, stride)
     splits = modalities.open_source(config)
@@ -201,7 +202,7 @@ def tokenizer_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
         watch=watch,
         model=model,
         files={
-            "originals over reconstructions": "reconstructions.png",
+            "originals over reconstructions": f"reconstructions{modality.preview_suffix}",
             "use of the codebook": "codebook.png",
         },
     )

@@ -220,7 +220,7 @@ def train_step(
         else:
             z_q, codes = apply(params, z, method="pass_through"), None
             aux = {"loss": jnp.zeros((), jnp.float32)}
-        return (apply(params, z_q, method="features"), aux["loss"]), (z, codes, aux)
+        return (apply(params, z_q, x, method="features"), aux["loss"]), (z, codes, aux)
 
     (h, quantizer_loss), body_vjp, (z, codes, aux) = jax.vjp(body, trained, has_aux=True)
     output, head_vjp = jax.vjp(lambda p, h: apply(p, h, method="head"), trained, h)
