@@ -13,7 +13,7 @@ ROWS = [
     ["cli"],
     ["commands"],
     ["tasks"],
-    ["editing", "codec"],
+    ["editing", "text_editing", "codec"],
     ["runs"],
     ["prior"],
     ["tokenizer"],

@@ -105,9 +105,10 @@ FLAGS: dict[str, Flag] = {
     "candidates": Flag("int", "Number of candidates, of which the likeliest is kept. Default: 1."),
     "mask": Flag(
         "path",
-        "An image that is white where to sample. In an image with transparent holes, the holes are "
-        "the mask.",
+        "Images: an image that is white where to sample. In an image with transparent holes, the holes "
+        "are the mask.",
     ),
+    "gap": Flag("text", "Texts: a character that stands for each byte to draw. Default: _."),
     "margins": Flag("text", "Pixels to add: top,right,bottom,left, or one number for all sides."),
     "factor": Flag(
         "int", "Ratio of new to old side, a power of the prior's own. Default: the prior's own."
@@ -173,7 +174,7 @@ def _edit(
     required: tuple[str, ...] = (),
     **flags: str,
 ) -> Command:
-    """Returns the row of an edit, a command that changes images with a prior.
+    """Returns the row of an edit, a command that changes files with a prior.
 
     Args:
       name: name of the edit.
@@ -300,10 +301,10 @@ COMMANDS: dict[str, Command] = {
     ),
     "inpaint": _edit(
         "inpaint",
-        "sample the part of an image that a mask marks",
+        "sample the part of an image that a mask marks, or the gap in a text",
         " --mask=mask.png",
-        required=("mask",),
         mask="mask",
+        gap="gap",
     ),
     "outpaint": _edit(
         "outpaint",

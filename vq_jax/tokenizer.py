@@ -189,7 +189,8 @@ def _draw(
     def decode(tokenizer: Tokenizer, codes):
         return tokenizer.draw_elements(tokenizer.lookup(codes), choose)[0]
 
-    return module.apply(variables, codes, method=decode)
+    drawn: Any = module.apply(variables, codes, method=decode)
+    return drawn
 
 
 def digest(description: Any, arrays: Any) -> bytes:

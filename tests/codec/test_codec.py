@@ -1,9 +1,7 @@
 """The codec in Python, with random params: the tested properties hold for any params."""
 
 import resource
-import struct
 import time
-import zlib
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mutations import mutated
 from small import bits as bits_of
 from small import make_prior, make_tokenizer
 
@@ -240,15 +239,13 @@ def test_codes_that_do_not_match_their_checksum_are_not_returned(tokenizer, rng,
         other_machine.decompress(data)
 
 
-def mutate(entropy, side, mutated):
+def mutate(entropy, side, count):
     """Reads the codes of mutated files; every 20th file is decompressed to its image.
-
-    Half of the files get a correct checksum, so that the checks behind it are tested, too.
 
     Args:
       entropy: the entropy model.
       side: side of the image in pixels.
-      mutated: number of mutated files.
+      count: number of mutated files.
 
     Returns:
       the number of refused files with a correct checksum; the longest time of a file in seconds;
@@ -262,27 +259,14 @@ def mutate(entropy, side, mutated):
     codec.decompress(data)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused, slowest = 0, 0.0
-    for i in range(mutated):
-        body = bytearray(data)
-        for _ in range(rng.integers(1, 4)):
-            kind, position = rng.integers(4), int(rng.integers(len(body) + 1))
-            if kind == 0 and position < len(body):
-                body[position] = rng.integers(256)
-            elif kind == 1:
-                body[position:position] = rng.bytes(rng.integers(1, 9))
-            elif kind == 2:
-                del body[position:]
-            else:
-                body[9:9] = b"\xff" * int(rng.integers(1, 5))  # very large sizes
-        if i % 2:
-            body[-4:] = struct.pack("<I", zlib.crc32(body[:-4]))
+    for i, body in mutated(data, count, rng):
         started = time.perf_counter()
         try:
             if i % 20 == 1:
-                result = codec.decompress(bytes(body))
+                result = codec.decompress(body)
                 assert result.dtype == np.uint8 and result.size
             else:
-                codes, shape = codec.read(bytes(body))
+                codes, shape = codec.read(body)
                 assert codes.size <= 2**14 + 256 * len(body) and len(shape) == 2
         except UserError as e:
             refused += i % 2
@@ -295,17 +279,17 @@ def mutate(entropy, side, mutated):
 
 
 @pytest.mark.parametrize(
-    ("entropy", "side", "mutated"),
+    ("entropy", "side", "count"),
     [("fixed", 200, 5000), ("static", 200, 4800), ("prior", 40, 200)],
 )
 def test_mutated_files_give_one_line_errors_in_bounded_time_and_memory(
-    entropy, side, mutated, monkeypatch
+    entropy, side, count, monkeypatch
 ):
     """10,000 files in the three cases together, in a process that compiles as a user's does."""
     monkeypatch.delenv("XLA_FLAGS")
     with ProcessPoolExecutor(1, get_context("spawn")) as executor:
-        refused, slowest, memory_growth = executor.submit(mutate, entropy, side, mutated).result()
-    assert 0.1 * mutated < refused < 0.5 * mutated
+        refused, slowest, memory_growth = executor.submit(mutate, entropy, side, count).result()
+    assert 0.1 * count < refused < 0.5 * count
     assert slowest < 60
     assert memory_growth < 256
 

@@ -43,11 +43,32 @@ def make_tokenizer(quantizer="vq", seed=0):
     return TrainedTokenizer(config, module, variables, 1)
 
 
-def make_prior(tokenizer, name="masked", condition="none", **fields):
+def make_text_tokenizer(causal_layers=0, length=32, quantizer="vq", seed=0):
+    """Returns a tokenizer of texts with random weights, 4 bytes a code."""
+    config = configs.base("text_conv", quantizer)
+    config.data.length = length
+    config.model.update(factor=4, width=16, heads=2, layers=1, causal_layers=causal_layers)
+    if causal_layers:
+        config.model.update(ngrams=(2, 3), ngram_bits=6, ngram_dim=4)
+    for part in (config.quantizer, config.quantizer.get("inner", {})):
+        for field, value in (("num_codes", 32), ("dim", 8), ("levels", 2)):
+            if field in part:
+                part[field] = value
+    config.phases.joint = 1
+    module = configs.make_tokenizer(config)
+    variables = jax.jit(module.init)(jax.random.key(seed), jnp.zeros((1, length), jnp.int32))
+    variables = jax.tree.map(lambda x: 2 * x if x.ndim > 1 else x, variables)
+    return TrainedTokenizer(config, module, variables, 1)
+
+
+def make_prior(tokenizer, name="masked", condition="none", ngrams=(), **fields):
     """Returns a prior with random weights; `fields` are those of its condition."""
-    config = configs.base_prior(name, condition)
-    config.data.resolution = 16
+    modality = tokenizer.modality.name
+    config = configs.base_prior(name, condition, modality)
+    for field in tokenizer.modality.shape_fields:
+        config.data[field] = tokenizer.config.data[field]
     config.prior.update({"layers": 1, "width": 32, "heads": 2})
+    config.prior.update(ngrams=ngrams, ngram_bits=6, ngram_dim=4)
     config.condition.update(fields)
     with config.unlocked():
         describe_codes(config, tokenizer, CLASSES)

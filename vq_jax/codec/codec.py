@@ -166,7 +166,9 @@ class Codec:
         if quality is None or quality == self.levels:
             return
         if self._lossless is not None and not lossy:
-            raise UserError(f"quality is {quality}: a text without loss needs all levels: give lossy")
+            raise UserError(
+                f"quality is {quality}: a text without loss needs all levels: give lossy"
+            )
         if not self._takes_fewer:
             raise UserError(
                 f"quality is {quality}: only a residual tokenizer has levels that can be dropped"
@@ -182,16 +184,27 @@ class Codec:
         Raises:
           UserError: the file was made with another model, or it is truncated or altered.
         """
-        return next(self.decode([self.read(data)]))
+        return next(self.decode([self.open(data)]))
 
     def decode(self, contents: Sequence[Content]) -> Iterator[np.ndarray]:
-        """Turns what `read` returns into raw examples, decoded in batches."""
-        coded = [one for one in contents if one.codes is not None]
-        decoded = self.tiler.decode([one.codes for one in coded], [one.shape for one in coded])
+        """Turns what `open` returns into raw examples, decoded in batches."""
+        codes = [one.codes for one in contents if one.codes is not None]
+        decoded = self.tiler.decode(codes, [one.shape for one in contents if one.codes is not None])
         for one in contents:
             yield next(decoded) if one.x is None else one.x
 
-    def read(self, data: bytes) -> Content:
+    def read(self, data: bytes) -> tuple[np.ndarray, tuple[int, ...]]:
+        """Reads the codes of a file, as the tiler takes them, and the shape of the example.
+
+        Raises:
+          UserError: see `decompress`; or the file is a text without loss.
+        """
+        content = self.open(data)
+        if content.codes is None:
+            raise UserError("this file has a text without loss: decompress it")
+        return content.codes, content.shape
+
+    def open(self, data: bytes) -> Content:
         """Reads a file: its codes, as the tiler takes them, or a text that was kept without loss.
 
         Raises:

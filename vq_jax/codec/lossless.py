@@ -11,7 +11,7 @@ reading run the same compiled programs on the same shapes; see `portability`.
 
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vq_jax.codec import bitstream, portability
+from vq_jax.codec import bitstream, entropy, portability
 from vq_jax.codec.bitstream import Decoder, Encoder
-from vq_jax.codec.entropy import CodeModel, weights
+from vq_jax.codec.entropy import CodeModel
 from vq_jax.codec.text_tiler import TextTiler
 from vq_jax.errors import UserError
 from vq_jax.tokenizer import TrainedTokenizer
@@ -123,10 +123,8 @@ class Lossless:
             # Codes beyond the text are not written: the decoder sees zeros there.
             codes_BN = np.where(inside_BN, codes.reshape(size, -1), 0)
             codes = codes_BN.reshape(codes.shape)
-            of_models = [
-                _recorded(self._models[name].visit, codes_BN, inside_BN) for name in names
-            ]
-            exact_B = self._bytes.exact(codes, np.where(inside_BL, x_BL, 0)) if names else None
+            of_models = [_recorded(self._models[name].visit, codes_BN, inside_BN) for name in names]
+            exact_B = self._bytes.exact(codes, x_BL)
             of_bytes = _recorded(partial(self._visit_bytes, codes), x_BL, inside_BL)
             bits = np.full((1 + 2 * len(names), size), np.inf)
             bits[_STORED] = 8 * inside_BL.sum(axis=1)
@@ -146,7 +144,11 @@ class Lossless:
             stored_BL = inside_BL & (way_B == _STORED)[:, None]
             encoder.put(x_BL[stored_BL], bitstream.uniform(_BYTES))
         named = sum(1 << bitstream.CODE_MODELS.index(name) for name in names)
-        return bytes([named, used]) + struct.pack("<I", zlib.crc32(x)) + self._check(used, size)
+        return (
+            bytes([named, used])
+            + struct.pack("<I", zlib.crc32(x.tobytes()))
+            + self._check(used, size)
+        )
 
     def take(self, decoder: Decoder, metadata: bytes, length: int) -> np.ndarray:
         """Reads a text uint8 [length].
@@ -156,6 +158,8 @@ class Lossless:
         """
         named, used, (crc,) = metadata[0], metadata[1], struct.unpack("<I", metadata[2:6])
         names = [n for i, n in enumerate(bitstream.CODE_MODELS) if named >> i & 1]
+        if used & ~(named & 7 | 1 << len(bitstream.CODE_MODELS)):
+            raise UserError("the header of this file does not fit its model: it was altered")
         for name in names:
             if name not in self._models:
                 raise UserError(f"this file cannot be read: {bitstream.NEEDS[name]}")
@@ -172,7 +176,7 @@ class Lossless:
         for part, size in self._tiler.batches(count, self._most):
             x[part] = self._take_batch(decoder, names, seen, length, part, size)
         found = x.reshape(-1)[:length]
-        if zlib.crc32(found) != crc:
+        if zlib.crc32(found.tobytes()) != crc:
             raise UserError(
                 "the bytes of this file differ from those that were written: it was altered, or the "
                 "models compute other probabilities here"
@@ -210,7 +214,7 @@ class Lossless:
 
     def _visit_bytes(self, codes: np.ndarray, inside_BL: np.ndarray, code: Callable) -> np.ndarray:
         def weigh(where, logits_nK):
-            return code(where, weights(logits_nK))
+            return code(where, entropy.weights(logits_nK))
 
         return self._bytes.visit(codes, inside_BL, weigh)
 

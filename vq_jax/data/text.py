@@ -51,10 +51,15 @@ def _slice(data: bytes, start: int, count: int) -> bytes:
     return data[start : start + count]
 
 
-def _read_part(path: Path, offset: int, start: int, count: int) -> bytes:
+def _part_of_file(path: Path, first: int, size: int, label: int = 0) -> Document:
+    """Returns the document of `size` bytes of a file from byte `first` on."""
+    return Document(str(path), size, partial(_read_part, path, first, size), label)
+
+
+def _read_part(path: Path, first: int, size: int, start: int, count: int) -> bytes:
     with path.open("rb") as file:
-        file.seek(offset + start)
-        return file.read(count)
+        file.seek(first + start)
+        return file.read(max(0, min(count, size - start)))
 
 
 class Windows:
@@ -110,16 +115,13 @@ def open_text(data: ml_collections.ConfigDict, seed: int) -> Splits:
         size = path.stat().st_size
         held = min(size, max(data.length, round(size * data.val_fraction)))
         spans = [(0, size - held), (size - held, held)]
-        parts = [
-            [Document(str(path), n, partial(_read_part, path, first))] if n else []
-            for first, n in spans
-        ]
+        parts = [[_part_of_file(path, first, n)] if n else [] for first, n in spans]
         names: tuple[str, ...] = ("",)
     elif path.is_dir():
         folders, names = split_folder(data, seed, suffixes=None, noun="file")
         parts = [
             [
-                Document(str(file), size, partial(_read_part, file, 0), label)
+                _part_of_file(file, 0, size, label)
                 for file, label in part
                 if (size := file.stat().st_size)
             ]

@@ -180,9 +180,7 @@ class SequentialDecoder(nn.Module):
         before = jnp.pad(x_BL[:, :-1], ((0, 0), (1, 0)), constant_values=_START)
         h = self.context(z) + self.embedding(before)
         if self.ngrams:
-            h = h + self.ngram_embedding(
-                before, codes_before(before, self.ngram_embedding.context)
-            )
+            h = h + self.ngram_embedding(before, codes_before(before, self.ngram_embedding.context))
         angles = jnp.asarray(_angles(x_BL.shape[1], h.shape[2] // self.heads))
         for block in self.blocks:
             h, _ = block(h, angles, False)

@@ -99,7 +99,12 @@ def decompress(workdir: Path, *, tokenizer: Path | None = None, input: Path, out
     opened = codec.load(workdir, tokenizer)
     modality, tiler = opened.tokenizer.modality, opened.tiler
     pairs = pair_files(
-        input, output, (SUFFIX,), modality.suffix, f"{SUFFIX} file", any_file=modality.suffixes is None
+        input,
+        output,
+        (SUFFIX,),
+        modality.suffix,
+        f"{SUFFIX} file",
+        any_file=modality.suffixes is None,
     )
     check_output(pairs[0][1], modality.writes)
 
@@ -107,7 +112,7 @@ def decompress(workdir: Path, *, tokenizer: Path | None = None, input: Path, out
 
     def read(path: Path) -> tuple[Content, int]:
         data = files.read(path)
-        return opened.read(data), len(data)
+        return opened.open(data), len(data)
 
     def work(items: list[tuple[Content, int]]) -> Iterator[tuple[np.ndarray, int]]:
         contents, sizes = zip(*items, strict=True)

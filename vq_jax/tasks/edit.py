@@ -1,23 +1,26 @@
-"""Edits image files with a trained prior."""
+"""Edits files with a trained prior: images, and gaps in texts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vq_jax import editing
+from vq_jax import config as configs
+from vq_jax import editing, modalities, text_editing
 from vq_jax.console import stderr
 from vq_jax.data.images import LOSSY, read_mask, rows_of
 from vq_jax.errors import UserError
 from vq_jax.prior import TrainedPrior
-from vq_jax.runs import load_prior
-from vq_jax.tasks.files import change_images, pair_files
+from vq_jax.runs import find, load_prior
+from vq_jax.tasks.files import change_files, change_images, pair_files
 
 
 def _mask(path: Path | None) -> np.ndarray:
-    if path is None or not path.exists():
+    if path is None:
+        raise UserError("inpaint needs a mask: give an image that is white where to draw")
+    if not path.exists():
         raise UserError(f"mask: {path} does not exist; give an image that is white where to draw")
     mask, how = read_mask(path)
     if not mask.any():
@@ -54,11 +57,6 @@ def edit(
     tokenizer: Path | None = None,
     input: Path,
     output: Path,
-    mask: Path | None = None,
-    margins: str = "",
-    factor: int | None = None,
-    share: float = 0.5,
-    count: int = 4,
     label: Sequence[str] = (),
     **how: Any,
 ) -> None:
@@ -68,14 +66,48 @@ def edit(
       name: of the edit.
       workdir: the prior's run.
       tokenizer: the tokenizer's run, if it is not the one in the prior's config.
-      input, output: an image, or a folder of images, and the file or folder to write.
+      input, output: a file, or a folder of files, and the file or folder to write.
+      label: at most one class, by name or number.
+      **how: of the edit, see `edit_images` and `edit_texts`, and of the sampling, see `TrainedPrior.fill`.
+
+    Raises:
+      UserError: the files of this modality cannot be edited in this way, or see the edit.
+    """
+    if len(label) > 1:
+        raise UserError(f"label has {len(label)} values: {name} takes one")
+    modality = modalities.of(configs.load(find(workdir) / configs.FILE))
+    if modality.name not in EDITS:
+        raise UserError(f"{name} is for {'s and '.join(EDITS)}s: {modality.noun}s have no edits")
+    how["label"] = label[0] if label else None
+    EDITS[modality.name](name, workdir, tokenizer, input, output, **how)
+
+
+def edit_images(
+    name: str,
+    workdir: Path,
+    tokenizer: Path | None,
+    input: Path,
+    output: Path,
+    *,
+    mask: Path | None = None,
+    gap: str | None = None,
+    margins: str = "",
+    factor: int | None = None,
+    share: float = 0.5,
+    count: int = 4,
+    **how: Any,
+) -> None:
+    """Edits images.
+
+    Args:
+      name, workdir, tokenizer, input, output: as for `edit`.
       mask: inpaint: an image of where to draw; see `images.read_mask`.
+      gap: for texts.
       margins: outpaint: pixels to add, as "top,right,bottom,left".
       factor: upscale: how many times larger; None is the factor of the prior.
       share: variations: share of the codes to sample again.
       count: variations: number of variations, in a row after the original.
-      label: at most one class, by name or number.
-      **how: candidates, seed and more; see `editing.fill_grid`.
+      **how: label, candidates, seed and more; see `editing.fill_grid`.
     """
     changes: dict[str, Callable[[], Callable[..., np.ndarray]]] = {
         "inpaint": lambda: partial(editing.inpaint, mask=_mask(mask)),
@@ -85,12 +117,12 @@ def edit(
         "variations": lambda: partial(_variations, share=share, count=count),
     }
     # Fail before anything is loaded.
+    if gap is not None:
+        raise UserError("gap is for texts: images have a mask")
     pairs = pair_files(input, output)
     change = changes[name]()
     if name == "inpaint" and input.is_dir():
         raise UserError(f"input: {input} is a folder; a mask is for one image")
-    if len(label) > 1:
-        raise UserError(f"label has {len(label)} values: {name} takes one")
     suffix = pairs[0][1].suffix.lower()
     keeps = name in ("inpaint", "outpaint")
     if keeps and suffix in LOSSY:
@@ -100,13 +132,59 @@ def edit(
         )
     prior: TrainedPrior = load_prior(workdir, tokenizer)
     editing.check_prior(prior)
-    how["label"] = label[0] if label else None
     prior.labels(how["label"], 1)
     channels = prior.tokenizer.config.data.channels
     change_images(
         pairs, channels, lambda image: change(prior, image, **how), _DONE[name], alpha=keeps
     )
 
+
+def edit_texts(
+    name: str,
+    workdir: Path,
+    tokenizer: Path | None,
+    input: Path,
+    output: Path,
+    *,
+    gap: str = "_",
+    mask: Path | None = None,
+    **how: Any,
+) -> None:
+    """Fills the gaps of texts, which a character marks.
+
+    Args:
+      name, workdir, tokenizer, input, output: as for `edit`.
+      gap: the character that stands for each byte to draw.
+      mask: for images.
+      **how: label, candidates, seed and more; see `text_editing.fill_gap`.
+    """
+    if name != "inpaint" or mask is not None:
+        raise UserError(f"{name} with a mask is for images" if mask else f"{name} is for images")
+    prior = load_prior(workdir, tokenizer)
+    text_editing.check_prior(prior)
+    prior.labels(how["label"], 1)
+    modality = prior.modality
+
+    def work(texts: list[np.ndarray]) -> Iterator[np.ndarray | UserError]:
+        for text in texts:
+            try:
+                where = text_editing.read_gap(text, gap)
+                yield text_editing.fill_gap(prior, text, where, **how)
+            except UserError as e:
+                yield e
+
+    change_files(
+        pair_files(input, output, (modality.suffix,), modality.suffix, modality.noun),
+        read=lambda path: modality.read(path, prior.config.data),
+        work=work,
+        write=modality.write,
+        verb=_DONE[name],
+        nbytes=len,
+    )
+
+
+# modality -> its edits
+EDITS: dict[str, Callable[..., None]] = {"image": edit_images, "text": edit_texts}
 
 _DONE = {
     "inpaint": "inpainted",

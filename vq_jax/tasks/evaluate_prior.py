@@ -153,11 +153,15 @@ def measure_examples(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _nats_given_codes(tokenizer: TrainedTokenizer, batch: dict[str, Any], valid: np.ndarray) -> float:
+def _nats_given_codes(
+    tokenizer: TrainedTokenizer, batch: dict[str, Any], valid: np.ndarray
+) -> float:
     """Cross-entropy of a batch's examples given their codes; 0 if the decoder gives no distribution."""
     if "x" not in batch:
         return 0.0
-    log_p_B = tokenizer.log_likelihood(batch["x"], tokenizer.encode_unchecked(jnp.asarray(batch["x"])))
+    log_p_B = tokenizer.log_likelihood(
+        batch["x"], tokenizer.encode_unchecked(jnp.asarray(batch["x"]))
+    )
     return 0.0 if log_p_B is None else float(-np.asarray(log_p_B, np.float64)[valid].sum())
 
 
