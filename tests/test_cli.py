@@ -98,7 +98,7 @@ def test_flags_of_other_commands_are_rejected(mode):
         (["--mode=evaluate", "--workdir=/nonexistent"], "/nonexistent"),
         (["--mode=evaluate", "--protocol=clean"], "protocol is for FID: give inception"),
         (["--mode=reconstruct", "--workdir=/nonexistent"], "--input and --output"),
-        (["--mode=inpaint", "--input=a", "--output=b"], "needs --input and --output and --mask"),
+        (["--mode=inpaint", "--input=a"], "needs --input and --output"),
         (["--mode=sample", "--output=-"], "--output=-: this command takes no standard streams"),
         (["--mode=list", "--workdir=~nosuchuser/x", "--config=default"], "does not use"),
         (["--mode=evaluate", "--workdir=~nosuchuser/x"], "~nosuchuser/x"),

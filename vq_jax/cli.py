@@ -114,6 +114,8 @@ def _parse(argv: Sequence[str]) -> Any:
         rest = values(argv_with_files)
     except (flags.Error, UserError) as e:
         text = str(e)
+        if "Traceback" in text:  # of a config file
+            raise UserError(_config_error(argv, ValueError(text.strip().splitlines()[-1]))) from e
         if "flag 'config." in text:
             text = f"{text.split('. Did you')[0]}: a config's fields need --config=FILE before them"
         raise UserError(text) from e
@@ -135,6 +137,8 @@ def _config_error(argv: Sequence[str], e: Exception) -> str:
     text = str(e.args[0] if isinstance(e, KeyError) and e.args else e)
     text = " ".join(text.replace("\\n", " ").replace("\\", "").split()).strip('"')
     text = text.rpartition("Failed loading config file config_config ")[2]
+    if "get_config() takes 0 positional arguments" in text:
+        text = "this recipe has no variants: leave out what follows the colon"
     if unknown := re.match(r'Key "(\w+)" does not exist', text):
         known = re.findall(r"'(\w+)':", text)
         similar = difflib.get_close_matches(unknown[1], known, cutoff=0.4)

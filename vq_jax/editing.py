@@ -220,19 +220,20 @@ def inpaint(prior: TrainedPrior, image: np.ndarray, mask: np.ndarray, **how: Any
 
 
 def outpaint(
-    prior: TrainedPrior, image: np.ndarray, margins: tuple[int, int, int, int], **how: Any
+    prior: TrainedPrior, image: np.ndarray, margins: tuple[int, int, int, int] | int, **how: Any
 ) -> np.ndarray:
     """Extends an image beyond its edges; the image itself stays as it is.
 
     Args:
       prior: without condition.
       image: uint8 [H, W, C], or with one more channel for opacity.
-      margins: pixels to add at the top, right, bottom and left.
+      margins: pixels to add at the top, right, bottom and left, or on every side.
       **how: see `fill_grid`.
 
     Returns:
       uint8 [top + H + bottom, left + W + right, C].
     """
+    margins = (margins,) * 4 if isinstance(margins, int) else margins
     if len(margins) != 4 or min(margins) < 0 or not any(margins):
         raise UserError(
             f"margins are {', '.join(map(str, margins))}: give pixels to add at top, right, bottom, "

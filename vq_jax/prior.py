@@ -156,6 +156,12 @@ class TrainedPrior:
         check_seed(seed)
         given = np.asarray(given, np.int32)
         free = np.asarray(free, bool)
+        shape = self.tokenizer.codes.shape
+        if given.shape[1:] != shape or free.shape not in (given.shape, given.shape[: free.ndim]):
+            raise UserError(
+                f"given has shape {given.shape} and free {free.shape}: make them [B, "
+                f"{', '.join(map(str, shape))}]"
+            )
         if free.ndim < given.ndim:
             free = np.broadcast_to(free[..., None], given.shape)
         count = len(given)

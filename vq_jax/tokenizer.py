@@ -49,9 +49,15 @@ class TrainedTokenizer:
         self._reconstruct, self._predict = compiled("reconstruct"), compiled("predict")
         self._draw = jax.jit(functools.partial(_draw, module), static_argnames="temperature")
 
-    def _checked(self, x: Any) -> jax.Array:
+    def check(self, x: Any) -> jax.Array:
+        """Returns examples [B, ...] on a device.
+
+        Raises:
+          ValueError: they have another shape or type than the tokenizer takes.
+        """
         if isinstance(x, bytes | str):
             x = self.modality.batch_of(x, self.strides, self.spec.shape)
+        x = np.asarray(x) if isinstance(x, list | tuple) else x
         shape, wanted = np.shape(x), self.spec.shape
         noun = f"{self.modality.noun}s"
         axes = len(self.strides) if self.strides else 0
@@ -61,6 +67,8 @@ class TrainedTokenizer:
         kind = jnp.floating if jnp.issubdtype(self.spec.dtype, jnp.floating) else jnp.integer
         if not jnp.issubdtype(x.dtype, kind):
             raise ValueError(f"{noun} are {x.dtype}: make them {self.spec.dtype}")
+        if 0 in shape:
+            raise ValueError(f"there are no {noun}: their shape is {shape}")
         for size, stride in zip(shape[1:], self.strides or (), strict=False):
             if size % stride:
                 raise ValueError(
@@ -96,7 +104,7 @@ class TrainedTokenizer:
         Raises:
           ValueError: the examples have another shape or type than the tokenizer takes.
         """
-        return self.encode_unchecked(self._checked(x))
+        return self.encode_unchecked(self.check(x))
 
     def encode_unchecked(self, x: jax.Array) -> jax.Array:
         """`encode` without the check of its argument; it also takes tracers."""
@@ -176,7 +184,7 @@ class TrainedTokenizer:
 
     def reconstruct_with_codes(self, x: Any) -> tuple[jax.Array, jax.Array]:
         """Returns reconstructions and the codes they were decoded from."""
-        return self._reconstruct(self.variables, self._checked(x))
+        return self._reconstruct(self.variables, self.check(x))
 
 
 def _draw(

@@ -13,6 +13,7 @@ from running import program, user_error
 
 import vq_jax
 from vq_jax import codec, modalities
+from vq_jax import config as configs
 from vq_jax.config import base
 from vq_jax.data import vectors as files_of_vectors
 from vq_jax.data.vectors import Table, read_table
@@ -367,9 +368,92 @@ def test_a_prior_learns_semantic_ids(run):
     text = user_error(
         "--mode=upscale", f"--workdir={run}/prior", f"--input={run}/items.npz", f"--output={run}/u"
     )
-    assert "edits need a tokenizer of images" in text
+    assert "edits are for images and texts: this run's data are vectors" in text
 
 
 def test_the_model_decides_the_modality(run):
     text = user_error("--config=semantic_ids", f"--workdir={run}/x", "--config.modality=image")
     assert "modality is 'image', and model.name='vector_mlp' is for 'vector'" in text
+
+
+# --- mistakes --------------------------------------------------------------------------------------
+
+
+def test_other_data_are_prepared_as_those_of_training():
+    trained, other = config_of("a", normalize=True), config_of("b")
+    configs.use_data(trained, other.data)
+    assert trained.data.folder == "b" and trained.data.normalize
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("--config.data.source=emoji_features", "data.source 'emoji_features' reads no folder"),
+        ("--config.optim.lr=-1", "optim.lr is -1.0: use 0 or more"),
+        ("--config.ema_decay=2", "ema_decay is 2.0: use 1 or less"),
+        ("--config.quantizer.inner.beta=-1", "quantizer.inner.beta is -1.0"),
+    ],
+)
+def test_wrong_fields_are_refused_and_the_run_stays_as_it_is(run, change, message):
+    before = (run / "run" / "config.json").read_bytes()
+    text = user_error(
+        "--config=semantic_ids", f"--workdir={run}/run", f"--config.data.folder={run}/items.npz",
+        "--config.data.source=vectors", f"--config.data.dim={DIM}", change,
+    )  # fmt: skip
+    assert message in text and (run / "run" / "config.json").read_bytes() == before
+
+
+def test_the_modality_of_a_prior_is_no_flag(run):
+    text = user_error(
+        "--config=prior_default", f"--config.tokenizer={run}/run", "--config.modality=vector",
+        f"--workdir={run}/x",
+    )  # fmt: skip
+    assert "data has no field 'dim'" in text and "base_prior(..., modality='vector')" in text
+
+
+def test_a_recipe_without_variants_says_so():
+    assert "this recipe has no variants" in user_error("--config=semantic_ids:fsq")
+
+
+def test_training_does_not_take_over_an_export(run):
+    program("--mode=export", f"--workdir={run}/run", "--format=vq_jax", f"--output={run}/exported")
+    text = user_error(
+        "--config=semantic_ids", f"--workdir={run}/exported", "--config.data.source=vectors",
+        f"--config.data.folder={run}/items.npz", f"--config.data.dim={DIM}",
+    )  # fmt: skip
+    assert "holds an import or export" in text and f"start_from={run}/exported" in text
+
+
+def test_labels_of_ids_are_names_of_classes(vectors, run, tmp_path):
+    names = np.array(["tea", "coffee"])[np.arange(200) % 2]
+    np.savez(tmp_path / "v.npz", x=vectors, labels=names)
+    program(
+        "--mode=tokenize", f"--workdir={run}/run", "--config=semantic_ids",
+        "--config.data.source=vectors", f"--config.data.folder={tmp_path}/v.npz",
+        f"--config.data.dim={DIM}", f"--output={tmp_path}/ids.parquet",
+    )  # fmt: skip
+    rows = pq.read_table(tmp_path / "ids.parquet").to_pylist()
+    assert {row["label"] for row in rows} == {"tea", "coffee"}
+    text = user_error("--mode=tokenize", f"--workdir={run}/run", f"--output={tmp_path}/ids.csv")
+    assert "name a folder, or a .parquet file" in text
+    text = user_error(
+        "--mode=compress", f"--workdir={run}/run", f"--input={tmp_path}/v.npz",
+        f"--output={tmp_path}/v.png",
+    )  # fmt: skip
+    assert "would be a .vqz file with the suffix .png" in text
+
+
+def test_arrays_that_are_no_vectors_are_refused(run):
+    tok = vq_jax.load(run / "run")
+    opened = codec.load(run / "run")
+    x = np.zeros((2000, DIM), np.float32)
+    assert tok.encode([[0.0] * DIM]).shape == (1, 3)
+    for wrong, message in (
+        (x * np.nan, "NaN or infinite"),
+        (x[:0], "there are no vectors"),
+        (x.astype(np.int32), "make them float32"),
+        (x[:, :5], r"shape \(2000, 5\), not \[B, 12\]"),
+    ):
+        for call in (tok.encode, opened.compress):
+            with pytest.raises(ValueError, match=message):
+                call(wrong)

@@ -76,8 +76,10 @@ class RowTiler:
         return (shape[0], *self._tokenizer.codes.grid)
 
     def encode(self, xs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        encode, from_raw = self._tokenizer.encode, self._modality.from_raw
-        return [self._in_batches(lambda part: encode(from_raw(part)), x) for x in xs]
+        encode, from_raw = self._tokenizer.encode_unchecked, self._modality.from_raw
+        for x in xs:
+            self._tokenizer.check(x)
+        return [self._in_batches(lambda part: encode(jnp.asarray(from_raw(part))), x) for x in xs]
 
     def decode(
         self, all_codes: Sequence[np.ndarray], shapes: Sequence[tuple[int, ...]]

@@ -41,13 +41,19 @@ def check(config: ConfigDict) -> None:
 
 
 def _check_common(config: ConfigDict, kind: str) -> None:
-    look_up(MODALITIES, config.modality, "modality")
+    modality = look_up(MODALITIES, config.modality, "modality")
     if "model" in config:
         served = look_up(MODELS, config.model.name, "model.name").modality
         if served != config.modality:
             raise UserError(
                 f"modality is {config.modality!r}, and model.name={config.model.name!r} is for {served!r}"
             )
+    missing = fields_of(modality.data_fields).keys() - config.data.keys()
+    if missing:
+        raise UserError(
+            f"modality is {config.modality!r}, and data has no field {min(missing)!r}: make the config "
+            f"with base, or with base_prior(..., modality={config.modality!r})"
+        )
     _one_of(("float32", "bfloat16"), config.dtype, "dtype")
     if min(config.phases.values()) < 0 or not sum(config.phases.values()):
         raise UserError("phases: lengths in steps, none below 0 and not all 0")

@@ -58,15 +58,15 @@ class Data:
 class Optim:
     """Fields of `optim` and `disc_optim`."""
 
-    lr: float = 1e-4  # peak learning rate
-    lr_end: float = 0.0  # learning rate at the end of "cosine"
+    lr: Annotated[float, Bounds(0)] = 1e-4  # peak learning rate
+    lr_end: Annotated[float, Bounds(0)] = 0.0  # learning rate at the end of "cosine"
     schedule: str = "constant"  # or "cosine"
-    warmup_steps: int = 0
-    b1: float = 0.9
-    b2: float = 0.99
-    weight_decay: float = 0.0  # of kernels only
-    clip_norm: float = 0.0  # largest gradient norm; 0 does not clip
-    accumulate: int = 1  # batches an update
+    warmup_steps: Annotated[int, Bounds(0)] = 0
+    b1: Annotated[float, Bounds(0, 1)] = 0.9
+    b2: Annotated[float, Bounds(0, 1)] = 0.99
+    weight_decay: Annotated[float, Bounds(0)] = 0.0  # of kernels only
+    clip_norm: Annotated[float, Bounds(0)] = 0.0  # largest gradient norm; 0 does not clip
+    accumulate: Annotated[int, Bounds(1)] = 1  # batches an update
 
 
 # --- tokenizers ------------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ class TokenizerRun:
 
     eval_lpips: bool = True  # LPIPS of images in evaluations, which takes most of their time
     kmeans_batches: Annotated[int, Bounds(0)] = 8  # batches that initialise the codebook; 0: random
-    ema_decay: float = 0.999  # of the params used in evaluation
+    ema_decay: Annotated[float, Bounds(0, 1)] = 0.999  # of the params used in evaluation
 
 
 @dataclasses.dataclass
@@ -86,9 +86,9 @@ class TokenizerLoss:
     """Fields of a tokenizer's `loss`; a modality adds its own (`Modality.loss_fields`)."""
 
     reconstruction: str = ""  # a loss of the modality
-    reconstruction_weight: float = 1.0
+    reconstruction_weight: Annotated[float, Bounds(0)] = 1.0
     data_variance: float = 1.0  # the reconstruction loss is divided by it
-    codebook_weight: float = 1.0  # of all losses of the quantizer
+    codebook_weight: Annotated[float, Bounds(0)] = 1.0  # of all losses of the quantizer
 
 
 @dataclasses.dataclass
@@ -97,14 +97,20 @@ class Adversarial:
 
     loss: str = "hinge"  # or "vanilla", "non_saturating"
     generator_loss: str = ""  # "linear" or "non_saturating"; "" is the one that goes with `loss`
-    weight: float = 0.8
-    adaptive_limit: float = 1e4  # clip of the adaptive weight; 0 keeps the weight fixed
-    warmup_steps: int = 0  # steps of the discriminator alone, at the start of the phase
-    ramp_steps: int = 0  # steps in which the generator's weight then grows from 0
-    r1_weight: float = 0.0
+    weight: Annotated[float, Bounds(0)] = 0.8
+    adaptive_limit: Annotated[float, Bounds(0)] = (
+        1e4  # clip of the adaptive weight; 0 keeps the weight fixed
+    )
+    warmup_steps: Annotated[int, Bounds(0)] = (
+        0  # steps of the discriminator alone, at the start of the phase
+    )
+    ramp_steps: Annotated[int, Bounds(0)] = (
+        0  # steps in which the generator's weight then grows from 0
+    )
+    r1_weight: Annotated[float, Bounds(0)] = 0.0
     r1_every: Annotated[int, Bounds(1)] = 16
-    lecam_weight: float = 0.0
-    lecam_decay: float = 0.999
+    lecam_weight: Annotated[float, Bounds(0)] = 0.0
+    lecam_decay: Annotated[float, Bounds(0, 1)] = 0.999
 
 
 # --- priors ----------------------------------------------------------------------------------------
@@ -118,7 +124,7 @@ class PriorRun:
     fsdp: bool = False  # shard params and optimizer over the devices (parallel="jit")
     eval_samples: Annotated[int, Bounds(0)] = 256  # samples drawn in evaluation; 0 draws none
     eval_references: Annotated[int, Bounds(8)] = 1024  # training examples they are compared with
-    ema_decay: float = 0.999
+    ema_decay: Annotated[float, Bounds(0, 1)] = 0.999
 
 
 @dataclasses.dataclass

@@ -78,7 +78,9 @@ def kind_of_run(workdir: Path) -> str:
 
 
 def use_data(config: ConfigDict, data: ConfigDict | None) -> None:
-    """Replaces a config's `data` by another one, except for what decides the shape of an example.
+    """Replaces a config's `data` by another one, except for what the model was trained with.
+
+    That is the shape of an example, and how it is prepared if other examples would not fit.
 
     Raises:
       UserError: the data cannot be used for this kind of model.
@@ -89,7 +91,8 @@ def use_data(config: ConfigDict, data: ConfigDict | None) -> None:
         raise UserError(
             "data.source is 'codes', and a tokenizer takes examples: use another source"
         )
-    fields = modalities.of(config).shape_fields
+    modality = modalities.of(config)
+    fields = modality.shape_fields + modality.kept_fields
     if any(field not in data for field in fields):
         raise UserError(f"this data section is not one of {config.modality}s: use another config")
     with config.unlocked():

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vq_jax.data.sources import Splits, open_codes, open_tfds
+from vq_jax.errors import UserError
 from vq_jax.modalities.base import Modality, Network
 from vq_jax.modalities.image import Image
 from vq_jax.modalities.text import Text
@@ -17,6 +18,13 @@ def of(config: Mapping[str, Any]) -> Modality:
     return MODALITIES[config["modality"]]
 
 
+def data_suffixes() -> frozenset[str]:
+    """Returns the suffixes of the files of all modalities."""
+    return frozenset().union(
+        *({one.suffix} | (one.suffixes or set()) for one in MODALITIES.values())
+    )
+
+
 def open_source(config: Mapping[str, Any]) -> Splits:
     """Opens, and at first use prepares, the data set of `config.data`.
 
@@ -24,6 +32,13 @@ def open_source(config: Mapping[str, Any]) -> Splits:
       UserError: it cannot be opened; the message says what to do.
     """
     modality, data, seed = of(config), config["data"], config["seed"]
+    reads_folder = modality.folder_sources | {"codes"}
+    if data.folder and data.source not in reads_folder:
+        names = " or ".join(repr(name) for name in sorted(reads_folder))
+        raise UserError(
+            f"data.folder is {data.folder}, and data.source {data.source!r} reads no folder: set "
+            f"data.source to {names}"
+        )
     if data.source.startswith("tfds:"):
         return open_tfds(data.source.removeprefix("tfds:"), data, seed, modality.feature)
     if data.source == "codes":  # only for priors
@@ -31,4 +46,4 @@ def open_source(config: Mapping[str, Any]) -> Splits:
     return modality.sources()[data.source](data, seed)
 
 
-__all__ = ["MODALITIES", "Modality", "Network", "of", "open_source"]
+__all__ = ["MODALITIES", "Modality", "Network", "data_suffixes", "of", "open_source"]

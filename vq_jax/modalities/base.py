@@ -66,6 +66,8 @@ class Modality(abc.ABC):
       discriminator: name of the default discriminator.
       data_fields: dataclass of the modality's fields of `config.data`.
       shape_fields: those of them that decide the shape of an example.
+      kept_fields: those of them that a trained model keeps with other data.
+      folder_sources: names of the sources that read `data.folder`.
       loss_fields: dataclass of its fields of `config.loss`.
       losses: reconstruction losses by name; the first is the default.
       conditions: what a prior can be given, by name: function of **config.condition to a function
@@ -86,6 +88,8 @@ class Modality(abc.ABC):
     axes: ClassVar[tuple[str, ...]]
     data_fields: ClassVar[type]
     shape_fields: ClassVar[tuple[str, ...]]
+    kept_fields: ClassVar[tuple[str, ...]] = ()
+    folder_sources: ClassVar[frozenset[str]]
     loss_fields: ClassVar[type] = NoFields
     losses: ClassVar[Mapping[str, Loss]]
     distribution: ClassVar[bool] = False

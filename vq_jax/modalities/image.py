@@ -101,6 +101,7 @@ class Image(Modality):
     discriminator = "patchgan"
     data_fields, loss_fields = ImageData, PerceptualLoss
     shape_fields = ("resolution", "channels")
+    folder_sources = frozenset(["folder"])
     losses: ClassVar[Mapping[str, Loss]] = {"l1": losses.l1, "l2": losses.l2}
     conditions: ClassVar[Mapping[str, Callable[..., Degrade | None]]] = CONDITIONS
     rows: ClassVar[Rows] = {
@@ -225,7 +226,7 @@ class Image(Modality):
     # --- examples and files ---
 
     def problem(self, x: jax.Array) -> str | None:
-        if x.size and float(jnp.max(jnp.abs(x))) > 1.5:
+        if x.size and not float(jnp.max(jnp.abs(x))) <= 1.5:  # NaN, too
             return "images reach beyond [-1, 1]: scale bytes by x / 127.5 - 1"
         return None
 

@@ -37,6 +37,7 @@ class Text(Modality):
     discriminator = "mlp"
     data_fields = TextData
     shape_fields = ("length",)
+    folder_sources = frozenset(["text"])
     distribution = True
     losses: ClassVar[Mapping[str, Loss]] = {"cross_entropy": losses.cross_entropy}
     rows: ClassVar[Rows] = {

@@ -112,6 +112,8 @@ class Vector(Modality):
     discriminator = "mlp"
     data_fields = VectorData
     shape_fields = ("dim",)
+    kept_fields = ("normalize",)
+    folder_sources = frozenset(["vectors"])
     losses: ClassVar[Mapping[str, Loss]] = {
         "l2": losses.l2,
         "l1": losses.l1,
@@ -173,6 +175,9 @@ class Vector(Modality):
         heading, _ = self.rows["frechet"]
         own = Network("frechet", heading, "the vectors themselves", "", lambda x: np.asarray(x))
         return [*super().networks(inception, protocol), own]
+
+    def problem(self, x: jax.Array) -> str | None:
+        return None if bool(jnp.isfinite(x).all()) else "vectors have NaN or infinite numbers"
 
     def to_raw(self, x: Any) -> np.ndarray:
         return np.asarray(x, np.float32)

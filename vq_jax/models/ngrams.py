@@ -31,6 +31,8 @@ class NgramEmbedding(nn.Module):
       bits: a table has 2^bits rows.
       dim: size of a row.
       features: size of the result.
+      dropout: rate at which the row of an order is left out in training. Rare n-grams are learned by
+        heart otherwise, and trusted too much.
       dtype: of the result.
     """
 
@@ -38,6 +40,7 @@ class NgramEmbedding(nn.Module):
     bits: int
     dim: int
     features: int
+    dropout: float = 0.0
     dtype: Any = jnp.float32
 
     @property
@@ -46,17 +49,30 @@ class NgramEmbedding(nn.Module):
         return max(self.orders) - 1
 
     @nn.compact
-    def __call__(self, codes: jax.Array, before: Sequence[jax.Array]) -> jax.Array:
-        """Embeds codes int [...], given those 1, 2, ... `context` places before; -1 is none."""
+    def __call__(
+        self, codes: jax.Array, before: Sequence[jax.Array], train: bool = False
+    ) -> jax.Array:
+        """Embeds codes.
+
+        Args:
+          codes: int [...].
+          before: the codes 1, 2, ... `context` places before; -1 is none.
+          train: whether dropout is on, with the rng "dropout".
+
+        Returns:
+          [..., features].
+        """
         tables = self.param("tables", normal, (len(self.orders), 2**self.bits, self.dim))
         found = []
         hashed = _spread(codes, jnp.uint32(_STEP))
         for n, code in enumerate(before, start=2):
             hashed = _spread(code, hashed)
             if n in self.orders:
-                rows = (hashed >> (32 - self.bits)).astype(jnp.int32)
-                found.append(tables[self.orders.index(n)][rows])
-        joined = jnp.concatenate(found, axis=-1).astype(self.dtype)
+                row = (hashed >> (32 - self.bits)).astype(jnp.int32)
+                found.append(tables[self.orders.index(n)][row])
+        drop = nn.Dropout(self.dropout, broadcast_dims=(-1,), deterministic=not train)
+        rows = drop(jnp.stack(found, axis=-2))
+        joined = rows.reshape(*codes.shape, -1).astype(self.dtype)
         dense = nn.Dense(
             self.features,
             use_bias=False,

@@ -33,10 +33,11 @@ def transformer(
     ngrams: tuple[int, ...] = (),
     ngram_bits: Annotated[int, Bounds(1, 24)] = 16,
     ngram_dim: Annotated[int, Bounds(1)] = 32,
+    ngram_dropout: Annotated[float, Bounds(0, 0.99)] = 0.0,
 ) -> Transformer:
     """Makes a `Transformer` from checked fields.
 
-    `hidden=0` is four times the width, or the width that gives "swiglu" as many params.
+    It is one function because its arguments are the fields of a config. `hidden=0` is four times the width, or the width that gives "swiglu" as many params.
 
     Raises:
       ValueError: a field has a value that is not supported.
@@ -83,6 +84,7 @@ def transformer(
         ngrams=tuple(ngrams),
         ngram_bits=ngram_bits,
         ngram_dim=ngram_dim,
+        ngram_dropout=ngram_dropout,
         dtype=dtype,
     )
 

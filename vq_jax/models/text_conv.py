@@ -170,7 +170,7 @@ class SequentialDecoder(nn.Module):
         ]
         if self.ngrams:
             self.ngram_embedding = NgramEmbedding(
-                self.ngrams, self.ngram_bits, self.ngram_dim, width, self.dtype
+                self.ngrams, self.ngram_bits, self.ngram_dim, width, dtype=self.dtype
             )
         self.norm = RMSNorm(dtype=self.dtype)
         self.dense_out = nn.Dense(BYTES, dtype=self.dtype)

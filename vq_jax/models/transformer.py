@@ -47,6 +47,7 @@ class Transformer(nn.Module):
       dropout: rate, of embeddings and of the output of each layer.
       ngrams: orders of the n-grams of codes that are embedded, too, for a causal prior (see `ngrams`).
       ngram_bits, ngram_dim: their tables have 2^ngram_bits rows of this size.
+      ngram_dropout: rate, of the row of an n-gram.
       remat: whether activations are recomputed in the backward pass.
       scan: whether the layers are one compiled loop over stacked params.
       dtype: of the computation; params, norms and logits are float32.
@@ -72,6 +73,7 @@ class Transformer(nn.Module):
     ngrams: tuple[int, ...] = ()
     ngram_bits: int = 16
     ngram_dim: int = 32
+    ngram_dropout: float = 0.0
     dtype: Dtype = jnp.float32
 
     @property
@@ -101,7 +103,13 @@ class Transformer(nn.Module):
             )
         if self.ngrams:
             self.ngram_embedding = NgramEmbedding(
-                self.ngrams, self.ngram_bits, self.ngram_dim, self.width, name="ngram"
+                self.ngrams,
+                self.ngram_bits,
+                self.ngram_dim,
+                self.width,
+                self.ngram_dropout,
+                self.dtype,
+                name="ngram",
             )
         if self.target_aware:
             self.target_embedding = self.param("targets", normal, (positions, self.width))
@@ -248,7 +256,7 @@ class Transformer(nn.Module):
         tokens = self._tokens(visited_BN, position, book)
         if self.ngrams:
             before = codes_before(visited_BN, self.ngram_embedding.context)
-            tokens = tokens + self.ngram_embedding(visited_BN, before)
+            tokens = tokens + self.ngram_embedding(visited_BN, before, train)
         x = jnp.concatenate([prefix, tokens], axis=1)
         m = prefix.shape[1]
         if self.causal:  # the token at m - 1 + n predicts token n

@@ -81,7 +81,7 @@ class LFQ(_SignQuantizer):
     """
 
     bits: Annotated[int, Bounds(1, 24)] = 9
-    beta: float = 0.25
+    beta: Annotated[float, Bounds(0)] = 0.25
     entropy_weight: float = 0.1
     temperature: Annotated[float, Bounds(1e-6)] = 0.01
     entropy_group: Annotated[int, Bounds(0)] = 0
@@ -105,7 +105,7 @@ class BSQ(_SignQuantizer):
     """
 
     bits: Annotated[int, Bounds(1, 24)] = 9
-    beta: float = 0.25
+    beta: Annotated[float, Bounds(0)] = 0.25
     entropy_weight: float = 0.1
     temperature: Annotated[float, Bounds(1e-6)] = 0.1
     entropy_group: Annotated[int, Bounds(0)] = 1

@@ -192,7 +192,7 @@ class MultiscaleQuantizer(Quantizer):
     distance: str = "l2"
     codebook: str = "ema"
     estimator: str = "straight_through"
-    beta: float = 0.25
+    beta: Annotated[float, Bounds(0)] = 0.25
     decay: Annotated[float, Bounds(0, 1)] = 0.99
     kmeans_iterations: Annotated[int, Bounds(0)] = 10
     revive_below: Annotated[float, Bounds(0, 1)] = 0.01

@@ -156,7 +156,7 @@ class IBQ(_SoftQuantizer):
 
     num_codes: Annotated[int, Bounds(2)] = 512
     dim: Annotated[int, Bounds(1)] = 64
-    beta: float = 0.25
+    beta: Annotated[float, Bounds(0)] = 0.25
     entropy_weight: float = 0.05
     temperature: Annotated[float, Bounds(1e-6)] = 0.01
     decay: Annotated[float, Bounds(0, 1)] = 0.99

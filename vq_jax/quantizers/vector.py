@@ -56,7 +56,7 @@ class VectorQuantizer(Quantizer):
     distance: str = "l2"
     codebook: str = "ema"
     estimator: str = "straight_through"
-    beta: float = 0.25
+    beta: Annotated[float, Bounds(0)] = 0.25
     temperature: Annotated[float, Bounds(1e-6)] = 1.0
     entropy_weight: float = 0.0
     usage_weight: float = 0.0

@@ -52,7 +52,7 @@ def compress(
     opened.check(None if entropy == "static" else entropy, quality, lossy)
     modality, tiler = opened.tokenizer.modality, opened.tiler
     pairs = pair_files(input, output, modality.suffixes, SUFFIX, modality.noun)
-    if modality.suffixes and (suffix := pairs[0][1].suffix.lower()) in modality.suffixes:
+    if (suffix := pairs[0][1].suffix.lower()) in modalities.data_suffixes():
         raise UserError(f"output: {output} would be a {SUFFIX} file with the suffix {suffix}")
     if entropy == "static" or data is not None or (not entropy and "prior" not in opened.models):
         _count(opened, tokenizer_folder(workdir, tokenizer), data, entropy == "static")

@@ -77,7 +77,9 @@ def edit(
         raise UserError(f"label has {len(label)} values: {name} takes one")
     modality = modalities.of(configs.load(find(workdir) / configs.FILE))
     if modality.name not in EDITS:
-        raise UserError(f"{name} is for {'s and '.join(EDITS)}s: {modality.noun}s have no edits")
+        raise UserError(
+            f"edits are for {'s and '.join(EDITS)}s: this run's data are {modality.noun}s"
+        )
     how["label"] = label[0] if label else None
     EDITS[modality.name](name, workdir, tokenizer, input, output, **how)
 

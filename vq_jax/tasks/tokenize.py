@@ -1,7 +1,7 @@
 """Writes the codes of a data set: for priors to learn from, or as a table of semantic IDs."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from vq_jax.tokenizer import TrainedTokenizer
 _SHARD = 1024  # examples a shard
 _BATCH = 32
 _TABLE = ".parquet"
+_OTHER_FILES = frozenset([".csv", ".tsv", ".txt", ".json", ".jsonl", ".npy", ".npz"])
 
 # An example as the tokenizer takes it, its label, and its id.
 Example = tuple[np.ndarray, int, Any]
@@ -57,9 +58,7 @@ def tokenize(
     """
     if crops < 0 or not 0 <= process < processes:
         raise UserError(f"crops={crops}, process={process}, processes={processes}: out of range")
-    table = output.suffix.lower() == _TABLE
-    if output.is_file() and not table:
-        raise UserError(f"output: {output} is a file; name a folder, or a {_TABLE} file")
+    table = _is_table(output)
     tokenizer = load_tokenizer(workdir)
     config = tokenizer.config.copy_and_resolve_references()
     configs.use_data(config, data)
@@ -70,7 +69,7 @@ def tokenize(
             raise UserError(
                 f"a {_TABLE} file has one row for each example: leave out flips, crops and processes"
             )
-        write_table(tokenizer, config, parts, output)
+        write_table(tokenizer, config, parts, splits.class_names, output)
         return
     noun = tokenizer.modality.noun
     metadata = {
@@ -108,18 +107,36 @@ def tokenize(
         )
 
 
+def _is_table(output: Path) -> bool:
+    """Whether the output is a table and no folder.
+
+    Raises:
+      UserError: it is another file.
+    """
+    suffix = output.suffix.lower()
+    if suffix != _TABLE and (output.is_file() or suffix in _OTHER_FILES):
+        raise UserError(f"output: {output} is a file; name a folder, or a {_TABLE} file")
+    return suffix == _TABLE
+
+
 def write_table(
-    tokenizer: TrainedTokenizer, config: ConfigDict, parts: dict[str, Source], path: Path
+    tokenizer: TrainedTokenizer,
+    config: ConfigDict,
+    parts: dict[str, Source],
+    class_names: Sequence[str],
+    path: Path,
 ) -> None:
     """Writes a parquet table of semantic IDs (Rajput et al. 2023, sec. 3.1).
 
-    Columns: `item`, the id of the example; `split`; `label`; `code_0`, `code_1` and so on; and `index`,
+    Columns: `item`, the id of the example; `split`; `label`, the name of its class, or its number if
+    classes have no names; `code_0`, `code_1` and so on; and `index`,
     which numbers the items of equal codes from 0, so that codes and index are unique.
 
     Args:
       tokenizer: the tokenizer, whose examples have one position.
       config: its config, with the data.
       parts: split -> source.
+      class_names: names of the classes.
       path: the file to write.
 
     Raises:
@@ -139,7 +156,7 @@ def write_table(
         for codes, label, name in encoded(tokenizer, prepared(config, source, range(len(source)))):
             columns["item"].append(str(name))
             columns["split"].append(split)
-            columns["label"].append(label)
+            columns["label"].append(class_names[label] if any(class_names) else int(label))
             all_codes.append(codes.reshape(-1))
     if not all_codes:
         raise UserError(f"no {tokenizer.modality.noun} could be read")

@@ -17,6 +17,7 @@ from vq_jax import config as configs
 from vq_jax import modalities
 from vq_jax.codec import counts
 from vq_jax.errors import UserError
+from vq_jax.runs import in_one_file
 from vq_jax.tasks.evaluate import measure
 from vq_jax.tasks.job import Evaluation, Job
 from vq_jax.tasks.kinds import KINDS
@@ -153,6 +154,11 @@ def _check_writable(workdir: Path) -> None:
     """Raises UserError if a run's folder cannot be written, before the data are prepared."""
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"workdir: {workdir} is a file; name a folder")
+    if in_one_file(workdir):
+        raise UserError(
+            f"workdir: {workdir} holds an import or export: name another folder, and set "
+            f"start_from={workdir} to train it further"
+        )
     nearest = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
         raise UserError(f"workdir: {workdir} cannot be written in {nearest}; name another folder")
