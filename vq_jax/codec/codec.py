@@ -22,8 +22,8 @@ from vq_jax import config as configs
 from vq_jax import runs
 from vq_jax.codec import bitstream, counts
 from vq_jax.codec.bitstream import Decoder, Encoder, Header
-from vq_jax.codec.entropy import CodeModel, PriorModel, Tables
-from vq_jax.codec.lossless import Lossless
+from vq_jax.codec.entropy import PORTABLE, CodeModel, PriorModel, Tables
+from vq_jax.codec.lossless import PORTABLE_TEXT, Lossless
 from vq_jax.codec.text_tiler import TextTiler
 from vq_jax.codec.tilers import Tiler, make_tiler
 from vq_jax.errors import UserError
@@ -177,6 +177,12 @@ class Codec:
             raise UserError(f"quality is {quality}: this tokenizer has levels 1 to {self.levels}")
         if entropy == "prior" or (not entropy and "prior" in self.models):
             raise UserError("a prior codes all levels: for fewer, use entropy='static'")
+
+    def portable_instead(self, entropy: str | None, lossy: bool) -> str | None:
+        """Returns the arguments for files that read on every machine; None if these already do."""
+        if self._lossless is not None and not lossy:
+            return PORTABLE_TEXT
+        return PORTABLE if "prior" in self.models and entropy in (None, "prior") else None
 
     def decompress(self, data: bytes) -> np.ndarray:
         """Decompresses a file to a raw example: an image uint8 [H, W, C].

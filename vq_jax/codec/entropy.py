@@ -21,6 +21,7 @@ from vq_jax.errors import UserError
 from vq_jax.models.transformer import Transformer
 from vq_jax.prior import TrainedPrior
 
+PORTABLE = "entropy='static'"  # the arguments for files that read on every machine
 _TOTAL = 2**23  # approximate sum of the weights of a prior's code
 _WINDOWS = 16  # largest number of windows in a batch of the prior
 _LOGITS = 2**25  # largest number of logits of a batch
@@ -175,7 +176,7 @@ class PriorModel:
         if metadata[:2] != self._fingerprint:
             raise UserError("this file is coded by another prior: name the run of that one")
         size = self._batch(grid)
-        portability.check(metadata[6:], self.outputs_crc(size))
+        portability.check(metadata[6:], self.outputs_crc(size), PORTABLE)
         codes = np.zeros((*grid, levels), np.int32)
 
         def take_codes(_, logits_nK):

@@ -26,6 +26,7 @@ from vq_jax.codec.text_tiler import TextTiler
 from vq_jax.errors import UserError
 from vq_jax.tokenizer import TrainedTokenizer
 
+PORTABLE_TEXT = "lossy and entropy='static'"  # the arguments for files that read on every machine
 _BYTES = 256
 _AT_ONCE = 2**14  # bytes of a batch of windows, at least one window
 _VISITS = 4  # of a model, for the check of its outputs
@@ -171,7 +172,7 @@ class Lossless:
                 "this file is coded by other counts of the training codes, or by another prior, than "
                 "those of this model: name the run it was made with"
             )
-        portability.check(metadata[10:], own[-4:])
+        portability.check(metadata[10:], own[-4:], PORTABLE_TEXT)
         x, seen = np.zeros((count, self._tiler.length), np.uint8), _Ways(len(names))
         for part, size in self._tiler.batches(count, self._most):
             x[part] = self._take_batch(decoder, names, seen, length, part, size)

@@ -20,12 +20,13 @@ def metadata(outputs_crc: bytes) -> bytes:
     return bytes([platform]) + version + outputs_crc
 
 
-def check(saved: bytes, outputs_crc: bytes) -> None:
+def check(saved: bytes, outputs_crc: bytes, advice: str) -> None:
     """Checks what a file keeps against this machine.
 
     Args:
       saved: what `metadata` gave where the file was written.
       outputs_crc: the CRC-32 that this machine computes.
+      advice: how to write files that read everywhere.
 
     Raises:
       UserError: this machine computes other outputs.
@@ -37,6 +38,6 @@ def check(saved: bytes, outputs_crc: bytes) -> None:
     raise UserError(
         "this file is coded by the probabilities of a model, and this machine "
         f"({jax.default_backend()}, JAX {jax.__version__}) computes others than the one it was written "
-        f"on ({there}, JAX {version}): decompress it on such a machine, or compress again with "
-        "entropy='static', which reads everywhere; if it is the same machine, the file was altered"
+        f"on ({there}, JAX {version}): decompress it on such a machine, or compress again "
+        f"with {advice}, which reads everywhere; if it is the same machine, the file was altered"
     )

@@ -125,7 +125,7 @@ class Tokenizer(nn.Module):
             x_B = choose(n, logits_BK)
             return (x_B, cache), (x_B, logits_BK)
 
-        start = jnp.zeros((len(z_q),), jnp.int32)
+        start = jnp.zeros(z_q.shape[:1], jnp.int32)
         loop = nn.scan(body, variable_broadcast=True, split_rngs={"params": False}, out_axes=1)
         _, found = loop(self, (start, cache), jnp.arange(context.shape[1]))
         return found

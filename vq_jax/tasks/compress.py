@@ -56,10 +56,10 @@ def compress(
         raise UserError(f"output: {output} would be a {SUFFIX} file with the suffix {suffix}")
     if entropy == "static" or data is not None or (not entropy and "prior" not in opened.models):
         _count(opened, tokenizer_folder(workdir, tokenizer), data, entropy == "static")
-    if "prior" in opened.models and entropy in (None, "prior"):
+    if (advice := opened.portable_instead(entropy, lossy)) is not None:
         stderr(
-            "coded by a prior: it can be read on this kind of machine with this version of JAX; "
-            "entropy='static' can be read everywhere"
+            "coded by the probabilities of a model: it can be read on this kind of machine with this "
+            f"version of JAX; {advice} can be read everywhere"
         )
 
     tally = _Tally(opened)
