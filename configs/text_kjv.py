@@ -24,13 +24,14 @@ def get_config(decoder="sequential"):
     config.quantizer.dim = 32
     config.kmeans_batches = 8
 
-    config.phases.autoencoder = 200
+    config.phases.autoencoder = 150
     config.phases.quantizer = 50
-    config.phases.joint = 1250
+    config.phases.joint = 1000
     config.log_every = 10
     config.save_every = 250
 
     config.optim.lr = 2e-3
+    config.optim.muon_lr = 0.02
     config.optim.lr_end = 4e-5
     config.optim.schedule = "cosine"
     config.optim.warmup_steps = 100

@@ -131,6 +131,10 @@ def test_labels_are_names_or_numbers_and_invalid_arguments_are_refused(priors):
     ):
         with pytest.raises(UserError, match="-1|steps is 0"):
             prior.sample(1, **invalid)
+    codes = np.zeros((4, 4, 4), np.int32)
+    for free in (np.ones(4, bool), np.ones((3, 4, 4), bool), np.ones((4, 4), bool)):
+        with pytest.raises(UserError, match=r"make them \[B, 4, 4\]"):
+            prior.fill(codes, free)
 
 
 def test_fingerprint_of_another_tokenizer_is_refused(tokenizer):

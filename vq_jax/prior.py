@@ -157,7 +157,8 @@ class TrainedPrior:
         given = np.asarray(given, np.int32)
         free = np.asarray(free, bool)
         shape = self.tokenizer.codes.shape
-        if given.shape[1:] != shape or free.shape not in (given.shape, given.shape[: free.ndim]):
+        positions = (len(given), *self.tokenizer.codes.grid)
+        if given.shape[1:] != shape or free.shape not in (given.shape, positions):
             raise UserError(
                 f"given has shape {given.shape} and free {free.shape}: make them [B, "
                 f"{', '.join(map(str, shape))}]"
@@ -235,7 +236,8 @@ class TrainedPrior:
 
         Args:
           count: number of samples.
-          given: int32 [n], the bytes with which texts begin; None samples them from the start.
+          given: int32 [n], the bytes with which texts begin; None samples them from the start. The prior
+            reads those that whole codes span.
           **how: see `sample_codes`.
 
         Raises:
@@ -258,6 +260,10 @@ class TrainedPrior:
                 f"{length - 1:,} or fewer"
             )
         (stride,) = self.tokenizer.strides or (length,)
+        if len(given) < stride and not self.tokenizer.module.sequential:
+            raise UserError(
+                f"the prompt has {len(given)} bytes, fewer than one code spans, {stride}: give more"
+            )
         x = np.pad(given, (0, length - len(given)))[None]
         return np.asarray(self.tokenizer.encode(x))[0, : len(given) // stride]
 

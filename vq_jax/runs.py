@@ -25,7 +25,7 @@ def _bytes(data: ConfigDict | None) -> TrainedTokenizer:
     """The identity tokenizer of bytes, for examples as long as those of `data`."""
     config = configs.base("bytes", "lfq")
     config.quantizer.bits = 8
-    if data is not None:
+    if data is not None and "length" in data:
         config.data.length = data.length
     return TrainedTokenizer(config, configs.make_tokenizer(config), {"params": {}}, 0)
 
@@ -106,8 +106,7 @@ def load_prior(name_or_path: str | Path, tokenizer: str | Path | None = None) ->
     config = configs.load(folder / configs.FILE)
     if configs.kind_of(config) != "prior":
         raise UserError(
-            f"{folder} holds a tokenizer, not a prior: train one with the recipe prior_default and "
-            f"tokenizer={folder}"
+            f"{folder} holds a tokenizer, not a prior: train a prior with tokenizer={folder}"
         )
     opened = load_tokenizer_of(tokenizer or config.tokenizer, config.data)
     module = configs.make_prior(config)

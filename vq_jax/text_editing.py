@@ -104,9 +104,9 @@ def read_gap(text: np.ndarray, mark: str) -> np.ndarray:
     Raises:
       UserError: the mark is no single byte, or is not in the text.
     """
-    encoded = mark.encode()
+    encoded = mark.encode("utf-8", "surrogateescape")
     if len(encoded) != 1:
-        raise UserError(f"gap is {mark!r}: give one ASCII character")
+        raise UserError(f"gap is {mark!r}: give one character that is one byte in UTF-8")
     found = text == encoded[0]
     if not found.any():
         raise UserError(f"there is no {mark!r} in the text: put one for each byte to draw")

@@ -56,7 +56,7 @@ class TrainedTokenizer:
           ValueError: they have another shape or type than the tokenizer takes.
         """
         if isinstance(x, bytes | str):
-            x = self.modality.batch_of(x, self.strides, self.spec.shape)
+            x = self.modality.batch_of_text(x, self.strides, self.spec.shape)
         x = np.asarray(x) if isinstance(x, list | tuple) else x
         shape, wanted = np.shape(x), self.spec.shape
         noun = f"{self.modality.noun}s"
@@ -98,8 +98,8 @@ class TrainedTokenizer:
     def encode(self, x: Any) -> jax.Array:
         """Encodes examples [B, ...] to codes int32 [B, *codes.shape].
 
-        A tokenizer of texts also takes one text as `bytes` or `str`, of any length, as a batch of one;
-        its last code may span zeros beyond the text.
+        A tokenizer of texts also takes one text as `bytes` or `str`, as a batch of one; its last code may
+        span zeros beyond the text. Attention takes memory in the square of the number of codes.
 
         Raises:
           ValueError: the examples have another shape or type than the tokenizer takes.

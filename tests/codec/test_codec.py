@@ -1,7 +1,9 @@
 """The codec in Python, with random params: the tested properties hold for any params."""
 
 import resource
+import struct
 import time
+import zlib
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -239,21 +241,22 @@ def test_codes_that_do_not_match_their_checksum_are_not_returned(tokenizer, rng,
         other_machine.decompress(data)
 
 
-def mutate(entropy, side, count):
+def mutate(entropy, side, count, quantizer):
     """Reads the codes of mutated files; every 20th file is decompressed to its image.
 
     Args:
       entropy: the entropy model.
       side: side of the image in pixels.
       count: number of mutated files.
+      quantizer: of the tokenizer.
 
     Returns:
       the number of refused files with a correct checksum; the longest time of a file in seconds;
       the growth of peak memory in MiB.
     """
     rng = np.random.default_rng(0)
-    tokenizer = make_tokenizer()
-    counts = rng.integers(0, 1000, (1, 32)) ** 2
+    tokenizer = make_tokenizer(quantizer)
+    counts = rng.integers(0, 1000, (tokenizer.codes.books, 32)) ** 2
     codec = Codec(tokenizer, counts, make_prior(tokenizer, "masked"))
     data = codec.compress(image(rng, side, side), entropy=entropy)
     codec.decompress(data)
@@ -279,16 +282,23 @@ def mutate(entropy, side, count):
 
 
 @pytest.mark.parametrize(
-    ("entropy", "side", "count"),
-    [("fixed", 200, 5000), ("static", 200, 4800), ("prior", 40, 200)],
+    ("entropy", "side", "count", "quantizer"),
+    [
+        ("fixed", 200, 3000, "vq"),
+        ("fixed", 200, 2000, "residual/vq"),
+        ("static", 200, 4800, "vq"),
+        ("prior", 40, 200, "vq"),
+    ],
 )
 def test_mutated_files_give_one_line_errors_in_bounded_time_and_memory(
-    entropy, side, count, monkeypatch
+    entropy, side, count, quantizer, monkeypatch
 ):
-    """10,000 files in the three cases together, in a process that compiles as a user's does."""
+    """10,000 files in the four cases together, in a process that compiles as a user's does."""
     monkeypatch.delenv("XLA_FLAGS")
     with ProcessPoolExecutor(1, get_context("spawn")) as executor:
-        refused, slowest, memory_growth = executor.submit(mutate, entropy, side, count).result()
+        refused, slowest, memory_growth = executor.submit(
+            mutate, entropy, side, count, quantizer
+        ).result()
     assert 0.1 * count < refused < 0.5 * count
     assert slowest < 60
     assert memory_growth < 256
@@ -304,3 +314,13 @@ def test_counts_are_saved_with_a_tokenizer_and_ignored_for_another(tokenizer, co
         (tmp_path / code_counts.FILE).write_bytes(damaged)
         with pytest.raises(UserError, match="cannot be read"):
             code_counts.read(tmp_path, tokenizer)
+
+
+def test_a_file_without_levels_is_refused():
+    codec = Codec(make_tokenizer("residual/vq"))
+    data = bytearray(codec.compress(np.zeros((16, 16, 3), np.uint8), entropy="fixed"))
+    assert data[11] == 2  # levels
+    data[11] = 0
+    data[-4:] = struct.pack("<I", zlib.crc32(data[:-4]))
+    with pytest.raises(UserError, match="header is not valid"):
+        codec.decompress(bytes(data))

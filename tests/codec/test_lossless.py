@@ -1,5 +1,7 @@
 """Texts without loss, with random params: the tested properties hold for any params."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from small import make_prior, make_text_tokenizer, make_tokenizer
 
 from vq_jax.codec import Codec, bitstream, lossless
 from vq_jax.codec.lossless import ByteModel
+from vq_jax.codec.text_tiler import TextTiler
 from vq_jax.config import base
 from vq_jax.errors import UserError
 from vq_jax.runs import BUILT_IN
@@ -84,14 +87,11 @@ def test_mixtures_of_what_models_know_and_noise_come_back(codecs, kind, parts, s
     assert codec.decompress(codec.compress(text_of(data))).tobytes() == data
 
 
-def test_the_bits_are_those_of_the_weights():
-    """Codes under the prior, then bytes under the decoder, each by log2(sum / weight)."""
-    codec = make_codec("causal")
-    x = np.random.default_rng(0).integers(97, 100, 4 * LENGTH, np.uint8)
-    coder = codec._lossless
-    part, size = next(coder._tiler.batches(4))
-    x_BL = coder._tiler.windows(x, part, size)
-    codes = np.asarray(codec.tokenizer.encode(x_BL))
+def test_the_bits_are_those_of_the_weights(codecs):
+    """Codes take log2(sum / weight) bits each."""
+    codec = codecs["causal"]
+    x = np.random.default_rng(0).integers(0, 256, (4, LENGTH))
+    codes = np.asarray(codec.tokenizer.encode(x))
     everything = np.ones(codes.shape, bool)
     visits, bits_B = lossless._recorded(codec.models["prior"].visit, codes, everything)
     expected = sum(bits_of(codes[where], w) for where, w in visits)
@@ -99,6 +99,13 @@ def test_the_bits_are_those_of_the_weights():
     encoder = bitstream.Encoder()
     lossless._write(encoder, visits, codes, np.ones(4, bool))
     assert len(encoder.finish()) * 8 == pytest.approx(expected, abs=16)
+
+
+def test_batches_are_smaller_for_large_codebooks():
+    small, large = make_text_tokenizer(), make_text_tokenizer()
+    large.codes = dataclasses.replace(large.codes, num_codes=2**18)
+    sizes = [lossless.Lossless(TextTiler(one), {})._most for one in (small, large)]
+    assert sizes == [2**14 // LENGTH, 2**22 // (8 * 2**18)]
 
 
 def test_bytes_of_a_row_do_not_depend_on_the_other_rows():
@@ -114,11 +121,11 @@ def test_bytes_of_a_row_do_not_depend_on_the_other_rows():
                 found.setdefault((row, place), []).append(one)
             return (where[0] + where[1]) % 256
 
-        model.visit(codes, np.ones((4, LENGTH), bool), keep)
+        model.visit(codes, model.logits(codes), np.ones((4, LENGTH), bool), keep)
         codes[[0, 1, 3]] = 0
         inside = np.zeros((4, LENGTH), bool)
         inside[2] = True
-        model.visit(codes, inside, keep)
+        model.visit(codes, model.logits(codes), inside, keep)
         for place in range(LENGTH):
             a, b = found[2, place]
             np.testing.assert_array_equal(a, b)

@@ -83,11 +83,15 @@ def test_folders_train_and_val_are_the_splits_and_subfolders_the_classes(tmp_pat
 def test_missing_and_empty_files_are_refused(tmp_path):
     for folder, message in (
         ("", "needs data.folder"),
-        (tmp_path / "none", "there is no folder"),
+        (tmp_path / "none", "there is no file or folder"),
         (tmp_path, "there are no files in"),
     ):
         with pytest.raises(UserError, match=message):
             open_text(data_of(folder), 0)
+    (tmp_path / "short.txt").write_bytes(b"abc")
+    with pytest.raises(UserError, match="3 bytes, and data.length is 8"):
+        open_text(data_of(tmp_path / "short.txt"), 0)
+    (tmp_path / "short.txt").unlink()
     (tmp_path / "a.txt").write_bytes(b"")
     for folder in (tmp_path, tmp_path / "a.txt"):
         with pytest.raises(UserError, match="are empty"):

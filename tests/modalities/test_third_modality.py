@@ -51,7 +51,6 @@ class Sequence(Modality):
     axes = ("L",)
     discriminator = "mlp"
     data_fields, shape_fields = NoFields, ()
-    folder_sources = frozenset()
     losses: ClassVar = {"cross_entropy": cross_entropy}
     rows: ClassVar = {"accuracy": ("symbols that are right", ".3f")}
 

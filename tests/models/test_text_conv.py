@@ -36,33 +36,24 @@ def test_codes_and_logits_have_their_shapes(tokenizer, x):
     assert tokenizer.encode(x[:, :16]).shape == (3, 4)
 
 
-def test_a_byte_is_predicted_from_all_codes_and_only_the_bytes_before():
+def test_a_byte_is_predicted_from_all_codes_and_only_the_bytes_before(x):
     tokenizer = make_text_tokenizer(2)
-    x = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, LENGTH)), jnp.int32)
     codes = tokenizer.encode(x)
 
-    def seen(z, onehot):
-        """Logits of byte 12, for latents and one-hot bytes, with a gradient to both."""
-
-        def run(module, z, onehot):
-            before = jnp.pad(onehot[:, :-1], ((0, 0), (1, 0), (0, 0)))
-            h = module.decoder.context(z) + before @ module.decoder.embedding.embedding[:256]
-            from vq_jax.models.text_conv import _angles
-
-            for block in module.decoder.blocks:
-                h, _ = block(h, jnp.asarray(_angles(LENGTH, 8)), False)
-            return module.decoder.head(module.decoder.norm(h))[0, 12].sum()
-
-        return apply(tokenizer, z, onehot, method=run)
+    @jax.jit
+    def logits_of(z, x):
+        h = apply(tokenizer, z, x, method="features")
+        return apply(tokenizer, h, method="head")
 
     z = apply(tokenizer, codes, method="lookup")
-    to_z, to_x = jax.grad(seen, (0, 1))(z, jax.nn.one_hot(x, 256))
+    to_z = jax.grad(lambda z: logits_of(z, x)[:, 12].sum())(z)
     assert (jnp.abs(to_z).max(-1) > 0).all()
-    np.testing.assert_array_equal(jnp.abs(to_x).max(-1)[0] > 0, np.arange(LENGTH) < 12)
-    # The n-grams, which have no gradient, look back, too.
-    logits = apply(tokenizer, codes, x, method="predict")
-    later = apply(tokenizer, codes, x.at[0, 12:].set(7), method="predict")
-    np.testing.assert_array_equal(logits[:, :13], later[:, :13])
+    before = logits_of(z, x)
+    for place in range(LENGTH):
+        changed = logits_of(z, x.at[:, place].add(1) % 256)
+        differs = (jnp.abs(changed - before).max(-1) > 0).all(0)
+        np.testing.assert_array_equal(differs[: place + 1], False)
+        assert differs[place + 1 :].all()
 
 
 def test_steps_equal_the_prediction_of_a_whole_text(x):
@@ -120,6 +111,17 @@ def test_codes_of_the_identity_are_bytes():
     assert float(tok.log_likelihood(codes, codes)[0]) > -1e-6
 
 
+def test_the_identity_has_nothing_to_train():
+    config = base("bytes", "lfq")
+    config.quantizer.bits = 8
+    config.phases.joint = 1
+    with pytest.raises(UserError, match="no params to train: .* tokenizer='bytes'"):
+        check(config)
+    config.quantizer.bits = 9
+    with pytest.raises(UserError, match="quantizer.bits=8"):
+        check(config)
+
+
 def test_a_prior_continues_a_text():
     for causal_layers in (0, 2):
         prior = make_prior(make_text_tokenizer(causal_layers), "causal")
@@ -129,8 +131,12 @@ def test_a_prior_continues_a_text():
         assert all(prior.modality.shown(s).startswith("In the beg") for s in samples)
         codes = prior.sample_codes(2, given=prior._encode_beginning(given))
         np.testing.assert_array_equal(codes[0, :2], codes[1, :2])
+        longer = prior.sample_codes(2, given=prior._encode_beginning(given[:8]))
+        np.testing.assert_array_equal(codes[:, :2], longer[:, :2])
         with pytest.raises(UserError, match="32 bytes, and this prior writes texts of 32"):
             prior.sample(1, given=np.zeros(LENGTH, np.int32))
+    with pytest.raises(UserError, match="3 bytes, fewer than one code spans, 4"):
+        make_prior(make_text_tokenizer(), "causal").sample(1, given=given[:3])
 
 
 @pytest.mark.parametrize(

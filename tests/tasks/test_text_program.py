@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import resource
 import struct
 import zlib
 
@@ -17,6 +18,7 @@ from vq_jax.config import base, base_prior
 from vq_jax.errors import UserError
 from vq_jax.tasks.train import train
 
+TEXT = modalities.MODALITIES["text"]
 LENGTH = 64
 WORDS = [
     "the",
@@ -41,11 +43,12 @@ PRIORS = {"parallel": "masked", "sequential": "causal"}
 
 
 def write_texts(folder, count=12):
+    """Writes files, one of them without a suffix."""
     rng = random.Random(0)
     folder.mkdir()
     for i in range(count):
         text = " ".join(rng.choice(WORDS) for _ in range(700))
-        (folder / f"{i}.txt").write_text(text)
+        (folder / (f"{i}.txt" if i else "README")).write_text(text)
     return folder
 
 
@@ -175,6 +178,10 @@ def test_files_of_other_models_and_machines_are_refused(runs, text):
     packed = opened.compress(x, entropy="prior")
     with pytest.raises(UserError, match="needs a prior"):
         codec.load(runs / "sequential").decompress(packed)
+    without_counts = codec.Codec(opened.tokenizer, None, vq_jax.load(runs / "sequential_prior"))
+    both = opened.compress(x)
+    if not both[8 + 4] & 2:  # counts were available, and not used
+        assert without_counts.decompress(both).tobytes() == text
     with pytest.raises(UserError, match="another model"):
         codec.load(runs / "parallel").decompress(packed)
     other = codec.load(runs / "sequential")
@@ -193,24 +200,35 @@ def test_files_of_other_models_and_machines_are_refused(runs, text):
 
 
 @pytest.mark.parametrize(
-    ("name", "lossy", "count"),
-    [("parallel", True, 7000), ("parallel", False, 2800), ("sequential_prior", False, 200)],
+    ("name", "form", "count"),
+    [
+        ("parallel", "lossy", 6000),
+        ("parallel", "stored", 1000),
+        ("parallel", "lossless", 2800),
+        ("sequential_prior", "lossless", 200),
+    ],
 )
-def test_mutated_files_give_one_line_errors(runs, text, name, lossy, count):
-    """10,000 files in the three cases together."""
+def test_mutated_files_give_one_line_errors_in_bounded_memory(runs, text, name, form, count):
+    """10,000 files in the four cases together; every 20th lossy one is decoded, too."""
     opened, rng = codec.load(runs / name), np.random.default_rng(0)
-    data = opened.compress(np.frombuffer(text[:300], np.uint8), lossy=lossy)
+    x = rng.bytes(300) if form == "stored" else text[:300]
+    data = opened.compress(np.frombuffer(x, np.uint8), lossy=form == "lossy")
+    opened.decompress(data)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused = 0
     for i, body in mutated(data, count, rng):
         try:
             content = opened.open(body)
             assert content.shape[0] <= 4 * (2**14 + 256 * len(body))
+            if i % 20 == 1:
+                assert len(next(opened.decode([content]))) == content.shape[0]
         except UserError as e:
             refused += i % 2
             assert "\n" not in str(e)
         else:
             assert i % 2 or body == data, "a file with a wrong checksum was read"
     assert 0.1 * count < refused <= 0.5 * count
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 256
 
 
 def test_files_and_folders_are_compressed_and_come_back(runs, text):
@@ -220,7 +238,8 @@ def test_files_and_folders_are_compressed_and_come_back(runs, text):
     assert (runs / "parallel" / "code_counts.npz").exists()
     program("--mode=decompress", f"--workdir={runs}/parallel", f"--input={runs}/small",
             f"--output={runs}/back")  # fmt: skip
-    assert (runs / "back" / "3.txt").read_bytes() == text
+    for path in (runs / "books").iterdir():
+        assert (runs / "back" / path.name).read_bytes() == path.read_bytes()
     common = f"--workdir={runs}/bytes_prior", f"--input={runs}/books/3.txt"
     result = program("--mode=compress", *common, f"--output={runs}/3.vqz")
     assert re.search(r"bits a byte", result.stdout)
@@ -233,6 +252,10 @@ def test_files_and_folders_are_compressed_and_come_back(runs, text):
 def test_texts_are_reconstructed(runs, text):
     program("--mode=reconstruct", f"--workdir={runs}/parallel", f"--input={runs}/books/3.txt",
             f"--output={runs}/again.txt")  # fmt: skip
+    program("--mode=reconstruct", f"--workdir={runs}/parallel", f"--input={runs}/books",
+            f"--output={runs}/all")  # fmt: skip
+    names = [sorted(p.name for p in (runs / folder).iterdir()) for folder in ("books", "all")]
+    assert names[0] == names[1]
     again = (runs / "again.txt").read_bytes()
     assert (
         len(again) == len(text)
@@ -248,7 +271,7 @@ def test_samples_are_printed_and_written_and_continue_a_prompt(runs):
         for i in range(3):
             written = (output / f"{i:05d}.txt").read_bytes()
             assert written.startswith(b"And God said") and len(written) <= LENGTH
-            assert written.decode("utf-8", "replace") in result.stdout
+            assert TEXT.shown(np.frombuffer(written, np.uint8)) in result.stdout
         assert (output / "grid.txt").exists()
     long = "x" * LENGTH
     error = user_error("--mode=sample", f"--workdir={runs}/bytes_prior", f"--prompt={long}")
@@ -294,7 +317,7 @@ def test_texts_that_cannot_be_read_are_refused(runs, tmp_path):
     (tmp_path / "empty").mkdir()
     for folder, message in (
         (tmp_path / "empty", "there are no files in"),
-        (tmp_path / "none", "there is no folder"),
+        (tmp_path / "none", "there is no file or folder"),
     ):
         config = tokenizer_config(folder, 0)
         with pytest.raises(UserError, match=message):

@@ -16,12 +16,14 @@ This module knows nothing of what the codes stand for. A file consists of, in th
     14      prior: the first 2 bytes of its fingerprint; CRC-32 of the codes, int32 little-endian; the
             platform, 0 CPU, 1 GPU, 2 TPU or 255; three bytes of JAX's version; CRC-32 of what the prior
             computes for fixed codes (see `portability`)
-    18      lossless: the entropy models of codes that were available, and the models that were used, a
-            bit each (1 fixed, 2 static, 4 prior, 8 the decoder); CRC-32 of the text; CRC-32 of what tells
-            the models in use apart; and as for a prior, platform, version and CRC-32 of outputs
+    18      lossless: a byte with the entropy models of codes that were available, and one with the models
+            that were used, a bit each (1 fixed, 2 static, 4 prior, 8 the decoder); CRC-32 of the text;
+            CRC-32 of the CRC-32 of the counts and the fingerprint of the prior, if used; and as for a
+            prior, platform, version and CRC-32 of outputs
     0       stored: nothing
-    ...     the codes, range coded; with more than 16,384 codes, padded with zeros to a byte for every
-            256 codes beyond, so that a few bytes cannot claim a vast example
+    ...     the symbols, range coded; with more than 16,384, padded with zeros to a byte for every 256
+            beyond, so that a few bytes cannot claim a vast example. Codes are symbols, and of lossless
+            also ways and bytes
     4       CRC-32 of all bytes before, little-endian
 
 Fixed and static code level by level, each row by row, with equal weights or with counts plus one. Prior
@@ -128,6 +130,8 @@ def unpack(data: bytes) -> tuple[Header, bytes]:
     if len(metadata) < METADATA[entropy]:
         raise UserError(_INVALID)
     *shape, levels = numbers
+    if not levels:
+        raise UserError(_INVALID)
     return Header(body[4:8], entropy, tuple(shape), levels, metadata), payload
 
 

@@ -292,16 +292,25 @@ class PriorModel:
     def outputs_crc(self, size: int) -> bytes:
         """CRC-32 of what the prior's programs compute for fixed codes, in batches of `size` windows."""
         if size not in self._checks:
-            outputs = b""
-
-            def fixed_codes(where, logits_nK):
-                nonlocal outputs
-                outputs += logits_nK.tobytes() + weights(logits_nK).tobytes()
-                return (7 * where[0] + 3 * where[1]) % logits_nK.shape[1]
-
-            self._visit_tokens(np.ones((size, self._module.length), bool), fixed_codes, most=4)
-            self._checks[size] = struct.pack("<I", zlib.crc32(outputs))
+            fixed = FixedSymbols()
+            self._visit_tokens(np.ones((size, self._module.length), bool), fixed, most=4)
+            self._checks[size] = fixed.crc()
         return self._checks[size]
+
+
+class FixedSymbols:
+    """Symbols that depend on their places alone, for the check of a model's outputs."""
+
+    def __init__(self):
+        self._outputs = b""
+
+    def __call__(self, where: tuple[np.ndarray, np.ndarray], logits_nK: np.ndarray) -> np.ndarray:
+        self._outputs += logits_nK.tobytes() + weights(logits_nK).tobytes()
+        return (7 * where[0] + 3 * where[1]) % logits_nK.shape[1]
+
+    def crc(self) -> bytes:
+        """Returns the CRC-32 of all logits and weights that were given."""
+        return struct.pack("<I", zlib.crc32(self._outputs))
 
 
 def weights(logits_nK: np.ndarray) -> np.ndarray:

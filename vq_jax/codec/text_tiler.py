@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vq_jax.data.pipeline import pad_rows
+from vq_jax.errors import UserError
 from vq_jax.tokenizer import TrainedTokenizer
 
+_MOST = 2**31 - 1  # bytes of a text
 _AT_ONCE = 64  # largest number of windows in a batch
 
 
@@ -24,12 +26,16 @@ class TextTiler:
         """Makes the tiler of a tokenizer of texts."""
         self.tokenizer = tokenizer
         (self.length,) = tokenizer.spec.shape
+        # Bytes between the first bytes of neighbouring positions; a window's positions share all if it
+        # is encoded as a whole.
         self._factor = tokenizer.strides[0] if tokenizer.strides else self.length
 
     def check(self, x: np.ndarray) -> None:
-        """Raises ValueError if x is no text."""
+        """Raises ValueError if x is no text, and UserError if it is too large."""
         if getattr(x, "dtype", None) != np.uint8 or np.ndim(x) != 1:
             raise ValueError(f"the text is {getattr(x, 'dtype', type(x))}: make it uint8 [N]")
+        if len(x) > _MOST:
+            raise UserError(f"the text has {len(x):,} bytes: at most {_MOST:,} fit one file")
 
     def shape(self, x: np.ndarray) -> tuple[int, ...]:
         return (len(x),)
@@ -58,6 +64,24 @@ class TextTiler:
         found.reshape(-1)[: len(cut)] = cut
         return found
 
+    def inside(self, length: int, part: slice, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns which bytes and codes of some windows belong to a text.
+
+        Args:
+          length: bytes of the text.
+          part, size: as for `windows`.
+
+        Returns:
+          bool [size, L], True for bytes of the text; bool [size, N], True for codes that span any.
+        """
+        spec = self.tokenizer.codes
+        first_B = (part.start + np.arange(size)) * self.length
+        inside_BL = first_B[:, None] + np.arange(self.length) < length
+        step = self._factor if self.tokenizer.strides else 0
+        positions = int(np.prod(spec.grid))
+        inside_BP = first_B[:, None] + step * np.arange(positions) < length
+        return inside_BL, np.repeat(inside_BP, spec.books, axis=1)
+
     def encode(self, xs: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [self._encode(x) for x in xs]
 
@@ -68,9 +92,8 @@ class TextTiler:
         for part, size in self.batches(len(codes)):
             found = self.tokenizer.encode_unchecked(jnp.asarray(self.windows(x, part, size)))
             codes[part] = np.asarray(found)[: part.stop - part.start]
-        return codes.reshape(-1, *codes.shape[-1 - len(spec.code_shape) :][1:])[
-            : int(np.prod(grid))
-        ].reshape(*grid, *spec.code_shape)
+        flat = codes.reshape(-1, *spec.code_shape)[: int(np.prod(grid))]
+        return flat.reshape(*grid, *spec.code_shape)
 
     def decode(
         self, all_codes: Sequence[np.ndarray], shapes: Sequence[tuple[int, ...]]

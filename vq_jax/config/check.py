@@ -150,9 +150,14 @@ def _check_shapes(config: ConfigDict) -> None:
     x = jax.ShapeDtypeStruct((2, *spec.shape), spec.dtype)
     key = jax.random.key(0)
     try:
-        out, _ = jax.eval_shape(make_tokenizer(config).init_with_output, key, x)
+        out, variables = jax.eval_shape(make_tokenizer(config).init_with_output, key, x)
     except (ValueError, TypeError) as e:
         raise UserError(f"model or quantizer: {first_line(e)}") from e
+    if "params" not in variables:
+        raise UserError(
+            f"model.name={config.model.name!r} has no params to train: a prior's config names it as "
+            f"tokenizer={config.model.name!r}"
+        )
     modality = modalities.of(config)
     if (shape := modality.output_shape(out.shape)) != x.shape:
         raise UserError(

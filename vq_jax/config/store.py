@@ -92,6 +92,7 @@ def use_data(config: ConfigDict, data: ConfigDict | None) -> None:
             "data.source is 'codes', and a tokenizer takes examples: use another source"
         )
     modality = modalities.of(config)
+    modalities.check_folder(modality, data)
     fields = modality.shape_fields + modality.kept_fields
     if any(field not in data for field in fields):
         raise UserError(f"this data section is not one of {config.modality}s: use another config")

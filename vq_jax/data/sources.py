@@ -65,6 +65,12 @@ class Subset:
         return self.source[self.indices[index]]
 
 
+def check_fraction(fraction: float) -> None:
+    """Raises UserError if this share of the examples cannot be held out."""
+    if not 0 < fraction <= 1:
+        raise UserError(f"data.val_fraction is {fraction}: use a number above 0 and at most 1")
+
+
 def hold_out(names: Sequence[str], fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Splits examples into (train, held out) by a hash of their names.
 
@@ -78,8 +84,7 @@ def hold_out(names: Sequence[str], fraction: float, seed: int) -> tuple[list[int
     Returns:
       the indices into `names` of both splits.
     """
-    if not 0 < fraction <= 1:
-        raise UserError(f"data.val_fraction is {fraction}: use a number above 0 and at most 1")
+    check_fraction(fraction)
     digests = [hashlib.sha256(os.fsencode(f"{seed}/{name}")).digest() for name in names]
     places = [int.from_bytes(digest[:8], "big") / 2**64 for digest in digests]
     limit = max(fraction, min(places))

@@ -12,7 +12,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from vq_jax.data.sources import Splits, find_files, hold_out, split_folder
+from vq_jax.data.sources import Splits, check_fraction, split_folder
 from vq_jax.errors import UserError
 from vq_jax.files import package_folder
 
@@ -111,8 +111,13 @@ def open_text(data: ml_collections.ConfigDict, seed: int) -> Splits:
         raise UserError("data.source='text' needs data.folder, a file or a folder of text")
     path = Path(data.folder)
     if path.is_file():
-        hold_out([""], data.val_fraction, seed)  # checks the fraction
+        check_fraction(data.val_fraction)
         size = path.stat().st_size
+        if 0 < size <= data.length:
+            raise UserError(
+                f"{path} has {size:,} bytes, and data.length is {data.length:,}: nothing is left to train "
+                "on; use a longer file or a smaller length"
+            )
         held = min(size, max(data.length, round(size * data.val_fraction)))
         spans = [(0, size - held), (size - held, held)]
         parts = [[_part_of_file(path, first, n)] if n else [] for first, n in spans]
@@ -128,8 +133,7 @@ def open_text(data: ml_collections.ConfigDict, seed: int) -> Splits:
             for part in folders
         ]
     else:
-        find_files(path, None, "text files")  # says that there is no such folder
-        raise UserError(f"{path} is neither a file nor a folder")
+        raise UserError(f"there is no file or folder {path}")
     if not any(parts):
         raise UserError(f"the files in {path} are empty")
     train, val = (Windows(part, data.length) for part in parts)

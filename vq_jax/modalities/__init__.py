@@ -25,13 +25,8 @@ def data_suffixes() -> frozenset[str]:
     )
 
 
-def open_source(config: Mapping[str, Any]) -> Splits:
-    """Opens, and at first use prepares, the data set of `config.data`.
-
-    Raises:
-      UserError: it cannot be opened; the message says what to do.
-    """
-    modality, data, seed = of(config), config["data"], config["seed"]
+def check_folder(modality: Modality, data: Any) -> None:
+    """Raises UserError if a section `data` names a folder that its source does not read."""
     reads_folder = modality.folder_sources | {"codes"}
     if data.folder and data.source not in reads_folder:
         names = " or ".join(repr(name) for name in sorted(reads_folder))
@@ -39,6 +34,15 @@ def open_source(config: Mapping[str, Any]) -> Splits:
             f"data.folder is {data.folder}, and data.source {data.source!r} reads no folder: set "
             f"data.source to {names}"
         )
+
+
+def open_source(config: Mapping[str, Any]) -> Splits:
+    """Opens, and at first use prepares, the data set of `config.data`.
+
+    Raises:
+      UserError: it cannot be opened; the message says what to do.
+    """
+    modality, data, seed = of(config), config["data"], config["seed"]
     if data.source.startswith("tfds:"):
         return open_tfds(data.source.removeprefix("tfds:"), data, seed, modality.feature)
     if data.source == "codes":  # only for priors
@@ -46,4 +50,12 @@ def open_source(config: Mapping[str, Any]) -> Splits:
     return modality.sources()[data.source](data, seed)
 
 
-__all__ = ["MODALITIES", "Modality", "Network", "data_suffixes", "of", "open_source"]
+__all__ = [
+    "MODALITIES",
+    "Modality",
+    "Network",
+    "check_folder",
+    "data_suffixes",
+    "of",
+    "open_source",
+]

@@ -89,7 +89,7 @@ class Modality(abc.ABC):
     data_fields: ClassVar[type]
     shape_fields: ClassVar[tuple[str, ...]]
     kept_fields: ClassVar[tuple[str, ...]] = ()
-    folder_sources: ClassVar[frozenset[str]]
+    folder_sources: ClassVar[frozenset[str]] = frozenset()
     loss_fields: ClassVar[type] = NoFields
     losses: ClassVar[Mapping[str, Loss]]
     distribution: ClassVar[bool] = False
@@ -236,7 +236,7 @@ class Modality(abc.ABC):
         """
         raise UserError(f"side_by_side is for images: {self.noun}s have none")
 
-    def batch_of(
+    def batch_of_text(
         self, text: bytes | str, strides: tuple[int, ...] | None, shape: tuple[int, ...]
     ) -> np.ndarray:
         """Returns a text as a batch of one example, filled up to whole codes.

@@ -109,7 +109,7 @@ class Text(Modality):
     def write(self, raw: np.ndarray, path: Path) -> None:
         files.write(raw.astype(np.uint8).tobytes(), path)
 
-    def batch_of(
+    def batch_of_text(
         self, text: bytes | str, strides: tuple[int, ...] | None, shape: tuple[int, ...]
     ) -> np.ndarray:
         data = text.encode() if isinstance(text, str) else text
@@ -125,8 +125,9 @@ class Text(Modality):
         return np.frombuffer(prompt.encode("utf-8", "surrogateescape"), np.uint8).astype(np.int32)
 
     def shown(self, raw: np.ndarray) -> str:
-        """Returns the text, without the zeros at its end."""
-        return raw.astype(np.uint8).tobytes().rstrip(b"\0").decode("utf-8", "replace")
+        """Returns the text, without the zeros at its end and without control characters."""
+        text = raw.astype(np.uint8).tobytes().rstrip(b"\0").decode("utf-8", "replace")
+        return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
     def trimmed(self, raw: np.ndarray) -> np.ndarray:
         return np.trim_zeros(raw, "b")

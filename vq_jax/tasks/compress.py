@@ -51,7 +51,9 @@ def compress(
     opened = codec.load(workdir, tokenizer)
     opened.check(None if entropy == "static" else entropy, quality, lossy)
     modality, tiler = opened.tokenizer.modality, opened.tiler
-    pairs = pair_files(input, output, modality.suffixes, SUFFIX, modality.noun)
+    # Files of any kind keep their names, so that they come back under them.
+    name = None if modality.suffixes else lambda path: path.name + SUFFIX
+    pairs = pair_files(input, output, modality.suffixes, SUFFIX, modality.noun, name)
     if (suffix := pairs[0][1].suffix.lower()) in modalities.data_suffixes():
         raise UserError(f"output: {output} would be a {SUFFIX} file with the suffix {suffix}")
     if entropy == "static" or data is not None or (not entropy and "prior" not in opened.models):
@@ -98,14 +100,8 @@ def decompress(workdir: Path, *, tokenizer: Path | None = None, input: Path, out
     check_input(input)  # fail early
     opened = codec.load(workdir, tokenizer)
     modality, tiler = opened.tokenizer.modality, opened.tiler
-    pairs = pair_files(
-        input,
-        output,
-        (SUFFIX,),
-        modality.suffix,
-        f"{SUFFIX} file",
-        any_file=modality.suffixes is None,
-    )
+    name = None if modality.suffixes else lambda path: path.stem
+    pairs = pair_files(input, output, (SUFFIX,), modality.suffix, f"{SUFFIX} file", name)
     check_output(pairs[0][1], modality.writes)
 
     tally = _Tally(opened)

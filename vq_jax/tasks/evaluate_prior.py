@@ -139,7 +139,7 @@ def measure_examples(evaluation: Evaluation) -> dict[str, Any]:
     unit, units = modality.unit, modality.units(config.codes.example)
     of_codes = bits * module.length / units
     sums = {}
-    if given:
+    if modality.distribution and config.data.source != "codes":
         of_examples = given / count / math.log(2) / units
         sums[f"bits_per_{unit}_given_codes"] = of_examples
         sums[f"bits_per_{unit}_sum"] = of_codes + of_examples

@@ -91,7 +91,7 @@ def measure_examples(evaluation: Evaluation) -> dict[str, Any]:
     counts_QK = count_codes(tokenizer, all_codes)
     figures |= _code_figures(tokenizer, counts_QK) | modality.code_figures(split_codes)
     unit = modality.unit
-    if nats:
+    if modality.distribution:
         given = nats / math.log(2) / count / modality.units(tokenizer.spec.shape)
         figures[f"bits_per_{unit}_given_codes"] = given
         figures[f"bits_per_{unit}_sum"] = figures[f"entropy_bits_per_{unit}"] + given

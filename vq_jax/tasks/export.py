@@ -100,9 +100,10 @@ def _stablehlo(tokenizer: TrainedTokenizer, workdir: Path, output: Path) -> None
         spec = jax.ShapeDtypeStruct((batch, *shape), dtype)
         program = jax.export.export(jax.jit(function), platforms=("cpu", "cuda", "tpu"))(spec)
         (output / f"{name}.stablehlo").write_bytes(bytes(program.serialize()))
+    made = f"logits of {noun}" if tokenizer.modality.distribution else noun
     description = {
         "encode": f"{_signature(example.dtype, example.shape)} {noun} to int32 codes",
-        "decode": f"{_signature('int32', codes.shape)} codes to float32 {noun}",
+        "decode": f"{_signature('int32', codes.shape)} codes to float32 {made}",
         "num_codes": codes.num_codes,
         "use": f"jax.export.deserialize(bytearray(open('encode.stablehlo', 'rb').read())).call({noun})",
     }

@@ -38,23 +38,23 @@ def pair_files(
     suffixes: Collection[str] | None = EXTENSIONS,
     to: str = ".png",
     noun: str = "image",
-    any_file: bool = False,
+    name: Callable[[Path], str] | None = None,
 ) -> list[tuple[Path, Path]]:
     """Pairs each file to read with the file to write.
 
     Args:
       input: a file, or a folder whose tree of files is mirrored in `output`; `STDIO` is standard input.
       output: the file, or folder, to write; `STDIO` is standard output.
-      suffixes: of the files to read in a folder; by default those of images. None takes all files, to
-        whose names `to` is appended.
+      suffixes: of the files to read in a folder; by default those of images. None takes all files.
       to: suffix of the files to write, if `output` does not name a file.
       noun: name of such a file, in messages.
-      any_file: whether files to write may have any suffix: that of "a.md.vqz" is then ".md".
+      name: file to read -> name of the file to write; None replaces the suffix by `to`.
 
     Raises:
       UserError: the input does not exist, or a file would be written among the inputs.
     """
     check_input(input)
+    named = name or (lambda path: path.stem + to)
     if STDIO in (input, output):
         if input.is_dir() or (output != STDIO and output.is_dir()):
             raise UserError("standard input and output take one file: name no folder with them")
@@ -62,18 +62,13 @@ def pair_files(
     if input.is_dir() and (output.is_file() or output.suffix.lower() in {*EXTENSIONS, to}):
         raise UserError(f"input: {input} is a folder, and output: {output} a file; name a folder")
 
-    def named(source: Path) -> str:
-        if suffixes is None:
-            return source.name + to
-        return source.stem if any_file and Path(source.stem).suffix else source.stem + to
-
     if input.is_dir():
         found = find_files(input, suffixes, f"{noun}s")
         pairs = [(p, output / p.relative_to(input).with_name(named(p))) for p in found]
         if len({target for _, target in pairs}) < len(pairs):  # a.jpg and a.png: keep both
             pairs = [(p, target.with_name(p.name + to)) for p, target in pairs]
     else:
-        into_folder = output.is_dir() or not (output.suffix or any_file)
+        into_folder = output.is_dir() or not (output.suffix or name)
         pairs = [(input, output / named(input) if into_folder else output)]
     inputs = {source.resolve() for source, _ in pairs}
     inside = input.is_dir() and output.resolve().is_relative_to(input.resolve())

@@ -128,8 +128,9 @@ def write_table(
 ) -> None:
     """Writes a parquet table of semantic IDs (Rajput et al. 2023, sec. 3.1).
 
-    Columns: `item`, the id of the example; `split`; `label`, the name of its class, or 0 without classes; `code_0`, `code_1` and so on; and `index`,
-    which numbers the items of equal codes from 0, so that codes and index are unique.
+    Columns: `item`, the id of the example; `split`; `label`, the name of its class, or 0 without
+    classes; `code_0`, `code_1` and so on; and `index`, which numbers the items of equal codes from 0, so
+    that codes and index are unique.
 
     Args:
       tokenizer: the tokenizer, whose examples have one position.

@@ -75,6 +75,7 @@ def train(
     elif not (coordinator is processes is process is None):
         raise UserError("coordinator, processes and process need distributed")
     configs.check(config)
+    modalities.check_folder(modalities.of(config), config.data)
     _check_writable(workdir)
     key = jax.random.key(config.seed)
     job = kind.job(config, workdir, jax.random.fold_in(key, _INIT))

@@ -3,28 +3,33 @@
 import jax
 import ml_collections
 import optax
+import optax.contrib
 
 from vq_jax.errors import UserError
 
 
-def make_schedule(config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
+def make_schedule(
+    config: ml_collections.ConfigDict, steps: int, scale: float = 1.0
+) -> optax.Schedule:
     """Returns the learning rate: linear warm-up, then constant or cosine decay to `lr_end`.
 
     Args:
       config: the section `optim` or `disc_optim`.
       steps: total number of optimizer updates.
+      scale: factor of all learning rates.
     """
     warmup = min(config.warmup_steps, steps)
+    peak = scale * config.lr
     if config.schedule == "constant":
-        body = optax.constant_schedule(config.lr)
+        body = optax.constant_schedule(peak)
     elif config.schedule == "cosine":
         alpha = config.lr_end / config.lr if config.lr else 0.0
-        body = optax.cosine_decay_schedule(config.lr, max(1, steps - warmup), alpha)
+        body = optax.cosine_decay_schedule(peak, max(1, steps - warmup), alpha)
     else:
         raise UserError(f"optim.schedule is {config.schedule!r}: use 'constant' or 'cosine'")
     if not warmup:
         return body
-    ramp = optax.linear_schedule(0.0, config.lr, warmup)
+    ramp = optax.linear_schedule(0.0, peak, warmup)
     return optax.join_schedules([ramp, body], [warmup])
 
 
@@ -40,8 +45,33 @@ def _decayed(params):
     )
 
 
+def _with_muon(
+    config: ml_collections.ConfigDict, steps: int, others: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Updates matrices named "kernel" by Muon, with the schedule of the others, and the rest by `others`."""
+    if not config.lr:
+        raise UserError("optim.muon_lr needs optim.lr above 0, whose schedule it follows")
+    scale = config.muon_lr / config.lr
+    muon = optax.contrib.muon(
+        make_schedule(config, steps // config.accumulate, scale),
+        # The decay of a step is the learning rate times this: the same as that of AdamW.
+        weight_decay=config.weight_decay / scale,
+    )
+
+    def label(path, leaf):
+        return "muon" if path[-1].key == "kernel" and leaf.ndim == 2 else "others"
+
+    return optax.partition(
+        {"muon": muon, "others": others},
+        lambda params: jax.tree_util.tree_map_with_path(label, params),
+    )
+
+
 def make_optimizer(config: ml_collections.ConfigDict, steps: int) -> optax.GradientTransformation:
     """Makes AdamW (Loshchilov & Hutter 2019) with gradient clipping and accumulation.
+
+    With `muon_lr`, the kernels of dense layers are updated by Muon (Jordan et al. 2024): momentum whose
+    singular values are brought to about 1.
 
     Args:
       config: the section `optim` or `disc_optim`.
@@ -52,16 +82,14 @@ def make_optimizer(config: ml_collections.ConfigDict, steps: int) -> optax.Gradi
     schedule = make_schedule(config, steps // config.accumulate)
     # The identity keeps the structure of the state, so that a run can continue with clipping turned on.
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    tx = optax.chain(
-        clip,
-        optax.adamw(
-            schedule,
-            b1=config.b1,
-            b2=config.b2,
-            weight_decay=config.weight_decay,
-            mask=_decayed,
-        ),
+    adamw = optax.adamw(
+        schedule,
+        b1=config.b1,
+        b2=config.b2,
+        weight_decay=config.weight_decay,
+        mask=_decayed,
     )
+    tx = optax.chain(clip, _with_muon(config, steps, adamw) if config.muon_lr else adamw)
     if config.accumulate > 1:
         return optax.MultiSteps(tx, config.accumulate).gradient_transformation()
     return tx
