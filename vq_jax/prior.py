@@ -231,20 +231,21 @@ class TrainedPrior:
         best = likelihood.reshape(count, candidates).argmax(axis=1)
         return codes.reshape(count, candidates, *self.tokenizer.codes.shape)[np.arange(count), best]
 
-    def sample(self, count: int, *, given: np.ndarray | None = None, **how: Any) -> np.ndarray:
+    def sample(self, count: int, *, prompt: str | bytes | None = None, **how: Any) -> np.ndarray:
         """Samples examples [count, ...], images float32 in [-1, 1]; see `sample_codes`.
 
         Args:
           count: number of samples.
-          given: int32 [n], the bytes with which texts begin; None samples them from the start. The prior
-            reads those that whole codes span.
+          prompt: how samples of texts begin; None samples them from the start. The prior reads the bytes
+            that whole codes span.
           **how: see `sample_codes`.
 
         Raises:
-          UserError: texts cannot begin with so many bytes, or see `sample_codes`.
+          UserError: the prompt is too long or too short, or see `sample_codes`.
         """
-        if given is None:
+        if prompt is None:
             return self.decode(self.sample_codes(count, **how), **_decoding(how))
+        given = self.modality.from_prompt(prompt)
         known = self._encode_beginning(given)
         codes = self.sample_codes(count, given=known, **how)
         elements = np.full((count, *self.tokenizer.spec.shape), -1, np.int32)

@@ -119,6 +119,9 @@ class TrainedTokenizer:
         Raises:
           ValueError: a code is out of range, or the codes have another shape.
         """
+        return self.decode_unchecked(self._checked_codes(codes))
+
+    def _checked_codes(self, codes: Any) -> jax.Array:
         codes, spec = np.asarray(codes), self.codes
         if codes.ndim != 1 + len(spec.shape) or not np.issubdtype(codes.dtype, np.integer):
             raise ValueError(
@@ -137,7 +140,7 @@ class TrainedTokenizer:
             )
         if codes.size and (codes.min() < 0 or codes.max() >= spec.num_codes):
             raise ValueError(f"codes are outside [0, {spec.num_codes})")
-        return self.decode_unchecked(jnp.asarray(codes, jnp.int32))
+        return jnp.asarray(codes, jnp.int32)
 
     def decode_unchecked(self, codes: jax.Array) -> jax.Array:
         """`decode` without the check of its argument."""
@@ -168,7 +171,7 @@ class TrainedTokenizer:
         Returns:
           examples in their range, [B, ...].
         """
-        codes = jnp.asarray(codes, jnp.int32)
+        codes = self._checked_codes(codes)
         if not self.module.sequential:
             return np.asarray(self.modality.output(self.decode_unchecked(codes)))
         if given is None:

@@ -70,8 +70,7 @@ def main() -> None:
             title = f"{name}, temperature {temperature:g}"
             results[title] = figures(judge, x)
             page += _section(title, prior, x[:_SHOWN])
-        given = prior.modality.from_prompt(_PROMPT)
-        x = prior.sample(_SHOWN, given=given, temperature=_TEMPERATURES[-1])
+        x = prior.sample(_SHOWN, prompt=_PROMPT, temperature=_TEMPERATURES[-1])
         page += _section(f'{name}, prompt "{_PROMPT}"', prior, x)
     for name, found in results.items():
         print(f"{name:<36}" + "  ".join(f"{key} {value:.3f}" for key, value in found.items()))

@@ -126,7 +126,7 @@ def test_a_prior_continues_a_text():
     for causal_layers in (0, 2):
         prior = make_prior(make_text_tokenizer(causal_layers), "causal")
         given = prior.modality.from_prompt("In the beg")
-        samples = prior.sample(2, given=given)
+        samples = prior.sample(2, prompt="In the beg")
         assert samples.shape == (2, LENGTH)
         assert all(prior.modality.shown(s).startswith("In the beg") for s in samples)
         codes = prior.sample_codes(2, given=prior._encode_beginning(given))
@@ -134,9 +134,9 @@ def test_a_prior_continues_a_text():
         longer = prior.sample_codes(2, given=prior._encode_beginning(given[:8]))
         np.testing.assert_array_equal(codes[:, :2], longer[:, :2])
         with pytest.raises(UserError, match="32 bytes, and this prior writes texts of 32"):
-            prior.sample(1, given=np.zeros(LENGTH, np.int32))
+            prior.sample(1, prompt=bytes(LENGTH))
     with pytest.raises(UserError, match="3 bytes, fewer than one code spans, 4"):
-        make_prior(make_text_tokenizer(), "causal").sample(1, given=given[:3])
+        make_prior(make_text_tokenizer(), "causal").sample(1, prompt="In ")
 
 
 @pytest.mark.parametrize(

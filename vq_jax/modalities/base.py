@@ -250,8 +250,8 @@ class Modality(abc.ABC):
         """
         raise ValueError(f"{self.noun}s are arrays, and this is {type(text).__name__}")
 
-    def from_prompt(self, prompt: str) -> np.ndarray:
-        """Returns the beginning of an example, as models take it.
+    def from_prompt(self, prompt: str | bytes) -> np.ndarray:
+        """Returns the beginning of an example, as models take it, from text.
 
         Raises:
           UserError: the modality has none.

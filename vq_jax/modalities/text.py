@@ -112,17 +112,18 @@ class Text(Modality):
     def batch_of_text(
         self, text: bytes | str, strides: tuple[int, ...] | None, shape: tuple[int, ...]
     ) -> np.ndarray:
-        data = text.encode() if isinstance(text, str) else text
+        x = self.from_prompt(text)
         least = strides[0] if strides else shape[0]
-        if len(data) < least:
-            raise ValueError(f"the text has {len(data)} bytes, fewer than one code spans, {least}")
-        if not strides and len(data) > least:
-            raise ValueError(f"the text has {len(data)} bytes: this tokenizer takes {least}")
-        x = np.frombuffer(data, np.uint8).astype(np.int32)
+        if len(x) < least:
+            raise ValueError(f"the text has {len(x)} bytes, fewer than one code spans, {least}")
+        if not strides and len(x) > least:
+            raise ValueError(f"the text has {len(x)} bytes: this tokenizer takes {least}")
         return np.pad(x, (0, -len(x) % least))[None]
 
-    def from_prompt(self, prompt: str) -> np.ndarray:
-        return np.frombuffer(prompt.encode("utf-8", "surrogateescape"), np.uint8).astype(np.int32)
+    def from_prompt(self, prompt: str | bytes) -> np.ndarray:
+        if isinstance(prompt, str):
+            prompt = prompt.encode("utf-8", "surrogateescape")
+        return np.frombuffer(prompt, np.uint8).astype(np.int32)
 
     def shown(self, raw: np.ndarray) -> str:
         """Returns the text, without the zeros at its end and without control characters."""

@@ -62,7 +62,7 @@ def sample(
     if labels:
         prior.labels(labels, len(labels))  # fail early
     if prompt is not None:
-        how["given"] = modality.from_prompt(prompt)
+        how["prompt"] = prompt
     shown: list[np.ndarray] = []
     for start in track(range(0, total, _AT_ONCE), "sampling"):
         numbers = range(start, min(start + _AT_ONCE, total))
