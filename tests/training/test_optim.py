@@ -11,7 +11,7 @@ from vq_jax.training.optim import make_optimizer, make_schedule
 
 def section(**changes):
     config = base("vqvae").optim
-    config.update(lr=0.1, **changes)
+    config.update({"lr": 0.1} | changes)
     return config
 
 
@@ -71,3 +71,29 @@ def test_invalid_values_are_rejected():
         make_schedule(section(schedule="linear"), 10)
     with pytest.raises(UserError, match="accumulate"):
         make_optimizer(section(accumulate=0), 10)
+
+
+def test_muon_updates_matrices_and_adamw_the_rest(rng):
+    params = {
+        "dense": {"kernel": jnp.ones((8, 16)), "bias": jnp.ones(16)},
+        "conv": {"kernel": jnp.ones((3, 3, 4, 4))},
+        "codes": {"embedding": jnp.ones((5, 8))},
+    }
+    grads = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params)
+
+    def updates(**changes):
+        tx = make_optimizer(section(**changes), 10)
+        return tx.update(grads, tx.init(params), params)[0]
+
+    plain, muon = updates(), updates(muon_lr=0.5)
+    for path in (("dense", "bias"), ("conv", "kernel"), ("codes", "embedding")):
+        chex.assert_trees_all_equal(muon[path[0]][path[1]], plain[path[0]][path[1]])
+    # All singular values of an update are about the learning rate, times sqrt(fan out / fan in).
+    values = jnp.linalg.svd(muon["dense"]["kernel"], compute_uv=False) / (0.5 * 2**0.5)
+    assert (jnp.abs(values - 1) < 0.4).all()
+    decayed = updates(muon_lr=0.5, weight_decay=0.5)["dense"]["kernel"]
+    chex.assert_trees_all_close(
+        decayed - muon["dense"]["kernel"], jnp.full((8, 16), -0.05), atol=1e-5
+    )
+    with pytest.raises(UserError, match="muon_lr needs optim.lr"):
+        make_optimizer(section(muon_lr=0.1, lr=0.0), 10)
