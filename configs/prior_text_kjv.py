@@ -1,4 +1,10 @@
-"""A prior over the codes of the tokenizer of text, which writes text."""
+"""A prior over the codes of the tokenizer of text, which writes text.
+
+    python -m vq_jax.main --config=configs/prior_text_kjv.py
+    python -m vq_jax.main --config=configs/prior_text_kjv.py:masked    # also fills gaps
+
+Train the tokenizer first (configs/text_kjv.py).
+"""
 
 from vq_jax.config import base_prior
 

@@ -4,6 +4,7 @@
     python -m vq_jax.main --config=text_kjv
     python -m vq_jax.main --config=prior_text_kjv
     python -m vq_jax.main --config=bytes_kjv
+    python -m vq_jax.main --config=bytes_kjv:long
     python -m experiments.text.compare --output=experiments/text/results.json
 
 All run one after another in this process, on the same 348 KB: the seven held-out books, joined. Every result is
@@ -119,7 +120,7 @@ def main() -> None:
     """Runs the comparison and writes its figures."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--text-prior", type=Path, default=Path("runs/prior_text_kjv"))
-    parser.add_argument("--bytes-prior", type=Path, default=Path("runs/bytes_kjv"))
+    parser.add_argument("--bytes-prior", type=Path, default=Path("runs/bytes_kjv-long"))
     parser.add_argument("--output", type=Path, default=Path("results.json"))
     arguments = parser.parse_args()
     books = read_kjv()

@@ -50,7 +50,7 @@ def main() -> None:
     """Draws the samples, and writes their figures and the page."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--text-prior", type=Path, default=Path("runs/prior_text_kjv"))
-    parser.add_argument("--bytes-prior", type=Path, default=Path("runs/bytes_kjv"))
+    parser.add_argument("--bytes-prior", type=Path, default=Path("runs/bytes_kjv-long"))
     parser.add_argument("--output", type=Path, default=Path("."))
     arguments = parser.parse_args()
     judge = runs.load_prior(arguments.bytes_prior)
