@@ -22,7 +22,7 @@ def get_config(prior="causal"):
     config.prior.dropout = 0.1
     config.eval_samples = 16
 
-    config.phases.prior = 1000
+    config.phases.prior = 600
     config.log_every = 20
     config.save_every = 250
     config.optim.lr = 2e-3

@@ -24,9 +24,9 @@ def get_config(decoder="sequential"):
     config.quantizer.dim = 32
     config.kmeans_batches = 8
 
-    config.phases.autoencoder = 150
-    config.phases.quantizer = 50
-    config.phases.joint = 1000
+    config.phases.autoencoder = 100
+    config.phases.quantizer = 30
+    config.phases.joint = 570
     config.log_every = 10
     config.save_every = 250
 
