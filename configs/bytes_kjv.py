@@ -10,6 +10,8 @@ from vq_jax.config import base_prior
 
 
 def get_config(windows="short"):
+    if windows not in ("short", "long"):
+        raise ValueError(f"there is no variant {windows!r}: use short or long")
     config = base_prior("causal", modality="text")
     config.tokenizer = "bytes"
     config.data.source = "kjv"

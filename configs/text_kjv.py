@@ -8,6 +8,8 @@ from vq_jax.config import base
 
 
 def get_config(decoder="sequential"):
+    if decoder not in ("sequential", "parallel"):
+        raise ValueError(f"there is no variant {decoder!r}: use sequential or parallel")
     config = base(model="text_conv", quantizer="vq")
     config.data.source = "kjv"
     config.data.length = 256

@@ -243,7 +243,7 @@ class TrainedPrior:
         Raises:
           UserError: the prompt is too long or too short, or see `sample_codes`.
         """
-        if prompt is None:
+        if not prompt:
             return self.decode(self.sample_codes(count, **how), **_decoding(how))
         given = self.modality.from_prompt(prompt)
         known = self._encode_beginning(given)

@@ -57,8 +57,8 @@ def load(name_or_path: str | Path) -> TrainedTokenizer | TrainedPrior:
 
 
 def is_built_in(folder: Path) -> bool:
-    """Whether a path that is no folder names a tokenizer that needs no training."""
-    return str(folder) in BUILT_IN and not folder.is_dir()
+    """Whether a path that is no run's folder names a tokenizer that needs no training."""
+    return str(folder) in BUILT_IN and not (folder / configs.FILE).exists()
 
 
 def load_tokenizer(name_or_path: str | Path, data: ConfigDict | None = None) -> TrainedTokenizer:

@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from running import user_error
 from small import make_prior, make_text_tokenizer
 
 import vq_jax
 from vq_jax.config import base, check
 from vq_jax.errors import UserError
+from vq_jax.runs import load_tokenizer
 
 LENGTH = 32
 
@@ -99,6 +101,13 @@ def test_texts_are_encoded_as_bytes_and_as_strings(tokenizer):
         tokenizer.encode(b"In ")
     with pytest.raises(ValueError, match="outside 0 to 255"):
         tokenizer.encode(np.full((1, 4), 256))
+
+
+def test_a_folder_named_as_the_identity_does_not_hide_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bytes").mkdir()
+    assert load_tokenizer("bytes").codes.num_codes == 256
+    assert "no folder for figures" in user_error("--mode=evaluate", "--workdir=bytes")
 
 
 def test_codes_of_the_identity_are_bytes():

@@ -91,7 +91,7 @@ class Codec:
 
     def compress(
         self,
-        x: np.ndarray,
+        x: np.ndarray | bytes,
         *,
         entropy: str | None = None,
         quality: int | None = None,
@@ -100,7 +100,8 @@ class Codec:
         """Compresses an example to the bytes of a `.vqz` file.
 
         Args:
-          x: a raw example as the tiler takes it: an image uint8 [H, W, C], of any size; a text uint8 [N].
+          x: a raw example as the tiler takes it: an image uint8 [H, W, C], of any size; a text uint8 [N]
+            or bytes.
           entropy: "fixed", "static" or "prior". None is the prior if there is one, and otherwise the
             shorter of the other two.
           quality: number of levels of a residual tokenizer to keep, from 1; None keeps all.
@@ -110,6 +111,7 @@ class Codec:
           UserError: the entropy model is not available, or the tokenizer has no such levels.
           ValueError: x has another shape or type.
         """
+        x = np.frombuffer(x, np.uint8) if isinstance(x, bytes) else x
         return self.compress_all([x], entropy=entropy, quality=quality, lossy=lossy)[0]
 
     def compress_all(

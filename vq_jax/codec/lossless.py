@@ -34,7 +34,7 @@ from vq_jax.codec.text_tiler import TextTiler
 from vq_jax.errors import UserError
 from vq_jax.tokenizer import TrainedTokenizer
 
-PORTABLE_TEXT = "lossy and entropy='static'"  # the arguments for files that read on every machine
+PORTABLE_TEXT = "lossy and entropy='fixed'"  # the arguments for files that read on every machine
 _BYTES = 256
 _AT_ONCE = 2**14  # bytes of a batch of windows, at least one window
 _LOGITS = 2**22  # logits of the codes of a batch, at least those of one window

@@ -33,7 +33,8 @@ class TextTiler:
     def check(self, x: np.ndarray) -> None:
         """Raises ValueError if x is no text, and UserError if it is too large."""
         if getattr(x, "dtype", None) != np.uint8 or np.ndim(x) != 1:
-            raise ValueError(f"the text is {getattr(x, 'dtype', type(x))}: make it uint8 [N]")
+            kind = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
+            raise ValueError(f"the text is {kind}: make it bytes, or uint8 [N]")
         if len(x) > _MOST:
             raise UserError(f"the text has {len(x):,} bytes: at most {_MOST:,} fit one file")
 

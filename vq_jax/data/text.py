@@ -113,7 +113,7 @@ def open_text(data: ml_collections.ConfigDict, seed: int) -> Splits:
     if path.is_file():
         check_fraction(data.val_fraction)
         size = path.stat().st_size
-        if 0 < size <= data.length:
+        if 0 < size <= data.length and data.val_fraction < 1:
             raise UserError(
                 f"{path} has {size:,} bytes, and data.length is {data.length:,}: nothing is left to train "
                 "on; use a longer file or a smaller length"
@@ -136,6 +136,11 @@ def open_text(data: ml_collections.ConfigDict, seed: int) -> Splits:
         raise UserError(f"there is no file or folder {path}")
     if not any(parts):
         raise UserError(f"the files in {path} are empty")
+    if not parts[0] and len(parts[1]) == 1 and data.val_fraction < 1:
+        raise UserError(
+            f"{path} has one file, which is held out whole: name the file itself as data.folder, or add "
+            "files"
+        )
     train, val = (Windows(part, data.length) for part in parts)
     return Splits(train, val, names)
 

@@ -167,11 +167,13 @@ def _count(opened: Codec, folder: Path, data: ConfigDict | None, needed: bool) -
     """
     path = folder / counts.FILE
     if is_built_in(folder):
-        if needed or data is not None:
-            raise UserError(f"tokenizer {folder} has no folder for counts of codes")
+        if needed:
+            raise UserError(
+                f"tokenizer {folder} has no folder for counts of codes: use entropy='fixed'"
+            )
         return
     if "static" in opened.models:
-        if data is not None:
+        if data is not None and data.to_dict() != opened.tokenizer.config.data.to_dict():
             raise UserError(
                 f"{path} already exists, and files are coded by it: remove it to count others"
             )

@@ -51,6 +51,8 @@ def evaluate(
                 f"{name} is for FID: give inception, the file of its weights or 'download'"
             )
     folder = runs.find(workdir)
+    if runs.is_built_in(folder):
+        raise UserError(f"tokenizer {folder} has no folder for figures: its codes are the bytes")
     kind = configs.kind_of_run(folder)
     given: dict[str, Any] = {"tokenizer": tokenizer, "count": count, "seed": seed}
     for name, value in given.items():

@@ -68,7 +68,7 @@ def pair_files(
         if len({target for _, target in pairs}) < len(pairs):  # a.jpg and a.png: keep both
             pairs = [(p, target.with_name(p.name + to)) for p, target in pairs]
     else:
-        into_folder = output.is_dir() or not (output.suffix or name)
+        into_folder = output.is_dir() or not output.suffix
         pairs = [(input, output / named(input) if into_folder else output)]
     inputs = {source.resolve() for source, _ in pairs}
     inside = input.is_dir() and output.resolve().is_relative_to(input.resolve())

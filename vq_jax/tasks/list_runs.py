@@ -18,6 +18,8 @@ _FIGURES = {
     "lpips": ("LPIPS", ".3f"),
     "relative_error": ("relative error", ".3f"),
     "unique_share": ("unique IDs", ".1%"),
+    "byte_accuracy": ("bytes right", ".1%"),
+    "bits_per_byte_sum": ("bits a byte", ".3f"),
     "usage": ("codes in use", ".1%"),
     "bits_per_code": ("bits a code", ".2f"),
     "efficientnet_frechet": ("Frechet", ".1f"),
