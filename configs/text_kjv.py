@@ -1,7 +1,11 @@
 """A tokenizer of text: one code of 9 bits for 8 bytes, and a decoder that also reads the bytes before.
 
-python -m vq_jax.main --config=configs/text_kjv.py
-python -m vq_jax.main --config=configs/text_kjv.py:parallel    # all bytes from the codes alone
+    python -m vq_jax.main --config=configs/text_kjv.py
+    python -m vq_jax.main --config=configs/text_kjv.py:parallel
+
+A quarter of an hour on two CPU cores: on held-out books, codes of 1.105 bits per byte by their entropy, and
+.909 bits per byte given the codes (experiments/text). With `parallel`, codes of 9 bits for 4 bytes alone give
+all bytes; it has not been run to the end.
 """
 
 from vq_jax.config import base

@@ -203,3 +203,22 @@ def test_readmes_show_the_evaluation_of_semantic_ids():
     page = (ROOT / "docs" / "semantic_ids.md").read_text()
     for name in ("relative_error", "cosine_similarity"):
         assert f"| {figures[name]:.3f} |".replace("0.", ".") in page
+
+
+def test_readmes_show_the_compressors_and_samples_of_text():
+    file = "experiments/text/README.md"
+    results = read_json("text/results.json")["compressors"]
+    for name, figures in results.items():
+        row = cells(file, name)
+        assert_shows(row[0], figures["bits_per_byte"])
+        if "bits_per_byte_given_training_text" in figures:
+            assert_shows(row[1], figures["bits_per_byte_given_training_text"])
+        assert_shows(row[2], figures["mb_per_second"])
+        assert_shows(row[3], figures["mb_per_second_back"])
+        if "model_bytes" in figures:
+            assert_shows(row[4], figures["model_bytes"] / 1e6)
+    for name, figures in read_json("text/samples.json").items():
+        assert_shows(" ".join(cells(file, name)), *figures.values())
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    for name in ("vq_jax: bytes by the prior", "vq_jax: codes by the prior, then bytes", "gzip -9"):
+        assert f"{results[name]['bits_per_byte']:.2f}".lstrip("0") in readme, name
