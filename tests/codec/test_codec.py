@@ -229,7 +229,7 @@ def test_codes_that_do_not_match_their_checksum_are_not_returned(tokenizer, rng,
     data = Codec(tokenizer, None, prior).compress(image(rng))
     other_machine = Codec(tokenizer, None, prior)
     model = other_machine.models["prior"]
-    model._outputs_crc(8)  # cached before the step changes
+    model.outputs_crc(8)  # cached before the step changes
     step = model._step
 
     def changed(*arguments):

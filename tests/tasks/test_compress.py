@@ -138,7 +138,7 @@ def test_unreadable_files_are_reported_and_write_no_output(run, compressed, tmp_
     cases = {
         "truncated": (data[:-5], "truncated or altered"),
         "altered": (data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :], "altered"),
-        "newer": (data[:3] + b"\x02" + data[4:], "newer than this program"),
+        "newer": (data[:3] + b"\x03" + data[4:], "newer than this program"),
         "text": (b"some text", "not a .vqz file"),
         "empty": (b"", "not a .vqz file"),
     }

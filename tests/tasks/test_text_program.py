@@ -325,5 +325,5 @@ def test_texts_that_cannot_be_read_are_refused(runs, tmp_path):
     with pytest.raises(ValueError, match="fewer than one code spans"):
         vq_jax.load(runs / "parallel").encode(b"abc")
     image = np.zeros((8, 8, 3), np.uint8)
-    with pytest.raises(ValueError, match="make it uint8"):
+    with pytest.raises(ValueError, match="make it bytes, or uint8"):
         codec.load(runs / "parallel").compress(image)

@@ -151,7 +151,7 @@ class _Tally:
         return (
             f"{self._plain:,} bytes uncompressed, {self._small:,} compressed, "
             f"{8 * self._small / max(1, self._units):.3f} bits a {unit}; "
-            f"{self._plain / self._small:.2f} times smaller, {self._files / seconds:.1f} files/s, "
+            f"{self._plain / self._small:.1f} times smaller, {self._files / seconds:.1f} files/s, "
             f"{self._units / seconds:,.0f} {unit}s/s"
         )
 
