@@ -73,7 +73,8 @@ def prior_config(books, prior, tokenizer, steps):
     if prior == "causal":
         config.prior.update(ngrams=(2, 3), ngram_bits=8, ngram_dim=8)
     config.optim.lr = 3e-3
-    config.update(tensorboard=False, eval_samples=8, ema_decay=0.9)
+    config.update(tensorboard=False, ema_decay=0.9)
+    config.eval_samples = 8 if tokenizer == "bytes" else 0
     config.phases.prior = steps
     return config
 
