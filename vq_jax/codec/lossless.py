@@ -51,16 +51,16 @@ class ByteModel:
 
     def __init__(self, tokenizer: TrainedTokenizer):
         module, self._variables = tokenizer.module, tokenizer.variables
+        self._decode = tokenizer.decode_unchecked
         self.sequential = module.sequential
         self._begin = jax.jit(partial(module.apply, method="begin"))
         self._step = jax.jit(partial(module.apply, method="step"), donate_argnums=4)
-        self._decode = jax.jit(partial(module.apply, method="decode_codes"))
 
     def logits(self, codes: np.ndarray) -> np.ndarray | None:
         """Returns the logits of all bytes, float32 [B, L, 256]; None if the decoder is sequential."""
         if self.sequential:
             return None
-        return np.asarray(self._decode(self._variables, jnp.asarray(codes)))
+        return np.asarray(self._decode(jnp.asarray(codes)))
 
     def visit(
         self,

@@ -62,6 +62,11 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+def swiglu_width(width: int) -> int:
+    """Returns the hidden width that gives "swiglu" as many params as 4 * width gives the others."""
+    return -(-8 * width // 3 // 32) * 32
+
+
 class Block(nn.Module):
     """Attention and a feed-forward layer with residual connections and pre-norm (Radford et al. 2019).
 

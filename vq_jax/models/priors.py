@@ -6,7 +6,7 @@ from typing import Annotated
 
 from vq_jax.bounds import Bounds
 from vq_jax.models.attention import axis_sizes
-from vq_jax.models.blocks import ACTIVATIONS, NORMS, Dtype
+from vq_jax.models.blocks import ACTIVATIONS, NORMS, Dtype, swiglu_width
 from vq_jax.models.transformer import Transformer
 
 
@@ -62,7 +62,7 @@ def transformer(
     if any(n < 2 for n in ngrams):
         raise ValueError(f"prior.ngrams is {tuple(ngrams)}: use orders of 2 or more")
     if not hidden:
-        hidden = -(-8 * width // 3 // 32) * 32 if activation == "swiglu" else 4 * width
+        hidden = swiglu_width(width) if activation == "swiglu" else 4 * width
     return Transformer(
         num_codes=num_codes,
         grid=grid,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from vq_jax.bounds import Bounds
 from vq_jax.models.attention import grid_coordinates, rotary_angles
-from vq_jax.models.blocks import Block, RMSNorm, normal
+from vq_jax.models.blocks import Block, RMSNorm, normal, swiglu_width
 from vq_jax.models.ngrams import NgramEmbedding, codes_before
 
 BYTES = 256
@@ -54,7 +54,7 @@ def _blocks(x_BLW: jax.Array, layers: int, heads: int, dtype: Any) -> jax.Array:
 def _make_block(layers: int, heads: int, width: int, causal: bool, dtype: Any, name: str) -> Block:
     return Block(
         heads=heads,
-        hidden=-(-8 * width // 3 // 32) * 32,
+        hidden=swiglu_width(width),
         norm="rms",
         activation="swiglu",
         dropout=0.0,
