@@ -60,7 +60,9 @@ _IN_PRIOR_CONFIG = "Default: set in the prior's config."
 FLAGS: dict[str, Flag] = {
     "input": Flag("path", "A file, or a folder of files; '-' is standard input."),
     "output": Flag("path", "The file or folder to write; '-' is standard output."),
-    "side_by_side": Flag("switch", "Images: put the original to the left of the reconstruction."),
+    "side_by_side": Flag(
+        "switch", "Put the original to the left of the reconstruction: images and videos."
+    ),
     "lossy": Flag("switch", "Texts: keep the codes only, from which the text is approximate."),
     "prompt": Flag("text", "Texts: how the samples begin; they continue it."),
     "entropy": Flag(
@@ -105,7 +107,7 @@ FLAGS: dict[str, Flag] = {
     "candidates": Flag("int", "Number of candidates, of which the likeliest is kept. Default: 1."),
     "mask": Flag(
         "path",
-        "Images: an image that is white where to sample. In an image with transparent holes, the holes "
+        "An image that is white where to sample; for a video also a clip. In an image with transparent holes, the holes "
         "are the mask.",
     ),
     "gap": Flag("text", "Texts: a character that stands for each byte to draw. Default: _."),
@@ -113,6 +115,8 @@ FLAGS: dict[str, Flag] = {
     "factor": Flag(
         "int", "Ratio of new to old side, a power of the prior's own. Default: the prior's own."
     ),
+    "frames": Flag("int", "Number of frames to append. Default: 16."),
+    "to": Flag("path", "An image, or a clip, that the result ends with."),
     "redraw": Flag("float", "Share of the codes to sample again, up to 1. Default: 0.5."),
     "temperature": Flag(
         "float", f"Sampling temperature; 0 takes the likeliest code. {_IN_PRIOR_CONFIG}"
@@ -172,6 +176,7 @@ def _edit(
     *,
     workdir: str = "runs/prior_default",
     required: tuple[str, ...] = (),
+    files: str = "--input=my.png --output=out.png",
     **flags: str,
 ) -> Command:
     """Returns the row of an edit, a command that changes files with a prior.
@@ -182,12 +187,13 @@ def _edit(
       more: flags of the example beside input and output.
       workdir: see `Command`.
       required: flags that must be given, beside input and output.
+      files: input and output of the example.
       **flags: the edit's own flags -> keywords.
     """
     return Command(
         "edit:edit",
         help,
-        f"--input=my.png --output=out.png{more}",
+        files + more,
         {**_FILES, **flags, "label": "label", **_TOKENIZER, **_SAMPLING},
         required=("input", "output", *required),
         workdir=workdir,
@@ -301,7 +307,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "inpaint": _edit(
         "inpaint",
-        "sample the part of an image that a mask marks, or the gap in a text",
+        "sample the part of an image or video that a mask marks, or the gap in a text",
         " --mask=mask.png",
         mask="mask",
         gap="gap",
@@ -325,6 +331,23 @@ COMMANDS: dict[str, Command] = {
         " --redraw=0.5",
         redraw="share",
         count="count",
+    ),
+    "predict": _edit(
+        "predict",
+        "append frames to a video; an image is a video of one frame",
+        " --frames=32",
+        files="--input=my.mp4 --output=out.mp4",
+        workdir="runs/prior_moving_emoji",
+        frames="frames",
+    ),
+    "interpolate": _edit(
+        "interpolate",
+        "sample the frames between two images, or between two clips",
+        " --to=last.png",
+        files="--input=first.png --output=out.mp4",
+        workdir="runs/prior_moving_emoji",
+        required=("to",),
+        to="to",
     ),
     "import": Command(
         "import_weights:import_weights",

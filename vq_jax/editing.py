@@ -5,6 +5,7 @@ each given the codes sampled before, and decoded as a whole, so that windows lea
 uint8 [H, W, C], of any size.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -78,12 +79,12 @@ def fill_grid(
     seed: int = 0,
     **how: Any,
 ) -> np.ndarray:
-    """Samples the free codes of one image, on a grid of any size.
+    """Samples the free codes of one image or clip, on a grid of any size.
 
     Args:
       prior: the prior.
-      given: int32 [H, W, *code_shape], no smaller than the prior's grid.
-      free: bool [H, W].
+      given: int32 [*grid, *code_shape], no smaller than the prior's grid along any axis.
+      free: bool [*grid].
       condition: codes of the condition, which cover the same image, if the prior has one.
       label: a class, its number, or None.
       candidates: number of candidates, of which the likeliest is kept.
@@ -95,15 +96,16 @@ def fill_grid(
     """
     if candidates < 1:
         raise UserError(f"candidates is {candidates}: use 1 or more")
-    height, width = prior.module.grid
+    window = prior.module.grid
     codes = np.repeat(np.asarray(given, np.int32)[None], candidates, axis=0)
     free, likelihood = free.copy(), np.zeros(candidates)
     share = _share(prior)
-    for i, (y, x) in enumerate(_windows(free, height, width, share)):
-        here = np.s_[y : y + height, x : x + width]
+    for i, corner in enumerate(_windows(free, window, share)):
+        sides = list(zip(corner, window, strict=True))
+        here = tuple(slice(start, start + size) for start, size in sides)
         worse = None
         if condition is not None:
-            part = condition[y // share : (y + height) // share, x // share : (x + width) // share]
+            part = condition[tuple(slice(a // share, (a + size) // share) for a, size in sides)]
             worse = np.repeat(part[None], candidates, axis=0)
         drawn, gained = prior.fill(
             codes[:, *here],
@@ -119,12 +121,12 @@ def fill_grid(
     return codes[likelihood.argmax()]
 
 
-def _windows(free: np.ndarray, height: int, width: int, share: int) -> Iterator[tuple[int, int]]:
+def _windows(free: np.ndarray, window: tuple[int, ...], share: int) -> Iterator[tuple[int, ...]]:
     """Yields the corners of windows, row by row, that have free codes."""
-    for y in _starts(free.shape[0], height, share):
-        for x in _starts(free.shape[1], width, share):
-            if free[y : y + height, x : x + width].any():
-                yield y, x
+    axes = zip(free.shape, window, strict=True)
+    for corner in itertools.product(*(_starts(side, size, share) for side, size in axes)):
+        if free[tuple(slice(a, a + size) for a, size in zip(corner, window, strict=True))].any():
+            yield corner
 
 
 def _share(prior: TrainedPrior) -> int:
@@ -212,11 +214,26 @@ def inpaint(prior: TrainedPrior, image: np.ndarray, mask: np.ndarray, **how: Any
     height, width = given.shape[:2]
     free = np.asarray(hidden.reshape(height, factor, width, factor).any(axis=(1, 3)))
     drawn = _decode(prior, fill_grid(prior, given, free, **how))
-    # The tokenizer's error outside the mask is subtracted inside, fading with the distance from it.
-    error = extrapolate(to_float(padded) - drawn, ~hidden)
-    near = np.exp(-((ndimage.distance_transform_edt(hidden) / _SEAM) ** 2))
-    result = to_uint8(drawn + error * near[..., None])[: image.shape[0], : image.shape[1]]
+    result = blend(drawn, padded, hidden)[: image.shape[0], : image.shape[1]]
     return np.where(mask[..., None], result, image)
+
+
+def blend(drawn: np.ndarray, image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """Adapts the colours of what is drawn to those around it.
+
+    The tokenizer's error outside the mask is subtracted inside, fading with the distance from it.
+
+    Args:
+      drawn: float [H, W, C] in [-1, 1], the decoder's output.
+      image: uint8 [H, W, C].
+      hidden: bool [H, W], the mask, which is not everywhere.
+
+    Returns:
+      uint8 [H, W, C].
+    """
+    error = extrapolate(to_float(image) - drawn, ~hidden)
+    near = np.exp(-((ndimage.distance_transform_edt(hidden) / _SEAM) ** 2))
+    return to_uint8(drawn + error * near[..., None])
 
 
 def outpaint(

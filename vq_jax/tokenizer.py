@@ -14,6 +14,7 @@ from vq_jax import config as configs
 from vq_jax import modalities
 from vq_jax.codes import CodeSpec
 from vq_jax.models import Tokenizer
+from vq_jax.models.video_layers import stream
 from vq_jax.sampling import Draw, draw_codes, fold_keys
 
 
@@ -21,7 +22,7 @@ class TrainedTokenizer:
     """Turns examples into codes and back, compiled.
 
     Examples are arrays [B, ...] as the modality has them: float32 images [B, H, W, C] in [-1, 1], or
-    float32 vectors [B, D], or bytes int32 [B, L]. Codes are int32 [B, *codes.shape] in [0, codes.num_codes).
+    float32 clips [B, T, H, W, C], float32 vectors [B, D], or bytes int32 [B, L]. Codes are int32 [B, *codes.shape] in [0, codes.num_codes).
 
     Attributes:
       config: the run's config.
@@ -30,6 +31,8 @@ class TrainedTokenizer:
       codes: what the codes of an example of the training size look like.
       strides: number of elements of the example that a position of the codes spans along each axis;
         None if the tokenizer takes examples of the training size only.
+      alone: number of elements at the start of each axis that have a position of their own: the first
+        frame of a clip.
       module, variables: the Flax module and its variables.
     """
 
@@ -41,6 +44,7 @@ class TrainedTokenizer:
         self.spec: jax.ShapeDtypeStruct = configs.spec_of(config)
         self.codes: CodeSpec
         self.codes, self.strides = configs.code_spec(config, module)
+        self.alone = getattr(module.encoder, "alone", (0,) * len(self.strides or ()))
 
         def compiled(method: str) -> Any:
             return jax.jit(functools.partial(module.apply, method=method))
@@ -48,6 +52,7 @@ class TrainedTokenizer:
         self._encode, self._decode = compiled("encode_to_codes"), compiled("decode_codes")
         self._reconstruct, self._predict = compiled("reconstruct"), compiled("predict")
         self._draw = jax.jit(functools.partial(_draw, module), static_argnames="temperature")
+        self._stream = jax.jit(functools.partial(stream, module), static_argnames="method")
 
     def check(self, x: Any) -> jax.Array:
         """Returns examples [B, ...] on a device.
@@ -69,11 +74,13 @@ class TrainedTokenizer:
             raise ValueError(f"{noun} are {x.dtype}: make them {self.spec.dtype}")
         if 0 in shape:
             raise ValueError(f"there are no {noun}: their shape is {shape}")
-        for size, stride in zip(shape[1:], self.strides or (), strict=False):
-            if size % stride:
+        strides = self.strides or ()
+        for size, stride, alone in zip(shape[1:], strides, self.alone, strict=False):
+            if size < alone or (size - alone) % stride:
+                more = f", after {self.alone[0]} that is coded alone" if any(self.alone) else ""
                 raise ValueError(
                     f"{noun} are {'x'.join(map(str, shape[1 : 1 + axes]))}: their sizes must be "
-                    f"multiples of {'x'.join(map(str, self.strides or ()))}"
+                    f"multiples of {'x'.join(map(str, strides))}{more}"
                 )
         x = jnp.asarray(x, self.spec.dtype)
         if (problem := self.modality.problem(x)) is not None:
@@ -180,6 +187,37 @@ class TrainedTokenizer:
         return np.asarray(
             self._draw(self.variables, codes, keys_B, jnp.asarray(given), temperature=temperature)
         )
+
+    def encode_next(self, x: jax.Array, state: Any = None) -> tuple[jax.Array, Any]:
+        """Encodes the next frames of clips, of any length, with a causal tokenizer.
+
+        Args:
+          x: float32 [B, T, H, W, C]. The first call has the first frame of the clips, alone or with
+            groups of `strides[0]` frames; later calls have such groups.
+          state: what the last call returned; None in the first.
+
+        Returns:
+          codes int32 [B, t, ...], equal to those of whole clips, and the state.
+        """
+        self._check_causal()
+        return self._stream(self.variables, x, state, method="encode_to_codes")
+
+    def decode_next(self, codes: jax.Array, state: Any = None) -> tuple[jax.Array, Any]:
+        """Decodes the next codes of clips; see `encode_next`.
+
+        Args:
+          codes: int32 [B, t, ...]; in the first call from the first position.
+          state: what the last call returned; None in the first.
+
+        Returns:
+          the decoder's output float32 [B, T, H, W, C], and the state.
+        """
+        self._check_causal()
+        return self._stream(self.variables, codes, state, method="decode_codes")
+
+    def _check_causal(self) -> None:
+        if not any(self.alone):
+            raise ValueError(f"the tokenizer of {self.modality.noun}s takes whole examples only")
 
     def reconstruct(self, x: Any) -> jax.Array:
         """Returns `decode(encode(x))`, in one compiled call."""

@@ -64,7 +64,7 @@ def test_blending_weights_sum_to_one_at_every_pixel(tokenizer):
     for side in (128, 132, 200, 512, 1000):
         axis = tiler._cuts((side, side))[0]
         total = np.zeros(4 * (axis.starts[-1] + axis.size))
-        for start, weight in zip(axis.starts, tiler._weights(axis), strict=True):
+        for start, weight in zip(axis.starts, axis.weights(), strict=True):
             total[4 * start : 4 * start + len(weight)] += weight
         np.testing.assert_allclose(total, 1, atol=1e-6)
 

@@ -61,6 +61,24 @@ def make_text_tokenizer(causal_layers=0, length=32, quantizer="vq", seed=0):
     return TrainedTokenizer(config, module, variables, 1)
 
 
+def make_video_tokenizer(norm="none", frames=9, side=16, seed=0):
+    """Returns a causal tokenizer of clips with random weights, 4 frames of 4x4 pixels a code."""
+    config = configs.base("causal3d", "vq")
+    config.data.update(frames=frames, resolution=side)
+    config.model.update(ch=8, ch_mult=(1, 2), num_res_blocks=1, z_channels=8, patch=2, norm=norm)
+    config.model.update(halve_time=(0, 1), halve_space=(0,), shortcut=True)
+    config.quantizer.update(num_codes=32, dim=8)
+    config.loss.perceptual_weight = 0.0
+    config.phases.joint = 1
+    module = configs.make_tokenizer(config)
+    shape = (1, *configs.spec_of(config).shape)
+    variables = jax.jit(module.init)(jax.random.key(seed), jnp.zeros(shape))
+    variables["params"]["quantizer"] = jax.tree.map(
+        lambda x: 3 * x, variables["params"]["quantizer"]
+    )
+    return TrainedTokenizer(config, module, variables, 1)
+
+
 def make_prior(tokenizer, name="masked", condition="none", ngrams=(), **fields):
     """Returns a prior with random weights; `fields` are those of its condition."""
     modality = tokenizer.modality.name

@@ -7,7 +7,6 @@ pixels equal those of the padded image as a whole. Norms over the whole map and 
 instead of the image.
 """
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,50 +15,16 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from vq_jax.codec.tiling import Cut, cut, mirrored
 from vq_jax.data.images import to_float, to_uint8
 from vq_jax.tokenizer import TrainedTokenizer
 
 _SIDE = 576  # largest side of a tile, in pixels
 _MARGIN = 32  # pixels of a tile beyond the part that is kept
-_RAMP = 16  # pixels over which neighbouring tiles are blended
 # Sides are multiples of these numbers of pixels, so that few programs are compiled: the sides of tiles,
 # and of an image that is one tile.
 _STEP, _WHOLE_STEP = 32, 64
 _AT_ONCE = 64  # largest number of tiles in a batch
-
-
-@dataclasses.dataclass(frozen=True)
-class Cut:
-    """One axis of an image, cut into tiles. All numbers are codes.
-
-    Attributes:
-      size: of each tile.
-      starts: where tiles begin.
-      seams: where the kept part of one tile ends and that of the next begins; one fewer than tiles.
-    """
-
-    size: int
-    starts: tuple[int, ...]
-    seams: tuple[int, ...]
-
-
-def cut(codes: int, tile: int, margin: int, step: int = 1) -> Cut:
-    """Cuts an axis into the smallest number of equal tiles that overlap by twice the margin.
-
-    Args:
-      codes: number of codes along the axis.
-      tile: largest number of codes along a tile.
-      margin: codes of a tile beyond the part that is kept, less than half a tile.
-      step: sizes of several tiles are multiples of it, or the largest size.
-    """
-    if codes <= tile:
-        return Cut(codes, (0,), ())
-    count = math.ceil((codes - 2 * margin) / (tile - 2 * margin))
-    least = math.ceil((codes + 2 * margin * (count - 1)) / count)
-    size = min(-(-least // step) * step, tile)
-    starts = [i * (codes - size) // (count - 1) for i in range(count)]
-    seams = ((a + size + b) // 2 for a, b in itertools.pairwise(starts))
-    return Cut(size, tuple(starts), tuple(seams))
 
 
 class ImageTiler:
@@ -119,7 +84,7 @@ class ImageTiler:
                 step = math.lcm(_WHOLE_STEP, self._factor)
                 side = min(-(-side // step) * step, self._tile * self._factor)
             step = max(1, _STEP // self._factor)
-            return cut(-(-side // self._factor), self._tile, self._margin, step)
+            return cut(-(-side // self._factor), self._tile, self._margin, step, self._factor)
 
         return of(shape[0]), of(shape[1])
 
@@ -140,7 +105,7 @@ class ImageTiler:
             for image, (rows, columns) in zip(images, cuts, strict=True):
                 for y in rows.starts:
                     for x in columns.starts:
-                        tile = _mirrored(image, self._pixels(rows, y), self._pixels(columns, x))
+                        tile = mirrored(image, rows.pixels(y), columns.pixels(x))
                         yield self._at_once(rows, columns), tile
 
         def run(batch: np.ndarray) -> Any:
@@ -156,7 +121,7 @@ class ImageTiler:
                     if not self.tokenizer.strides:
                         codes[y * len(columns.starts) + x] = next(found)
                         continue
-                    (top, bottom), (left, right) = _share(rows, y), _share(columns, x)
+                    (top, bottom), (left, right) = rows.share(y), columns.share(x)
                     into = codes[top:bottom, left:right]
                     here = next(found)[top - rows.starts[y] :, left - columns.starts[x] :]
                     into[...] = here[: into.shape[0], : into.shape[1]]
@@ -177,7 +142,7 @@ class ImageTiler:
                 for y, x in _order(rows, columns):
                     if self.tokenizer.strides:
                         top, left = rows.starts[y], columns.starts[x]
-                        tile = _mirrored(codes, (top, top + rows.size), (left, left + columns.size))
+                        tile = mirrored(codes, (top, top + rows.size), (left, left + columns.size))
                     else:
                         tile = codes[y * len(columns.starts) + x]
                     yield self._at_once(rows, columns), tile
@@ -199,12 +164,13 @@ class ImageTiler:
         self, image: np.ndarray, rows: Cut, columns: Cut, tiles: Iterator[np.ndarray]
     ) -> None:
         """Fills an image with the next tiles, row by row; only one row of tiles is held as floats."""
-        down, across = self._weights(rows), self._weights(columns)
-        _, width = self._pixels(columns, columns.starts[-1])
+        ramp = {} if self._margin else {"ramp": 1e-3}
+        down, across = rows.weights(**ramp), columns.weights(**ramp)
+        _, width = columns.pixels(columns.starts[-1])
         band = np.zeros((rows.size * self._factor, width, self._channels), np.float32)
         for y, start in enumerate(rows.starts):
             for x in range(len(columns.starts)):
-                left, right = self._pixels(columns, columns.starts[x])
+                left, right = columns.pixels(columns.starts[x])
                 band[:, left:right] += next(tiles) * (down[y][:, None] * across[x])[..., None]
             after = [*rows.starts, start + rows.size][y + 1]
             done = (after - start) * self._factor
@@ -214,21 +180,6 @@ class ImageTiler:
                 part[...] = to_uint8(band[: part.shape[0], left : left + part.shape[1]])
             band[: len(band) - done] = band[done:]
             band[len(band) - done :] = 0.0
-
-    def _pixels(self, side: Cut, start: int) -> tuple[int, int]:
-        """The pixels [from, to) of the tile that begins at a code."""
-        return start * self._factor, (start + side.size) * self._factor
-
-    def _weights(self, side: Cut) -> list[np.ndarray]:
-        """Blending weights of each tile's pixels along an axis, float32; they sum to 1 at every pixel."""
-        ramp = _RAMP if self._margin else 1e-3
-        ends = [-np.inf, *(seam * self._factor for seam in side.seams), np.inf]
-        weights = []
-        for start, (first, last) in zip(side.starts, itertools.pairwise(ends), strict=True):
-            place = np.arange(*self._pixels(side, start)) + 0.5
-            rise, fall = (place - first) / ramp + 0.5, (last - place) / ramp + 0.5
-            weights.append(np.clip(np.minimum(rise, fall), 0, 1).astype(np.float32))
-        return weights
 
 
 def _is_wide(rows: Cut, columns: Cut) -> bool:
@@ -240,24 +191,6 @@ def _order(rows: Cut, columns: Cut) -> Iterator[tuple[int, int]]:
     if _is_wide(rows, columns):
         return ((y, x) for x in range(len(columns.starts)) for y in range(len(rows.starts)))
     return itertools.product(range(len(rows.starts)), range(len(columns.starts)))
-
-
-def _share(side: Cut, tile: int) -> tuple[int, int]:
-    """The codes [from, to) of a tile that are kept."""
-    ends = [0, *side.seams, side.starts[-1] + side.size]
-    return ends[tile], ends[tile + 1]
-
-
-def _mirrored(array: np.ndarray, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
-    """Returns a window of an array [H, W, ...], mirrored beyond its lower and right edges."""
-    spans: list[Any] = []
-    for (first, last), side in zip((rows, columns), array.shape, strict=False):
-        if last <= side:
-            spans.append(slice(first, last))
-        else:
-            there = np.arange(first, last) % (2 * side)
-            spans.append(np.minimum(there, 2 * side - 1 - there))
-    return array[spans[0]][:, spans[1]]
 
 
 def _in_batches(

@@ -5,13 +5,14 @@ written by the modality.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
 
 from vq_jax.codec.image_tiler import ImageTiler
 from vq_jax.codec.text_tiler import TextTiler
+from vq_jax.codec.video_tiler import VideoTiler
 from vq_jax.data.pipeline import pad_rows
 from vq_jax.tokenizer import TrainedTokenizer
 
@@ -29,7 +30,7 @@ class Tiler(Protocol):
     sizes: int
     least: int
 
-    def shape(self, x: np.ndarray) -> tuple[int, ...]:
+    def shape(self, x: Any) -> tuple[int, ...]:
         """Returns the sizes of an example that the model does not fix, all `least` or more."""
 
     def nbytes(self, shape: Sequence[int]) -> int:
@@ -41,7 +42,7 @@ class Tiler(Protocol):
     def grid(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Returns the shape of the positions of an example of these sizes."""
 
-    def encode(self, xs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def encode(self, xs: Sequence[Any]) -> list[np.ndarray]:
         """Encodes examples to codes int32 [*grid, *code_shape].
 
         Raises:
@@ -50,7 +51,7 @@ class Tiler(Protocol):
 
     def decode(
         self, all_codes: Sequence[np.ndarray], shapes: Sequence[tuple[int, ...]]
-    ) -> Iterator[np.ndarray]:
+    ) -> Iterator[Any]:
         """Decodes codes to raw examples of the given sizes, in order."""
 
 
@@ -101,7 +102,11 @@ class RowTiler:
 
 
 # modality -> tiler of examples of any size; others have rows of examples of one size
-TILERS: dict[str, Callable[[TrainedTokenizer], Tiler]] = {"image": ImageTiler, "text": TextTiler}
+TILERS: dict[str, Callable[[TrainedTokenizer], Tiler]] = {
+    "image": ImageTiler,
+    "text": TextTiler,
+    "video": VideoTiler,
+}
 
 
 def make_tiler(tokenizer: TrainedTokenizer) -> Tiler:

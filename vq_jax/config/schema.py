@@ -64,9 +64,7 @@ class Optim:
     warmup_steps: Annotated[int, Bounds(0)] = 0
     b1: Annotated[float, Bounds(0, 1)] = 0.9
     b2: Annotated[float, Bounds(0, 1)] = 0.99
-    muon_lr: Annotated[float, Bounds(0)] = (
-        0.0  # peak of Muon, for kernels of dense layers; 0: AdamW
-    )
+    muon_lr: Annotated[float, Bounds(0)] = 0.0  # peak of Muon, for kernels; 0: AdamW
     weight_decay: Annotated[float, Bounds(0)] = 0.0  # of kernels only
     clip_norm: Annotated[float, Bounds(0)] = 0.0  # largest gradient norm; 0 does not clip
     accumulate: Annotated[int, Bounds(1)] = 1  # batches an update

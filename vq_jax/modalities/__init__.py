@@ -9,8 +9,14 @@ from vq_jax.modalities.base import Modality, Network
 from vq_jax.modalities.image import Image
 from vq_jax.modalities.text import Text
 from vq_jax.modalities.vector import Vector
+from vq_jax.modalities.video import Video
 
-MODALITIES: dict[str, Modality] = {"image": Image(), "text": Text(), "vector": Vector()}
+MODALITIES: dict[str, Modality] = {
+    "image": Image(),
+    "text": Text(),
+    "vector": Vector(),
+    "video": Video(),
+}
 
 
 def of(config: Mapping[str, Any]) -> Modality:

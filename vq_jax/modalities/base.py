@@ -213,7 +213,7 @@ class Modality(abc.ABC):
     # Files.
 
     @abc.abstractmethod
-    def read(self, path: Path, data: ConfigDict) -> np.ndarray:
+    def read(self, path: Path, data: ConfigDict) -> Any:
         """Reads a file.
 
         Raises:
@@ -221,20 +221,20 @@ class Modality(abc.ABC):
         """
 
     @abc.abstractmethod
-    def write(self, raw: np.ndarray, path: Path) -> None:
+    def write(self, raw: Any, path: Path) -> None:
         """Writes a file; nothing half-written is left.
 
         Raises:
           UserError: it cannot be written.
         """
 
-    def side_by_side(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    def side_by_side(self, a: Any, b: Any) -> Any:
         """Puts two raw examples into one.
 
         Raises:
           UserError: the modality has no such form.
         """
-        raise UserError(f"side_by_side is for images: {self.noun}s have none")
+        raise UserError(f"side_by_side is for images and videos: {self.noun}s have none")
 
     def batch_of_text(
         self, text: bytes | str, strides: tuple[int, ...] | None, shape: tuple[int, ...]
@@ -262,8 +262,8 @@ class Modality(abc.ABC):
         """Returns a raw example as text for the terminal, or None if it is nothing to read."""
         return None
 
-    def trimmed(self, raw: np.ndarray) -> np.ndarray:
-        """Returns a raw example without what fills it up to the size of others."""
+    def for_file(self, raw: np.ndarray, data: ConfigDict) -> Any:
+        """Returns a raw example as `write` takes it: without what fills it up to the size of others."""
         return raw
 
     @abc.abstractmethod

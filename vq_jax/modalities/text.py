@@ -130,7 +130,7 @@ class Text(Modality):
         text = raw.astype(np.uint8).tobytes().rstrip(b"\0").decode("utf-8", "replace")
         return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
-    def trimmed(self, raw: np.ndarray) -> np.ndarray:
+    def for_file(self, raw: np.ndarray, data: ConfigDict) -> np.ndarray:
         return np.trim_zeros(raw, "b")
 
     def preview(self, path: Path, *rows: np.ndarray) -> None:

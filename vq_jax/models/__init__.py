@@ -1,12 +1,13 @@
 """Models: Flax modules, and the tables of their names."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 
 from vq_jax.models.bytes import bytes_identity
-from vq_jax.models.discriminator import MLPDiscriminator, PatchGAN
+from vq_jax.models.causal3d import causal3d, inflate
+from vq_jax.models.discriminator import MLPDiscriminator, PatchGAN, PatchGAN3D
 from vq_jax.models.magvit2 import magvit2
 from vq_jax.models.maskgit import maskgit
 from vq_jax.models.mlp import mlp
@@ -27,10 +28,12 @@ class Model(NamedTuple):
         `strides`: how many elements of the example a latent spans along each axis, or None if the
         model takes examples of one size only.
       modality: the kind of data it serves, a name in `modalities.MODALITIES`.
+      start_from: (variables of another tokenizer, shapes of this one's) -> variables to start from.
     """
 
     make: Callable[..., tuple[nn.Module, nn.Module]]
     modality: str
+    start_from: Callable[[Any, Any], Any] = lambda variables, wanted: variables
 
 
 MODELS: dict[str, Model] = {
@@ -42,8 +45,13 @@ MODELS: dict[str, Model] = {
     "vector_mlp": Model(vector_mlp, "vector"),
     "text_conv": Model(text_conv, "text"),
     "bytes": Model(bytes_identity, "text"),
+    "causal3d": Model(causal3d, "video", inflate),
 }
-DISCRIMINATORS: dict[str, type[nn.Module]] = {"patchgan": PatchGAN, "mlp": MLPDiscriminator}
+DISCRIMINATORS: dict[str, type[nn.Module]] = {
+    "patchgan": PatchGAN,
+    "patchgan3d": PatchGAN3D,
+    "mlp": MLPDiscriminator,
+}
 
 __all__ = [
     "DISCRIMINATORS",
@@ -52,6 +60,7 @@ __all__ = [
     "MLPDiscriminator",
     "Model",
     "PatchGAN",
+    "PatchGAN3D",
     "Tokenizer",
     "Transformer",
 ]

@@ -1,4 +1,4 @@
-"""Discriminators: images float [B, H, W, C] in [-1, 1] to float32 logits, one or more an image."""
+"""Discriminators: images or clips float [B, ..., C] in [-1, 1] to float32 logits, one or more each."""
 
 from typing import Any
 
@@ -51,6 +51,53 @@ class PatchGAN(nn.Module):
 
             h = remat_if(self.remat, activate)(self, h)
         return conv(1, 4, name="conv_out", **kwargs)(h).astype(jnp.float32)
+
+
+class PatchGAN3D(nn.Module):
+    """`PatchGAN` for clips [B, T, H, W, C]: patches of frames and pixels (Yu et al. 2023, MAGVIT).
+
+    Attributes:
+      ndf, n_layers, norm, dtype: as for `PatchGAN`.
+      time_layers: number of the first convolutions that also have stride 2 in time.
+    """
+
+    ndf: int = 64
+    n_layers: int = 3
+    time_layers: int = 2
+    norm: str = "group"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+        """Returns logits float32 [B, t, h, w, 1]."""
+        if self.norm not in ("batch", "group", "none"):
+            raise ValueError(f"discriminator.norm is {self.norm!r}: use 'batch', 'group' or 'none'")
+
+        def convolve(h, features, stride, i, name, use_bias=True):
+            strides = (2 if i < self.time_layers else 1, stride, stride)
+            return nn.Conv(
+                features,
+                (3, 4, 4),
+                strides,
+                padding=1,
+                use_bias=use_bias,
+                dtype=self.dtype,
+                kernel_init=nn.initializers.normal(0.02),
+                name=name,
+            )(h)
+
+        h = nn.leaky_relu(convolve(x, self.ndf, 2, 0, "conv_0"), 0.2)
+        for i in range(1, self.n_layers + 1):
+            stride = 2 if i < self.n_layers else 1
+            use_bias = self.norm != "batch"
+            h = convolve(h, self.ndf * min(2**i, 8), stride, i, f"conv_{i}", use_bias)
+            if self.norm == "batch":
+                h = BatchNorm(dtype=self.dtype, name=f"norm_{i}")(h, axis_name=axis_name)
+            elif self.norm == "group":
+                norm = GroupNorm(dtype=self.dtype, name=f"norm_{i}")
+                h = norm(h.reshape(h.shape[0], -1, *h.shape[3:])).reshape(h.shape)
+            h = nn.leaky_relu(h, 0.2)
+        return convolve(h, 1, 1, self.n_layers + 1, "conv_out").astype(jnp.float32)
 
 
 class MLPDiscriminator(nn.Module):

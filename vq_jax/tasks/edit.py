@@ -1,4 +1,4 @@
-"""Edits files with a trained prior: images, and gaps in texts."""
+"""Edits files with a trained prior: images, clips, and gaps in texts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -8,13 +8,20 @@ from typing import Any
 import numpy as np
 
 from vq_jax import config as configs
-from vq_jax import editing, modalities, text_editing
+from vq_jax import editing, modalities, text_editing, video_editing
 from vq_jax.console import stderr
 from vq_jax.data.images import LOSSY, read_mask, rows_of
+from vq_jax.data.video import EXACT, SUFFIXES, as_clip, read_frames
 from vq_jax.errors import UserError
 from vq_jax.prior import TrainedPrior
 from vq_jax.runs import find, load_prior
-from vq_jax.tasks.files import change_files, change_images, pair_files
+from vq_jax.tasks.files import (
+    change_files,
+    change_images,
+    check_input,
+    check_output,
+    pair_files,
+)
 
 
 def _mask(path: Path | None) -> np.ndarray:
@@ -60,7 +67,7 @@ def edit(
     label: Sequence[str] = (),
     **how: Any,
 ) -> None:
-    """`--mode=inpaint`, `outpaint`, `upscale`, `restore` and `variations`.
+    """`--mode=inpaint`, `outpaint`, `upscale`, `restore`, `variations`, `predict` and `interpolate`.
 
     Args:
       name: of the edit.
@@ -68,7 +75,7 @@ def edit(
       tokenizer: the tokenizer's run, if it is not the one in the prior's config.
       input, output: a file, or a folder of files, and the file or folder to write.
       label: at most one class, by name or number.
-      **how: of the edit, see `edit_images` and `edit_texts`, and of the sampling, see `TrainedPrior.fill`.
+      **how: of the edit, see `edit_images`, `edit_texts` and `edit_videos`, and of the sampling, see `TrainedPrior.fill`.
 
     Raises:
       UserError: the files of this modality cannot be edited in this way, or see the edit.
@@ -119,6 +126,8 @@ def edit_images(
         "variations": lambda: partial(_variations, share=share, count=count),
     }
     # Fail before anything is loaded.
+    if name not in changes:
+        raise UserError(f"{name} is for videos: this run's data are images")
     if gap is not None:
         raise UserError("gap is for texts: images have a mask")
     pairs = pair_files(input, output)
@@ -161,7 +170,7 @@ def edit_texts(
       **how: label, candidates, seed and more; see `text_editing.fill_gap`.
     """
     if name != "inpaint" or mask is not None:
-        raise UserError(f"{name} with a mask is for images" if mask else f"{name} is for images")
+        raise UserError(f"{name}{' with a mask' if mask else ''} is not for texts")
     prior = load_prior(workdir, tokenizer)
     text_editing.check_prior(prior)
     prior.labels(how["label"], 1)
@@ -185,8 +194,74 @@ def edit_texts(
     )
 
 
+def edit_videos(
+    name: str,
+    workdir: Path,
+    tokenizer: Path | None,
+    input: Path,
+    output: Path,
+    *,
+    mask: Path | None = None,
+    gap: str | None = None,
+    frames: int = 16,
+    to: Path | None = None,
+    **how: Any,
+) -> None:
+    """Edits clips.
+
+    Args:
+      name, workdir, tokenizer, input, output: as for `edit`; the input is one file, or a folder of frames.
+      mask: inpaint: an image, or a clip as long as the input, that is white where to draw.
+      gap: for texts.
+      frames: predict: number of frames to append.
+      to: interpolate: an image, or a clip whose first frame is the last one of the result.
+      **how: label, candidates, seed and more; see `video_editing.predict`.
+    """
+    if gap is not None:
+        raise UserError("gap is for texts: videos have a mask")
+    if name not in ("inpaint", "predict", "interpolate"):
+        raise UserError(f"{name} is for images: this run's data are videos")
+    check_input(input)
+    if input.resolve() == output.resolve():
+        raise UserError(f"output: {output} is the input; name another file")
+    check_output(output, SUFFIXES)
+    if output.suffix.lower() not in EXACT:
+        stderr(f"the format {output.suffix} changes all frames slightly; .mkv keeps those given")
+    where = _video_mask(mask) if name == "inpaint" else None
+    if name == "interpolate" and to is None:
+        raise UserError("interpolate needs to: an image or a clip that the result ends with")
+    prior = load_prior(workdir, tokenizer)
+    video_editing.check_prior(prior, after=name == "interpolate")
+    prior.labels(how["label"], 1)
+    channels = prior.tokenizer.config.data.channels
+    clip = read_frames(input, channels)
+    if name == "predict":
+        result = video_editing.predict(prior, clip.array(), frames, **how)
+    elif name == "interpolate":
+        last = read_frames(to, channels).array()[0]  # type: ignore[arg-type]
+        result = video_editing.interpolate(prior, clip.array()[-1], last, **how)
+    else:
+        result = video_editing.inpaint(prior, clip.array(), where, **how)  # type: ignore[arg-type]
+    prior.modality.write(as_clip(result, clip.rate), output)
+    print(f"{_DONE[name]} {input} into {output}: {len(result)} frames")
+
+
+def _video_mask(path: Path | None) -> np.ndarray:
+    """Reads a mask: bool [H, W] of an image, or [T, H, W] of a clip."""
+    if path is not None and path.exists() and (path.is_dir() or path.suffix.lower() in SUFFIXES):
+        mask = read_frames(path, 1).array()[..., 0] > 127
+        if not mask.any():
+            raise UserError(f"mask: no pixel of {path} is white; mark in white where to draw")
+        return mask
+    return _mask(path)
+
+
 # modality -> its edits
-EDITS: dict[str, Callable[..., None]] = {"image": edit_images, "text": edit_texts}
+EDITS: dict[str, Callable[..., None]] = {
+    "image": edit_images,
+    "text": edit_texts,
+    "video": edit_videos,
+}
 
 _DONE = {
     "inpaint": "inpainted",
@@ -194,4 +269,6 @@ _DONE = {
     "upscale": "enlarged",
     "restore": "restored",
     "variations": "varied",
+    "predict": "continued",
+    "interpolate": "interpolated",
 }

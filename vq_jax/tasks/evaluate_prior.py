@@ -44,7 +44,9 @@ def rows(evaluation: Evaluation) -> Rows:
         "uniform_bits_per_code": ("bits per code, uniform", ".3f"),
         **rows_given_codes(modality),
     }
-    for network in _sample_networks(evaluation):
+    networks = _sample_networks(evaluation)
+    found |= {network.key: (network.heading, ".1f") for network in networks[:-1]}
+    for network in networks[-1:]:
         key = network.key
         found[key] = (network.heading, ".1f")
         found[f"{key}_reconstructed"] = (f"  of held-out {noun} through the tokenizer", ".1f")
@@ -65,8 +67,8 @@ def rows(evaluation: Evaluation) -> Rows:
 
 
 def _sample_networks(evaluation: Evaluation) -> Sequence[Network]:
-    """The network that compares `eval_samples` samples: the last one, unless it is FID's."""
-    return [n for n in evaluation.networks[-1:] if n.probabilities is None]
+    """The networks that compare `eval_samples` samples, FID's aside; the last one gives all figures."""
+    return [n for n in evaluation.networks if n.probabilities is None]
 
 
 def _fid_networks(evaluation: Evaluation) -> Sequence[Network]:
@@ -340,7 +342,7 @@ def _compare_samples(evaluation: Evaluation) -> dict[str, Any]:
     if min(len(held_out), len(splits.train)) < _LEAST:
         stderr(f"samples are not compared: that needs {_LEAST} held-out {modality.noun}s")
         return {}
-    (network,) = networks
+    *others, network = networks
     against = references(prior, splits, network, held_out)
     of_samples = network.features(samples)
     shown = np.linspace(0, count - 1, _SHOWN).astype(int)
@@ -348,6 +350,9 @@ def _compare_samples(evaluation: Evaluation) -> dict[str, Any]:
     rows = [modality.to_raw(x) for x in (samples[shown], against.x[nearest])]
     modality.preview(evaluation.workdir / f"nearest{modality.preview_suffix}", *rows)
     figures = compare_features(network, against, of_samples)
+    for other in others:
+        rows_by_side = (other.features(x) for x in (samples, against.x))
+        figures[other.key] = metrics.frechet_distance(*rows_by_side)
     return figures | against.figures | {"seed": evaluation.seed}
 
 

@@ -69,7 +69,7 @@ def sample(
         part = [labels[i // count] for i in numbers] if labels else None
         samples = modality.to_raw(prior.sample(len(numbers), label=part, first=start, **how))
         for i, raw in zip(numbers, samples, strict=True):
-            modality.write(modality.trimmed(raw), files[i])
+            modality.write(modality.for_file(raw, prior.config.data), files[i])
             if (text := modality.shown(raw)) is not None:
                 print(f"--- {files[i].name}\n{text}")
             if i < _SHOWN:

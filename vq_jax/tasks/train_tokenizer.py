@@ -17,6 +17,7 @@ from vq_jax.console import stderr
 from vq_jax.errors import UserError
 from vq_jax.interop.weights import differences, flat, listing, read_group
 from vq_jax.losses import ADVERSARIAL, GENERATOR
+from vq_jax.models import MODELS
 from vq_jax.runs import find, has_checkpoints, load_tokenizer
 from vq_jax.tasks.job import Job, check_held_out, training_batches
 from vq_jax.tokenizer import TrainedTokenizer
@@ -97,8 +98,8 @@ def _initial_weights(config: ConfigDict, workdir: Path, shapes: GanState) -> dic
         return {}
     folder = find(config.start_from)
     opened = load_tokenizer(folder)
-    variables = jax.device_get(opened.variables)
     wanted = {"params": shapes.generator.params, **shapes.generator.stats}
+    variables = MODELS[config.model.name].start_from(jax.device_get(opened.variables), wanted)
     if lines := differences(flat(variables), flat(wanted)):
         if (sides := _scaled_attention(config, opened.config)) is not None:
             raise UserError(

@@ -1,5 +1,8 @@
 """Optax chains from a config section."""
 
+from functools import partial
+from typing import Any
+
 import jax
 import ml_collections
 import optax
@@ -45,10 +48,18 @@ def _decayed(params):
     )
 
 
+def _as_matrix(kernel: Any) -> optax.contrib.MuonDimensionNumbers:
+    last = kernel.ndim - 1
+    return optax.contrib.MuonDimensionNumbers(tuple(range(last)), last)
+
+
 def _with_muon(
     config: ml_collections.ConfigDict, steps: int, others: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """Updates matrices named "kernel" by Muon, with the schedule of the others, and the rest by `others`."""
+    """Updates kernels by Muon, with the schedule of the others, and the rest by `others`.
+
+    The kernel of a convolution counts as a matrix, all axes but the last joined.
+    """
     if not config.lr:
         raise UserError("optim.muon_lr needs optim.lr above 0, whose schedule it follows")
     scale = config.muon_lr / config.lr
@@ -56,10 +67,11 @@ def _with_muon(
         make_schedule(config, steps // config.accumulate, scale),
         # The decay of a step is the learning rate times this: the same as that of AdamW.
         weight_decay=config.weight_decay / scale,
+        muon_weight_dimension_numbers=partial(jax.tree.map, _as_matrix),
     )
 
     def label(path, leaf):
-        return "muon" if path[-1].key == "kernel" and leaf.ndim == 2 else "others"
+        return "muon" if path[-1].key == "kernel" and leaf.ndim >= 2 else "others"
 
     return optax.partition(
         {"muon": muon, "others": others},
@@ -70,7 +82,7 @@ def _with_muon(
 def make_optimizer(config: ml_collections.ConfigDict, steps: int) -> optax.GradientTransformation:
     """Makes AdamW (Loshchilov & Hutter 2019) with gradient clipping and accumulation.
 
-    With `muon_lr`, the kernels of dense layers are updated by Muon (Jordan et al. 2024): momentum whose
+    With `muon_lr`, kernels are updated by Muon (Jordan et al. 2024): momentum whose
     singular values are brought to about 1.
 
     Args:

@@ -1,0 +1,504 @@
+"""Clips as files: decodes parts of them, and writes them, with PyAV.
+
+A clip may be longer than memory. `Clip` has its size and rate, and decodes its frames when they are needed.
+Frame k of a clip is the one shown at time k / rate, so that files of a variable rate get a constant one.
+"""
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+from PIL import Image
+
+from vq_jax.data.images import EXTENSIONS as IMAGES
+from vq_jax.data.images import read_image, with_channels
+from vq_jax.data.sources import Splits, split_folder
+from vq_jax.errors import UserError
+from vq_jax.files import STDIO, writing
+
+log = logging.getLogger("vq_jax")
+
+SUFFIXES = frozenset([".mp4", ".m4v", ".webm", ".mkv", ".mov", ".avi", ".gif", ".webp"])
+# Formats that keep every frame as it is.
+EXACT = frozenset([".mkv", ".avi"])
+DEFAULT_RATE = Fraction(12)  # of frames without a rate, such as samples
+_MOST_PIXELS = 2**26  # of a frame
+_MISSING = "files of video need PyAV: pip install 'vq_jax[video]'"
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """A clip whose frames need not be in memory.
+
+    Attributes:
+      shape: (T, H, W, C).
+      rate: frames a second.
+      frames: () -> iterator over T frames, uint8 [H, W, C].
+    """
+
+    shape: tuple[int, int, int, int]
+    rate: Fraction
+    frames: Callable[[], Iterator[np.ndarray]]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are in memory at a time: a few frames."""
+        return 8 * int(np.prod(self.shape[1:]))
+
+    def array(self) -> np.ndarray:
+        """Returns all frames, uint8 [T, H, W, C]."""
+        return np.stack(list(self.frames()))
+
+
+def as_clip(raw: Any, rate: Fraction = DEFAULT_RATE) -> Clip:
+    """Returns frames uint8 [T, H, W, C] as a `Clip`; a `Clip` stays as it is."""
+    if isinstance(raw, Clip):
+        return raw
+    return Clip(raw.shape, rate, lambda: iter(raw))
+
+
+def _av() -> Any:
+    try:
+        import av
+    except ImportError as e:
+        raise UserError(_MISSING) from e
+    return av
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """What the headers of a file say of its first video stream.
+
+    Attributes:
+      rate: average frames a second.
+      count: number of frames at that rate, approximate unless it was counted.
+      start: time of the first frame in seconds.
+      height, width: of a frame, before rotation.
+    """
+
+    rate: Fraction
+    count: int
+    start: float
+    height: int
+    width: int
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """Opens a file and yields its container and video stream.
+
+    Raises:
+      UserError: it is no video, or damaged.
+    """
+    av = _av()
+    try:
+        with av.open(str(path), metadata_errors="replace") as container:
+            if not container.streams.video:
+                raise UserError(f"cannot read {path} as a video: it has no pictures")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            yield container, stream
+    except (av.error.FFmpegError, OSError, ValueError) as e:
+        reason = getattr(e, "strerror", None) or e
+        raise UserError(f"cannot read {path} as a video: {reason}") from e
+
+
+def probe(path: Path, count: bool = False) -> Info:
+    """Reads the headers of a file.
+
+    Args:
+      path: the file.
+      count: whether to read all packets, without decoding them, and to count the frames.
+
+    Raises:
+      UserError: it is no video, or damaged.
+    """
+    if path.suffix.lower() == ".webp":
+        return _probe_animation(path)
+    with _opened(path) as (container, stream):
+        rate = stream.average_rate or stream.base_rate or stream.guessed_rate or DEFAULT_RATE
+        size = stream.codec_context.height, stream.codec_context.width
+        if not 0 < size[0] * size[1] <= _MOST_PIXELS:
+            raise UserError(
+                f"cannot read {path} as a video: its frames are {size[1]}x{size[0]} pixels"
+            )
+        base = stream.time_base
+        start = float((stream.start_time or 0) * base)
+        length = stream.frames
+        if not count and not length:
+            seconds = stream.duration * base if stream.duration else container.duration / 1e6 \
+                if container.duration else 0  # fmt: skip
+            length = round(seconds * rate)
+        if count or not length:
+            times = [p.pts * base for p in container.demux(stream) if p.pts is not None and p.size]
+            if not times:
+                raise UserError(f"cannot read {path} as a video: it has no frames")
+            start = float(min(times))
+            length = round((max(times) - min(times)) * rate) + 1
+        return Info(Fraction(rate), max(1, length), start, *size)
+
+
+def decode_frames(
+    path: Path, info: Info, rate: Fraction, first: int = 0, count: int | None = None
+) -> Iterator[np.ndarray]:
+    """Decodes frames at a constant rate.
+
+    Args:
+      path: the file.
+      info: from `probe`.
+      rate: frames a second.
+      first: number of the first frame; earlier ones are skipped by seeking.
+      count: number of frames; None is all.
+
+    Yields:
+      uint8 [H, W, 3], upright. There are fewer if the file ends before.
+
+    Raises:
+      UserError: it is damaged before the first frame that is asked for.
+    """
+    tolerance = float(min(1 / info.rate, 1 / rate)) / 2
+    start = info.start + first / float(rate)
+    decoded: Any = (
+        _animation(path) if path.suffix.lower() == ".webp" else _decoded(path, info, start)
+    )
+    shown: tuple[float, Any] | None = None
+    made = 0
+
+    def due(time: float) -> bool:  # whether a frame of the result is before this time
+        return start + made / float(rate) < time and (count is None or made < count)
+
+    with contextlib.closing(decoded):
+        for time, frame in decoded:
+            while shown is not None and due(time - tolerance):
+                yield _array(shown[1])
+                made += 1
+            shown = time, frame
+            if made == count:
+                return
+    while shown is not None and due(shown[0] + tolerance):
+        yield _array(shown[1])
+        made += 1
+
+
+def _decoded(path: Path, info: Info, start: float) -> Iterator[tuple[float, Any]]:
+    """Yields (time, frame) from a key frame before `start` to the last frame that can be decoded."""
+    av = _av()
+    time = info.start - 1 / float(info.rate)
+    with _opened(path) as (container, stream):
+        if start > info.start:
+            container.seek(int(start / stream.time_base), stream=stream)
+        try:
+            for frame in container.decode(stream):
+                time = frame.time if frame.time is not None else time + 1 / float(info.rate)
+                yield time, frame
+        except av.error.FFmpegError as e:
+            if time < info.start:
+                raise
+            log.warning("%s is damaged after %.1f s: %s", path, time, e.strerror)
+
+
+def _animation(path: Path) -> Iterator[tuple[float, np.ndarray]]:
+    """Yields (time, frame) of an animated WebP, which PyAV does not decode."""
+    with _pillow(path) as image:
+        time = 0.0
+        for i in range(image.n_frames):
+            image.seek(i)
+            yield time, np.asarray(image.convert("RGB"))
+            time += image.info.get("duration", 0) / 1000 or 1 / float(DEFAULT_RATE)
+
+
+@contextlib.contextmanager
+def _pillow(path: Path) -> Iterator[Any]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    except (OSError, SyntaxError, ValueError) as e:
+        raise UserError(f"cannot read {path} as a video: {e}") from e
+
+
+def _probe_animation(path: Path) -> Info:
+    with _pillow(path) as image:
+        count = getattr(image, "n_frames", 1)
+        times = []
+        for i in range(count):
+            image.seek(i)
+            image.load()
+            times.append(image.info.get("duration", 0) / 1000 or 1 / float(DEFAULT_RATE))
+        rate = Fraction(count / sum(times)).limit_denominator(1001)
+        return Info(rate, count, 0.0, image.height, image.width)
+
+
+def _array(frame: Any) -> np.ndarray:
+    if isinstance(frame, np.ndarray):
+        return frame
+    image = frame.to_ndarray(format="rgb24")
+    turns = round(getattr(frame, "rotation", 0) / 90) % 4
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+
+def read_clip(path: Path, channels: int) -> Clip:
+    """Opens a file, or a folder of numbered frames, as a clip.
+
+    Frames that are missing at the end of a truncated file repeat the last one.
+
+    Args:
+      path: the file or folder.
+      channels: 1 or 3.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    if path == STDIO:
+        raise UserError("videos cannot be read from standard input: name a file")
+    if path.is_dir():
+        return _clip_of_images(path, channels)
+    info = probe(path, count=True)
+    try:
+        first = next(decode_frames(path, info, info.rate, 0, 1))
+    except StopIteration as e:
+        raise UserError(f"cannot read {path} as a video: no frame can be decoded") from e
+    size = first.shape[:2]
+
+    def frames() -> Iterator[np.ndarray]:
+        made, frame = 0, first
+        for frame in decode_frames(path, info, info.rate, 0, info.count):
+            if frame.shape[:2] != size:
+                raise UserError(f"cannot read {path}: its frames change their size")
+            made += 1
+            yield with_channels(frame, channels)
+        if made < info.count:
+            log.warning("%s: its last %d frames repeat the one before", path, info.count - made)
+        for _ in range(made, info.count):
+            yield with_channels(frame, channels)
+
+    return Clip((info.count, *size, channels), info.rate, frames)
+
+
+def read_frames(path: Path, channels: int) -> Clip:
+    """Opens a file of video, a folder of frames, or an image, which is a clip of one frame.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    if path.is_dir() or path.suffix.lower() in SUFFIXES:
+        return read_clip(path, channels)
+    image = read_image(path, channels)
+    return as_clip(image[None])
+
+
+def _clip_of_images(folder: Path, channels: int) -> Clip:
+    files = frames_in(folder)
+    if not files:
+        raise UserError(f"there are no frames in {folder}: number images in it")
+    size = read_image(files[0], channels).shape[:2]
+
+    def frames() -> Iterator[np.ndarray]:
+        for file in files:
+            frame = read_image(file, channels)
+            if frame.shape[:2] != size:
+                raise UserError(f"the frames of {folder} have different sizes")
+            yield frame
+
+    return Clip((len(files), *size, channels), DEFAULT_RATE, frames)
+
+
+def frames_in(folder: Path) -> list[Path]:
+    """Returns the images directly in a folder, in the order of the numbers in their names."""
+    files = [p for p in folder.iterdir() if p.suffix.lower() in IMAGES and p.name[0] != "."]
+
+    def key(path: Path) -> tuple:
+        digits = "".join(c if c.isdigit() else " " for c in path.stem).split()
+        return int(digits[-1]) if digits else 0, path.name
+
+    return sorted(files, key=key)
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+# suffix -> codec, pixel format for even and for odd sizes, options
+_CODECS: dict[str, tuple[str, str, str, dict[str, str]]] = {
+    ".mp4": ("libx264", "yuv420p", "yuv444p", {"crf": "12", "preset": "medium"}),
+    ".webm": ("libvpx-vp9", "yuv420p", "yuv444p", {"crf": "16", "b": "0", "row-mt": "1"}),
+    ".mkv": ("ffv1", "bgr0", "bgr0", {"level": "3"}),
+    ".avi": ("ffv1", "bgr0", "bgr0", {}),
+}
+_CODECS[".m4v"] = _CODECS[".mov"] = _CODECS[".mp4"]
+_PILLOW = frozenset([".gif", ".webp"])
+
+
+def write_clip(clip: Clip, path: Path) -> None:
+    """Writes a clip, frame by frame, in the format of the suffix.
+
+    Args:
+      clip: the clip.
+      path: the file; .mkv and .avi keep every pixel.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    if path == STDIO:
+        raise UserError("videos cannot be written to standard output: name a file")
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(
+            f"output: {path.suffix} is no format of video ({' '.join(sorted(SUFFIXES))})"
+        )
+    with writing(path) as temporary:
+        if suffix in _PILLOW:
+            _write_animation(clip, temporary)
+        else:
+            _write_stream(clip, temporary, _CODECS[suffix])
+
+
+def _write_stream(clip: Clip, path: Path, how: tuple[str, str, str, dict[str, str]]) -> None:
+    av = _av()
+    codec, even, odd, options = how
+    _, height, width, _ = clip.shape
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=clip.rate, options=options)
+        stream.height, stream.width = height, width
+        stream.pix_fmt = odd if height % 2 or width % 2 else even
+        for frame in clip.frames():
+            picture = av.VideoFrame.from_ndarray(
+                np.ascontiguousarray(with_channels(frame, 3)), "rgb24"
+            )
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+
+
+def _write_animation(clip: Clip, path: Path) -> None:
+    images = (Image.fromarray(with_channels(frame, 3)) for frame in clip.frames())
+    options: dict[str, Any] = {"lossless": True} if path.suffix == ".webp" else {}
+    duration = max(20, round(1000 / float(clip.rate)))
+    next(images).save(
+        path, save_all=True, append_images=images, duration=duration, loop=0, **options
+    )
+
+
+# --- folders of clips -----------------------------------------------------------------------------
+
+
+class FolderClips:
+    """The windows of the clips of one split, one after another.
+
+    A clip that cannot be read gives None. It is logged once.
+    """
+
+    def __init__(
+        self, files: list[tuple[Path, int]], config: ml_collections.ConfigDict, train: bool
+    ):
+        """Makes the source.
+
+        Args:
+          files: pairs of a file, or a folder of frames, and its class number.
+          config: the section `data`.
+          train: whether windows overlap by half.
+        """
+        self._config = config
+        self._bad: set[Path] = set()
+        self._windows: list[tuple[Path, int, int, Info | None]] = []
+        step = max(1, config.frames // 2) if train else config.frames
+        for path, label in files:
+            try:
+                count, info = self._frames_of(path)
+            except UserError as e:
+                log.warning("skipped: %s", e)
+                continue
+            if count < config.frames:
+                log.warning(
+                    "skipped %s: it has %d frames, and data.frames is %d",
+                    path,
+                    count,
+                    config.frames,
+                )
+            starts = range(0, count - config.frames + 1, step)
+            self._windows += [(path, start, label, info) for start in starts]
+        if files and not self._windows:
+            raise UserError(
+                f"none of the {len(files)} clips has {config.frames} frames: see the lines above"
+            )
+
+    def _frames_of(self, path: Path) -> tuple[int, Info | None]:
+        """Number of frames at the rate that the config asks for."""
+        stride = self._config.stride
+        if path.is_dir():
+            return -(-len(frames_in(path)) // stride), None
+        info = probe(path)
+        return int(info.count * self._rate(info) / info.rate), info
+
+    def _rate(self, info: Info) -> Fraction:
+        rate = self._config.frame_rate
+        return Fraction(rate).limit_denominator(1001) if rate else info.rate / self._config.stride
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def __getitem__(self, index: int) -> dict[str, Any] | None:
+        path, start, label, info = self._windows[index]
+        config = self._config
+        try:
+            if info is None:
+                part = frames_in(path)[:: config.stride][start : start + config.frames]
+                frames: Iterable[np.ndarray] = (read_image(file) for file in part)
+            else:
+                frames = decode_frames(path, info, self._rate(info), start, config.frames)
+            found = [_smaller(frame, config) for frame in frames]
+            if len(found) > 1:  # the last frame of a file may be one too few
+                found += (
+                    found[-1:] * (config.frames - len(found) <= 1) * (config.frames - len(found))
+                )
+            if len(found) < config.frames:
+                raise UserError(f"{path} ends after {start + len(found)} frames")
+            return {"x": np.stack(found), "label": label}
+        except (UserError, ValueError) as e:
+            if path not in self._bad:
+                self._bad.add(path)
+                log.warning("skipped: %s", e)
+            return None
+
+
+def _smaller(frame: np.ndarray, config: ml_collections.ConfigDict) -> np.ndarray:
+    """Shrinks a frame to what training needs of it, so that no large clip is held."""
+    target = config.resolution if config.resize is None else config.resize
+    shorter = min(frame.shape[:2])
+    if not target or shorter <= max(target, config.resolution):
+        return frame
+    scale = max(target, config.resolution) / shorter
+    size = (-(-frame.shape[1] * scale // 1), -(-frame.shape[0] * scale // 1))
+    return np.asarray(
+        Image.fromarray(frame).resize((int(size[0]), int(size[1])), Image.Resampling.LANCZOS)
+    )
+
+
+def open_clips(config: ml_collections.ConfigDict, seed: int) -> Splits:
+    """Opens a folder of files of video and of folders of numbered frames.
+
+    Args:
+      config: the section `data`.
+      seed: of what is held out.
+
+    Raises:
+      UserError: there are none.
+    """
+    if not config.folder:
+        raise UserError("data.source='folder' needs data.folder, a folder of videos")
+    _av()
+    parts, names = split_folder(
+        config, seed, suffixes=SUFFIXES | IMAGES, noun="video", group=group_frames
+    )
+    return Splits(FolderClips(parts[0], config, True), FolderClips(parts[1], config, False), names)
+
+
+def group_frames(files: list[Path]) -> list[Path]:
+    """Replaces the images of a folder by the folder."""
+    found = {p if p.suffix.lower() in SUFFIXES else p.parent: None for p in files}
+    return list(found)
