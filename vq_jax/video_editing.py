@@ -75,7 +75,7 @@ def _decode(prior: TrainedPrior, codes: np.ndarray) -> np.ndarray:
 def predict(prior: TrainedPrior, clip: np.ndarray, frames: int, **how: Any) -> np.ndarray:
     """Continues a clip.
 
-    Each window of the prior is given up to half of its positions, which are the last frames so far, encoded
+    Each window of the prior is given about half of its positions, which are the last frames so far, encoded
     as a clip of their own.
 
     Args:
@@ -96,9 +96,12 @@ def predict(prior: TrainedPrior, clip: np.ndarray, frames: int, **how: Any) -> n
         raise UserError(f"frames is {frames}: use 1 to {_MOST:,}")
     seed, (height, width) = check_seed(how.pop("seed", 0)), clip.shape[1:3]
     spans = _spans(prior)
+    if len(spans) < 2:
+        raise UserError(f"this prior's clips have {_frames(prior)} frames: none to append")
     result, wanted, rounds = clip, len(clip) + frames, 0
+    most = min(len(spans) // 2 + 1, len(spans) - 1)
     while len(result) < wanted:
-        given = max(i for i in range(1, len(spans) // 2 + 2) if spans[i - 1].stop <= len(result))
+        given = max(i for i in range(1, most + 1) if spans[i - 1].stop <= len(result))
         count = spans[given - 1].stop
         known = _encode(prior, _padded(prior, result[-count:]))
         codes = np.zeros((len(spans), *known.shape[1:]), np.int32)

@@ -6,6 +6,7 @@ Frame k of a clip is the one shown at time k / rate, so that files of a variable
 
 import contextlib
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
@@ -104,12 +105,20 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
         with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise UserError(f"cannot read {path} as a video: it has no pictures")
+            if container.streams.audio:
+                say_no_sound()
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             yield container, stream
     except (av.error.FFmpegError, OSError, ValueError) as e:
         reason = getattr(e, "strerror", None) or e
         raise UserError(f"cannot read {path} as a video: {reason}") from e
+
+
+@functools.cache
+def say_no_sound() -> None:
+    """Logs, once, that sound is left out."""
+    log.warning("sound is left out: only the pictures of videos are read")
 
 
 def probe(path: Path, count: bool = False) -> Info:

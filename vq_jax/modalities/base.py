@@ -212,6 +212,10 @@ class Modality(abc.ABC):
 
     # Files.
 
+    def is_one(self, path: Path) -> bool:
+        """Returns whether a path is one example, which `read` opens, and not a folder of examples."""
+        return path.is_file()
+
     @abc.abstractmethod
     def read(self, path: Path, data: ConfigDict) -> Any:
         """Reads a file.

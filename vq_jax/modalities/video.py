@@ -23,6 +23,7 @@ from vq_jax.data.video import (
     SUFFIXES,
     Clip,
     as_clip,
+    frames_in,
     open_clips,
     read_clip,
     write_clip,
@@ -195,6 +196,9 @@ class Video(Modality):
 
     def from_raw(self, raw: np.ndarray) -> np.ndarray:
         return to_float(raw)
+
+    def is_one(self, path: Path) -> bool:
+        return path.is_file() or (path.is_dir() and bool(frames_in(path)))
 
     def read(self, path: Path, data: ConfigDict) -> Clip:
         return read_clip(path, data.channels)

@@ -53,7 +53,9 @@ def compress(
     modality, tiler = opened.tokenizer.modality, opened.tiler
     # Files of any kind keep their names, so that they come back under them.
     name = None if modality.suffixes else lambda path: path.name + SUFFIX
-    pairs = pair_files(input, output, modality.suffixes, SUFFIX, modality.noun, name)
+    pairs = pair_files(
+        input, output, modality.suffixes, SUFFIX, modality.noun, name, modality.is_one
+    )
     if (suffix := pairs[0][1].suffix.lower()) in modalities.data_suffixes():
         raise UserError(f"output: {output} would be a {SUFFIX} file with the suffix {suffix}")
     if entropy == "static" or data is not None or (not entropy and "prior" not in opened.models):

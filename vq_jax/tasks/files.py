@@ -39,6 +39,7 @@ def pair_files(
     to: str = ".png",
     noun: str = "image",
     name: Callable[[Path], str] | None = None,
+    is_one: Callable[[Path], bool] = Path.is_file,
 ) -> list[tuple[Path, Path]]:
     """Pairs each file to read with the file to write.
 
@@ -49,6 +50,7 @@ def pair_files(
       to: suffix of the files to write, if `output` does not name a file.
       noun: name of such a file, in messages.
       name: file to read -> name of the file to write; None replaces the suffix by `to`.
+      is_one: whether the input is one example: a file, or a folder of numbered frames.
 
     Raises:
       UserError: the input does not exist, or a file would be written among the inputs.
@@ -59,10 +61,11 @@ def pair_files(
         if input.is_dir() or (output != STDIO and output.is_dir()):
             raise UserError("standard input and output take one file: name no folder with them")
         return [(input, output)]
-    if input.is_dir() and (output.is_file() or output.suffix.lower() in {*EXTENSIONS, to}):
+    several = input.is_dir() and not is_one(input)
+    if several and (output.is_file() or output.suffix.lower() in {*EXTENSIONS, to}):
         raise UserError(f"input: {input} is a folder, and output: {output} a file; name a folder")
 
-    if input.is_dir():
+    if several:
         found = find_files(input, suffixes, f"{noun}s")
         pairs = [(p, output / p.relative_to(input).with_name(named(p))) for p in found]
         if len({target for _, target in pairs}) < len(pairs):  # a.jpg and a.png: keep both
@@ -71,7 +74,7 @@ def pair_files(
         into_folder = output.is_dir() or not output.suffix
         pairs = [(input, output / named(input) if into_folder else output)]
     inputs = {source.resolve() for source, _ in pairs}
-    inside = input.is_dir() and output.resolve().is_relative_to(input.resolve())
+    inside = several and output.resolve().is_relative_to(input.resolve())
     if inside or any(target.resolve() in inputs for _, target in pairs):
         raise UserError(f"output: {output} is among the inputs; name another place")
     return pairs

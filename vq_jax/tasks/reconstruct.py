@@ -28,7 +28,9 @@ def reconstruct(workdir: Path, *, input: Path, output: Path, side_by_side: bool 
     check_input(input)
     modality = modalities.of(configs.load(find(workdir) / configs.FILE))
     name = None if modality.suffixes else lambda path: path.name
-    pairs = pair_files(input, output, modality.suffixes, modality.suffix, modality.noun, name)
+    pairs = pair_files(
+        input, output, modality.suffixes, modality.suffix, modality.noun, name, modality.is_one
+    )
     check_output(pairs[0][1], modality.writes)
     tokenizer = load_tokenizer(workdir)
     if side_by_side:
