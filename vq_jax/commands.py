@@ -90,7 +90,9 @@ FLAGS: dict[str, Flag] = {
     ),
     "format": Flag("text", "Format of the weights. Default: detected from names and shapes."),
     "inception": Flag(
-        "path", "Images: compute FID, with this file of Inception weights or with 'download'."
+        "path",
+        "Images: compute FID, with this file of Inception weights or with 'download'. Videos: compute FVD, "
+        "with this file of I3D weights.",
     ),
     "protocol": Flag("text", "How FID prepares images: adm or clean. Default: adm."),
     "classes": Flag("int", "Number of classes of taming's transformer. Default: 0, unconditional."),

@@ -10,7 +10,8 @@ from PIL import Image
 
 from vq_jax.config import base
 from vq_jax.data import video
-from vq_jax.data.video import as_clip, decode_frames, open_clips, probe, read_clip, write_clip
+from vq_jax.data.clips import open_clips
+from vq_jax.data.video import as_clip, decode_frames, probe, read_clip, write_clip
 from vq_jax.errors import UserError
 
 
@@ -42,7 +43,6 @@ def test_every_format_keeps_frames_size_and_rate(tmp_path, suffix, exact):
     np.testing.assert_array_equal(
         np.stack(list(decode_frames(path, info, Fraction(5)))), found[::5]
     )
-    assert video.as_clip(found).array() is not None
 
 
 def test_a_clip_can_be_read_many_times(tmp_path):

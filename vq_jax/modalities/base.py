@@ -178,7 +178,8 @@ class Modality(abc.ABC):
         """Returns the networks that compare sets of examples, the one for samples last.
 
         Args:
-          inception: file of FID's Inception weights, "download", or "" to leave FID out.
+          inception: file of FID's Inception weights, "download", or "" to leave FID out; of clips, file of the
+        I3D weights of FVD.
           protocol: how FID prepares images.
 
         Raises:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from vq_jax import losses, metrics
 from vq_jax.bounds import Bounds
 from vq_jax.console import stderr
+from vq_jax.data.clips import open_clips
 from vq_jax.data.images import fit, rows_of, save_image, to_float, to_uint8, with_channels
 from vq_jax.data.moving_emoji import open_moving_emoji
 from vq_jax.data.sources import OpenSource
@@ -24,7 +25,6 @@ from vq_jax.data.video import (
     Clip,
     as_clip,
     frames_in,
-    open_clips,
     read_clip,
     write_clip,
 )
@@ -32,7 +32,7 @@ from vq_jax.errors import UserError
 from vq_jax.interop.lpips import load_lpips
 from vq_jax.modalities.base import Loss, Modality, Network, Rows
 from vq_jax.modalities.image import lpips_networks
-from vq_jax.modalities.video_networks import frame_networks
+from vq_jax.modalities.video_networks import frame_networks, fvd_network
 from vq_jax.models.perceptual import LEAST_SIDE, lpips
 
 
@@ -174,12 +174,12 @@ class Video(Modality):
         return figures
 
     def networks(self, inception: str = "", protocol: str = "adm") -> list[Network]:
-        super().networks(inception, protocol)
+        found = [fvd_network(inception)] if inception else []
         try:
-            return frame_networks()
+            return found + frame_networks()
         except UserError as e:
-            stderr(f"the Frechet distances are left out: {e}")
-            return []
+            stderr(f"the Frechet distances of frames are left out: {e}")
+            return found
 
     # --- examples and files ---
 

@@ -1,11 +1,18 @@
-"""Networks that compare sets of clips: EfficientNet-lite0 of frames, and of pairs of frames."""
+"""Networks that compare sets of clips: EfficientNet-lite0 of frames and of pairs of frames, and FVD's I3D."""
 
 import dataclasses
+from pathlib import Path
 
+import jax
 import numpy as np
 
+from vq_jax.data.images import to_float
+from vq_jax.data.pipeline import pad_rows
+from vq_jax.errors import UserError
+from vq_jax.interop.i3d import load_i3d
 from vq_jax.modalities.base import Network
 from vq_jax.modalities.image_networks import efficientnet_network
+from vq_jax.models import i3d
 
 _EVERY = 4  # frames between those whose features are compared
 _APART = 2  # frames between those of a pair
@@ -45,3 +52,41 @@ def frame_networks() -> list[Network]:
             features=of_pairs,
         ),
     ]
+
+
+_BATCH = 8  # clips
+
+
+def fvd_network(path: str) -> Network:
+    """Makes the features of the Frechet video distance (Unterthiner et al. 2018).
+
+    Args:
+      path: of I3D's weights.
+
+    Raises:
+      UserError: the weights cannot be read.
+    """
+    params, digest = load_i3d(Path(path))
+    compiled = jax.jit(i3d.features)
+
+    def features(clips: np.ndarray) -> np.ndarray:
+        found = []
+        if clips.shape[1] < i3d.LEAST_FRAMES:
+            raise UserError(
+                f"FVD needs clips of {i3d.LEAST_FRAMES} frames or more, not {clips.shape[1]}"
+            )
+        for start in range(0, len(clips), _BATCH):
+            part = clips[start : start + _BATCH]
+            count, part = len(part), pad_rows(part, _BATCH)
+            part = to_float(part) if part.dtype == np.uint8 else part
+            part = np.repeat(part, 3, axis=-1) if part.shape[-1] == 1 else part
+            found.append(np.asarray(compiled(params, part))[:count])
+        return np.concatenate(found)
+
+    return Network(
+        key="fvd_i3d",
+        heading="FVD (I3D of Kinetics-400)",
+        description=f"to 224x224, bilinear, logits averaged over time; weights {digest[:8]}",
+        digest=digest,
+        features=features,
+    )
