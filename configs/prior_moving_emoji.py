@@ -23,7 +23,7 @@ def get_config(prior="random_order"):
     config.prior.heads = 6
     config.prior.dropout = 0.0  # no clip is seen twice
 
-    config.phases.prior = 1500
+    config.phases.prior = 600
     config.log_every = 20
     config.save_every = 100
     config.optim.lr = 1e-3
@@ -37,5 +37,5 @@ def get_config(prior="random_order"):
     if prior == "random_order":
         # A quarter of the clips end up in a random order, which fills gaps; the others row by row, which is the
         # order used for sampling.
-        config.loss.permute = (1.0, 0.25, 0, 300)
+        config.loss.permute = (1.0, 0.25, 0, 150)
     return config

@@ -31,9 +31,9 @@ def get_config():
     config.quantizer.inner.dim = 64
     config.kmeans_batches = 16
 
-    config.phases.autoencoder = 200
+    config.phases.autoencoder = 150
     config.phases.quantizer = 20
-    config.phases.joint = 1200
+    config.phases.joint = 600
     config.save_every = 200
     config.log_every = 20
     config.loss.reconstruction = "l2"

@@ -5,7 +5,7 @@
     python -m vq_jax.main --config=prior_moving_emoji
     python -m experiments.video.rate emoji --output=experiments/video/emoji.json
     python -m experiments.video.rate parts --output=video_parts
-    python -m vq_jax.main --config=video_folder --config.data.folder=video_parts/train
+    python -m vq_jax.main --config=video_folder --config.data.folder=video_parts
     python -m experiments.video.rate real --output=experiments/video/real.json
 
 `emoji` takes 64 held-out clips of moving emoji. vq_jax compresses each clip alone. The other codecs get all 64
@@ -172,7 +172,7 @@ def parts(output: Path) -> None:
     for name, x in real_clips().items():
         cut = round(TRAINED * len(x))
         write_clip(as_clip(x[:cut], Fraction(25)), output / "train" / f"{name}.mkv")
-        write_clip(as_clip(x[cut:], Fraction(25)), output / "rest" / f"{name}.mkv")
+        write_clip(as_clip(x[cut:], Fraction(25)), output / "val" / f"{name}.mkv")
 
 
 def real(output: Path) -> None:

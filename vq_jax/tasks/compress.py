@@ -19,7 +19,8 @@ from vq_jax.tasks.files import change_files, check_input, check_output, pair_fil
 from vq_jax.tasks.tokenize import encoded, prepared
 from vq_jax.training import parallel
 
-_COUNTED = 4096  # largest number of training examples whose codes are counted
+# Largest numbers of training examples, and of their codes, that are counted.
+_COUNTED, _CODES = 4096, 2**20
 
 
 def compress(
@@ -188,7 +189,8 @@ def _count(opened: Codec, folder: Path, data: ConfigDict | None, needed: bool) -
                 f"{config.data.source} may have to be downloaded: give entropy='static'"
             )
         source = modalities.open_source(config).train
-        step = max(1, -(-len(source) // _COUNTED))
+        most = max(1, min(_COUNTED, _CODES // opened.tokenizer.codes.length))
+        step = max(1, -(-len(source) // most))
         indices = track(range(0, len(source), step), "counting training codes")
         examples = prepared(config, source, indices)
         codes = (codes for codes, _, _ in encoded(opened.tokenizer, examples))
