@@ -77,7 +77,12 @@ class TrainedTokenizer:
         strides = self.strides or ()
         for size, stride, alone in zip(shape[1:], strides, self.alone, strict=False):
             if size < alone or (size - alone) % stride:
-                more = f", after {self.alone[0]} that is coded alone" if any(self.alone) else ""
+                alone = sum(self.alone)
+                more = (
+                    f", after {alone} that is coded alone along {self.modality.axes[0]}"
+                    if alone
+                    else ""
+                )
                 raise ValueError(
                     f"{noun} are {'x'.join(map(str, shape[1 : 1 + axes]))}: their sizes must be "
                     f"multiples of {'x'.join(map(str, strides))}{more}"

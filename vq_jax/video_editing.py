@@ -179,7 +179,7 @@ def inpaint(prior: TrainedPrior, clip: np.ndarray, mask: np.ndarray, **how: Any)
         raise UserError("the mask covers the whole clip: sample instead")
     seed, size = check_seed(how.pop("seed", 0)), _frames(prior)
     result, left = clip.copy(), mask.copy()
-    for i, start in enumerate(_windows(len(clip), size)):
+    for i, start in enumerate(_starts(len(clip), size)):
         here = slice(start, start + size)
         if left[here].any():
             drawn = _inpaint(prior, result[here], left[here], seed=seed + 10_000 * i, **how)
@@ -188,7 +188,7 @@ def inpaint(prior: TrainedPrior, clip: np.ndarray, mask: np.ndarray, **how: Any)
     return result
 
 
-def _windows(length: int, size: int) -> Iterator[int]:
+def _starts(length: int, size: int) -> Iterator[int]:
     """Yields where windows in time begin, half a window apart."""
     yield from range(0, max(0, length - size), max(1, size // 2))
     yield max(0, length - size)

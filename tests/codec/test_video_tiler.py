@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small import make_prior, make_video_tokenizer
 
-from vq_jax.codec import Codec
+from vq_jax.codec import Codec, video_tiler
 from vq_jax.codec.video_tiler import VideoTiler
 from vq_jax.data.images import to_float, to_uint8
 from vq_jax.data.video import Clip, as_clip
@@ -98,5 +98,17 @@ def test_wrong_clips_are_refused(tokenizer):
         vqz.compress(np.zeros((4, 8, 8, 1), np.uint8))
     tiler = VideoTiler(tokenizer)
     codes = np.zeros((1, 1, 1), np.int32)
-    with pytest.raises(UserError, match="a frame has"):
-        next(tiler.decode([codes], [(1, 2**20, 2**20, 25, 1)]))
+    for shape in ((1, 2**20, 2**20, 25, 1), (1, 4, 4, 1, 2**20), (1, 4, 4, 2**30, 1)):
+        with pytest.raises(UserError, match="which no video has"):
+            next(tiler.decode([codes], [shape]))
+
+
+def test_memory_is_checked_before_it_is_allocated(tokenizer, monkeypatch):
+    monkeypatch.setattr(video_tiler, "free_memory", lambda: 2**28)
+    frame = np.zeros((3000, 5000, 3), np.uint8)
+    clip = Clip((5, *frame.shape), Fraction(25), lambda: iter([frame] * 5))
+    tiler = VideoTiler(tokenizer)
+    with pytest.raises(UserError, match="GiB of memory, and 0.2 GiB are free"):
+        tiler.encode([clip])
+    with pytest.raises(UserError, match="GiB are free"):
+        next(tiler.decode([np.zeros((2, 750, 1250), np.int32)], [tiler.shape(clip)]))

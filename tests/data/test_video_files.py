@@ -78,6 +78,53 @@ def test_a_variable_rate_becomes_constant(tmp_path):
     assert found == [0, 1, 2, 2, 2, 2, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_short_frames_before_a_long_one_are_kept(tmp_path, suffix):
+    """The frame at time 0 is the first one, and the last one is shown to its end."""
+    path = tmp_path / f"a{suffix}"
+    images = [Image.fromarray(np.full((16, 16, 3), v, np.uint8)) for v in (10, 100, 200)]
+    options = {"lossless": True} if suffix == ".webp" else {}
+    images[0].save(
+        path, save_all=True, append_images=images[1:], duration=[100, 100, 1900], **options
+    )
+    clip = read_clip(path, 3)
+    assert [frame[0, 0, 0] for frame in clip.frames()] == [10, 200, 200]
+    found = [frame[0, 0, 0] for frame in decode_frames(path, probe(path), Fraction(10))]
+    assert found == [10, 100] + [200] * 19
+
+
+def test_frames_of_avi_are_counted(tmp_path):
+    """AVI has no times: with frames out of order in the file, those that FFmpeg guesses are wrong."""
+    path, x = tmp_path / "a.avi", np.zeros((40, 64, 64, 3), np.uint8)
+    x += (6 * np.arange(40, dtype=np.uint8))[:, None, None, None]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"bf": "3", "crf": "10"})
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for image in x:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+        container.mux(stream.encode(None))
+    found = read_clip(path, 3).array()
+    assert found.shape == x.shape and np.abs(found.astype(int) - x).max() < 5
+    info = probe(path)
+    part = np.stack(list(decode_frames(path, info, info.rate, 17, 4)))
+    np.testing.assert_array_equal(part, found[17:21])
+
+
+def test_transparency_is_over_white(tmp_path):
+    path = tmp_path / "a.webp"
+    images = [Image.new("RGBA", (8, 8), (255, 0, 0, opacity)) for opacity in (0, 255)]
+    images[0].save(path, save_all=True, append_images=images[1:], lossless=True, exact=True)
+    first, second = read_clip(path, 3).array()
+    assert (first == 255).all() and (second == [255, 0, 0]).all()
+
+
+def test_names_with_a_colon(tmp_path):
+    path = tmp_path / "12:30.mp4"
+    write_clip(as_clip(moving(5)), path)
+    assert read_clip(path, 3).shape[0] == 5
+
+
 @pytest.mark.parametrize("angle", [90, 180, 270])
 def test_rotation_is_applied(tmp_path, angle):
     path = tmp_path / "a.mp4"
@@ -119,11 +166,18 @@ def test_what_is_no_video_is_named(tmp_path):
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    for name in ("a.mp4", "empty.webm", "sound.mp4", "missing.mp4"):
+    (tmp_path / "notes.txt").write_text("some text\n" * 100)
+    Image.new("RGB", (8, 8)).save(tmp_path / "still.jpg")
+    (tmp_path / "still.jpg").rename(tmp_path / "still.webp")
+    assert read_clip(tmp_path / "still.webp", 3).shape[0] == 1
+    for name in ("a.mp4", "empty.webm", "sound.mp4", "missing.mp4", "notes.txt"):
         with pytest.raises(UserError, match=f"cannot read .*{name} as a video"):
             read_clip(tmp_path / name, 3)
     with pytest.raises(UserError, match="no format of video"):
         write_clip(as_clip(moving()), tmp_path / "a.png")
+    with pytest.raises(UserError, match="cannot be written as .mp4"):
+        write_clip(as_clip(np.zeros((1, 2, 40_000, 3), np.uint8)), tmp_path / "wide.mp4")
+    assert not (tmp_path / "wide.mp4").exists()
 
 
 def test_sound_is_left_out_and_said_once(tmp_path, caplog):
@@ -183,6 +237,17 @@ def test_a_folder_gives_windows_of_its_clips(folder, caplog):
     # Frames are those of the file, shrunk; windows of a held-out clip come one after another.
     starts = [start for _, start, _, _ in splits.val._windows]
     assert starts == sorted(starts) or len(files[1]) > 1
+
+
+def test_images_beside_videos_are_no_clip(tmp_path, caplog):
+    for i in range(9):
+        Image.fromarray(moving()[i]).save(tmp_path / f"{i}.png")
+    assert video.frames_in(tmp_path)
+    write_clip(as_clip(moving(20)), tmp_path / "a.mp4")
+    assert not video.frames_in(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        splits = open_clips(config_of(tmp_path, val_fraction=1.0), 0)
+    assert len(splits.val) == 2 and "skipped 9 images" in caplog.text
 
 
 @pytest.mark.parametrize(("changes", "step"), [({"stride": 2}, 2), ({"frame_rate": 5.0}, 4)])

@@ -107,6 +107,18 @@ def test_compress_and_decompress_keep_length_size_and_rate(runs, clip, tmp_path)
     np.testing.assert_array_equal(read_clip(other, 3).array(), found.array())
 
 
+def test_one_bad_file_does_not_stop_the_others(runs, clip, tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a.mkv", "c.mkv"):
+        (folder / name).write_bytes(clip[0].read_bytes())
+    (folder / "b.mp4").write_bytes(b"no video")
+    result = program("--mode=compress", f"--workdir={runs[0]}", f"--input={folder}", f"--output={out}",
+                     "--entropy=fixed", check=False)  # fmt: skip
+    assert result.returncode == 2 and "1 of 3 files could not be compressed" in result.stderr
+    assert {p.name for p in out.iterdir()} == {"a.vqz", "c.vqz"}
+
+
 def test_a_folder_of_frames_is_a_clip(runs, clip, tmp_path):
     _, x = clip
     folder = tmp_path / "frames"
@@ -207,6 +219,7 @@ def test_mistakes_are_named_in_one_line(runs, clip, tmp_path):
           "--frames=0"], "frames is 0"),
         (["--mode=inpaint", f"--workdir={prior}", inputs, f"--output={tmp_path / 'a.mkv'}"],
          "needs a mask"),
+        (["--mode=predict", f"--workdir={prior}", inputs, "--output=-"], "cannot hold videos"),
         (["--mode=outpaint", f"--workdir={prior}", inputs, f"--output={tmp_path / 'a.mkv'}",
           "--margins=4"], "outpaint is for images"),
         (["--mode=compress", f"--workdir={tokenizer}", f"--input={tmp_path / 'none.mp4'}",

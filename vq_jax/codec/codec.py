@@ -15,6 +15,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -91,7 +92,7 @@ class Codec:
 
     def compress(
         self,
-        x: np.ndarray | bytes,
+        x: Any,
         *,
         entropy: str | None = None,
         quality: int | None = None,
@@ -100,8 +101,8 @@ class Codec:
         """Compresses an example to the bytes of a `.vqz` file.
 
         Args:
-          x: a raw example as the tiler takes it: an image uint8 [H, W, C], of any size; a text uint8 [N]
-            or bytes.
+          x: a raw example as the tiler takes it: an image uint8 [H, W, C], of any size; a clip uint8
+            [T, H, W, C] or a `data.video.Clip`; a text uint8 [N] or bytes.
           entropy: "fixed", "static" or "prior". None is the prior if there is one, and otherwise the
             shorter of the other two.
           quality: number of levels of a residual tokenizer to keep, from 1; None keeps all.
@@ -116,7 +117,7 @@ class Codec:
 
     def compress_all(
         self,
-        xs: Sequence[np.ndarray],
+        xs: Sequence[Any],
         *,
         entropy: str | None = None,
         quality: int | None = None,
@@ -186,15 +187,16 @@ class Codec:
             return PORTABLE_TEXT
         return PORTABLE if "prior" in self.models and entropy in (None, "prior") else None
 
-    def decompress(self, data: bytes) -> np.ndarray:
-        """Decompresses a file to a raw example: an image uint8 [H, W, C].
+    def decompress(self, data: bytes) -> Any:
+        """Decompresses a file to a raw example: an image uint8 [H, W, C], or a clip whose frames are decoded
+        when they are read.
 
         Raises:
           UserError: the file was made with another model, or it is truncated or altered.
         """
         return next(self.decode([self.open(data)]))
 
-    def decode(self, contents: Sequence[Content]) -> Iterator[np.ndarray]:
+    def decode(self, contents: Sequence[Content]) -> Iterator[Any]:
         """Turns what `open` returns into raw examples, decoded in batches."""
         codes = [one.codes for one in contents if one.codes is not None]
         decoded = self.tiler.decode(codes, [one.shape for one in contents if one.codes is not None])

@@ -12,7 +12,7 @@ _RAMP = 16  # elements over which neighbouring tiles are blended
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """One axis of an image, cut into tiles. All numbers are codes.
+    """One axis of an image, cut into tiles. The fields but `factor` are numbers of codes.
 
     Attributes:
       size: of each tile.

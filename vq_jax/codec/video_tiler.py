@@ -1,21 +1,26 @@
 """Clips of any length and size to codes and back, in overlapping tiles that stream through time.
 
-The codes of a tile equal those of its whole clip, because the tokenizer is causal and keeps its state from one
-group of frames to the next. Memory depends on the size of a frame, and not on the length of the clip.
+The tokenizer is causal, and keeps its state from one group of frames to the next: a tile has the codes of its whole
+clip, up to rounding. Of the clip, only the codes are held as a whole. All other memory depends on the size of a
+frame, and is checked before it is allocated. Norms over frames see a tile instead of the frame.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vq_jax.codec.tiling import Cut, cut, mirrored
 from vq_jax.data.images import to_float, to_uint8
-from vq_jax.data.video import Clip, as_clip
+from vq_jax.data.video import MOST_PIXELS, RATES, Clip, as_clip
 from vq_jax.errors import UserError
+from vq_jax.files import free_memory
+from vq_jax.models.video_layers import stream
 from vq_jax.tokenizer import TrainedTokenizer
 
 _SIDE = 256  # largest side of a tile, in pixels
@@ -23,7 +28,6 @@ _MARGIN = 24  # pixels of a tile beyond the part that is kept
 _STEP = 32  # sides of tiles are multiples of it, or the largest
 _PIXELS = 2**17  # of the frames of a tile that are processed together
 _GROUPS = 8  # of frames that are processed together, at most
-_MOST_PIXELS = 2**26  # of a frame
 
 
 class VideoTiler:
@@ -47,7 +51,7 @@ class VideoTiler:
 
     def shape(self, clip: Any) -> tuple[int, ...]:
         clip = as_clip(clip)
-        rate = clip.rate.limit_denominator(2**20)
+        rate = min(max(clip.rate, RATES[0]), RATES[1]).limit_denominator(2**16)
         return (*clip.shape[:3], rate.numerator, rate.denominator)
 
     def nbytes(self, shape: Sequence[int]) -> int:
@@ -76,13 +80,39 @@ class VideoTiler:
         return max(1, min(_GROUPS, _PIXELS // pixels))
 
     def _check(self, clip: Any) -> Clip:
-        if not isinstance(clip, Clip):
-            shape, dtype = np.shape(clip), getattr(clip, "dtype", None)
-            if dtype != np.uint8 or len(shape) != 4 or shape[3] != self._channels or 0 in shape:
-                raise ValueError(
-                    f"the clip is {dtype} {shape}: make it uint8 [T, H, W, {self._channels}]"
-                )
+        lazy = isinstance(clip, Clip)
+        shape = clip.shape if lazy else np.shape(clip)
+        dtype = np.uint8 if lazy else getattr(clip, "dtype", None)
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != self._channels or 0 in shape:
+            raise ValueError(
+                f"the clip is {dtype} {shape}: make it uint8 [T, H, W, {self._channels}]"
+            )
         return as_clip(clip)
+
+    def _check_memory(self, shape: Sequence[int], method: str) -> None:
+        """Raises UserError if the codes and the states of all tiles do not fit into the free memory."""
+        rows, columns = self._cuts(shape)
+        tokenizer, grid = self.tokenizer, self.grid(shape)
+        sides = (rows.size, columns.size)
+        x = jax.ShapeDtypeStruct((1, 1, *sides, *tokenizer.codes.code_shape), jnp.int32)
+        if method == "encode_to_codes":
+            pixels = (side * self._factor for side in sides)
+            x = jax.ShapeDtypeStruct((1, 1, *pixels, self._channels), jnp.float32)
+        _, state = jax.eval_shape(
+            partial(stream, tokenizer.module, method=method), tokenizer.variables, x, None
+        )
+        of_tile = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        frames = self._group * self._positions(rows, columns)
+        needed = (
+            len(rows.starts) * len(columns.starts) * of_tile
+            + 8 * frames * shape[1] * shape[2] * self._channels
+            + 8 * math.prod(grid) * tokenizer.codes.books
+        )
+        if needed > 2**28 and needed > (free := free_memory()):
+            raise UserError(
+                f"a clip of {shape[0]:,} frames of {shape[2]}x{shape[1]} pixels takes "
+                f"{needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free"
+            )
 
     # --- to codes ---
 
@@ -90,6 +120,7 @@ class VideoTiler:
         return [self._encode(self._check(clip)) for clip in clips]
 
     def _encode(self, clip: Clip) -> np.ndarray:
+        self._check_memory(clip.shape, "encode_to_codes")
         grid = self.grid(clip.shape)
         codes = np.empty((*grid, *self.tokenizer.codes.code_shape), np.int32)
         rows, columns = self._cuts(clip.shape)
@@ -128,10 +159,12 @@ class VideoTiler:
         """Yields clips whose frames are decoded when they are read."""
         for codes, shape in zip(all_codes, shapes, strict=True):
             frames, height, width, *rate = shape
-            if height * width > _MOST_PIXELS:
+            if height * width > MOST_PIXELS or not RATES[0] <= Fraction(*rate) <= RATES[1]:
                 raise UserError(
-                    f"a frame has {width}x{height} pixels: at most {_MOST_PIXELS:,} are possible"
+                    f"this file has {width}x{height} pixels and {rate[0]}/{rate[1]} frames a second, which "
+                    "no video has: it was altered"
                 )
+            self._check_memory(shape, "decode_codes")
 
             def decoded(codes=codes, shape=shape) -> Iterator[np.ndarray]:
                 return self._decode(codes, shape)

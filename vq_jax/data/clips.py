@@ -129,6 +129,14 @@ def open_clips(config: ml_collections.ConfigDict, seed: int) -> Splits:
 
 
 def group_frames(files: list[Path]) -> list[Path]:
-    """Replaces the images of a folder by the folder."""
-    found = {p if p.suffix.lower() in SUFFIXES else p.parent: None for p in files}
-    return list(found)
+    """Replaces the images of a folder by the folder; images beside files of video are left out."""
+    videos = [p for p in files if p.suffix.lower() in SUFFIXES]
+    beside = {p.parent for p in videos}
+    found = dict.fromkeys(videos)
+    for image in files:
+        if image.suffix.lower() not in SUFFIXES and image.parent not in beside:
+            found[image.parent] = None
+    left_out = sum(p.parent in beside for p in files) - len(videos)
+    if left_out:
+        log.warning("skipped %d images that are in folders with videos", left_out)
+    return sorted(found)

@@ -1,7 +1,8 @@
 """Clips as files: decodes parts of them, and writes them, with PyAV.
 
 A clip may be longer than memory. `Clip` has its size and rate, and decodes its frames when they are needed.
-Frame k of a clip is the one shown at time k / rate, so that files of a variable rate get a constant one.
+Files of a variable rate get a constant one: frame k is the one shown at time k / rate, or the next one if that
+begins nearer to this time.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from vq_jax.data.images import EXTENSIONS as IMAGES
-from vq_jax.data.images import read_image, with_channels
+from vq_jax.data.images import over_white, read_image, with_channels
 from vq_jax.errors import UserError
 from vq_jax.files import STDIO, writing
 
@@ -25,9 +26,10 @@ log = logging.getLogger("vq_jax")
 
 SUFFIXES = frozenset([".mp4", ".m4v", ".webm", ".mkv", ".mov", ".avi", ".gif", ".webp"])
 # Formats that keep every frame as it is.
-EXACT = frozenset([".mkv", ".avi"])
+EXACT = frozenset([".mkv", ".avi", ".webp"])
 DEFAULT_RATE = Fraction(12)  # of frames without a rate, such as samples
-_MOST_PIXELS = 2**26  # of a frame
+MOST_PIXELS = 2**26  # of a frame
+RATES = Fraction(1, 60), Fraction(1000)  # smallest and largest that are written
 _MISSING = "files of video need PyAV: pip install 'vq_jax[video]'"
 
 
@@ -47,8 +49,8 @@ class Clip:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are in memory at a time: a few frames."""
-        return 8 * int(np.prod(self.shape[1:]))
+        """Bytes of a frame, several of which are in memory at a time."""
+        return int(np.prod(self.shape[1:]))
 
     def array(self) -> np.ndarray:
         """Returns all frames, uint8 [T, H, W, C]."""
@@ -105,7 +107,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """
     av = _av()
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
+        with av.open(f"file:{path}", metadata_errors="replace") as container:
             if not container.streams.video:
                 raise UserError(f"cannot read {path} as a video: it has no pictures")
             if container.streams.audio:
@@ -139,7 +141,7 @@ def probe(path: Path, count: bool = False) -> Info:
     with _opened(path) as (container, stream):
         rate = stream.average_rate or stream.base_rate or stream.guessed_rate or DEFAULT_RATE
         size = stream.codec_context.height, stream.codec_context.width
-        if not 0 < size[0] * size[1] <= _MOST_PIXELS:
+        if not 0 < size[0] * size[1] <= MOST_PIXELS:
             raise UserError(
                 f"cannot read {path} as a video: its frames are {size[1]}x{size[0]} pixels"
             )
@@ -151,11 +153,15 @@ def probe(path: Path, count: bool = False) -> Info:
                 if container.duration else 0  # fmt: skip
             length = round(seconds * rate)
         if count or not length:
-            times = [p.pts * base for p in container.demux(stream) if p.pts is not None and p.size]
-            if not times:
+            packets = [p for p in container.demux(stream) if p.size]
+            times = [(p.pts * base, (p.duration or 0) * base) for p in packets if p.pts is not None]
+            if not packets:
                 raise UserError(f"cannot read {path} as a video: it has no frames")
-            start = float(min(times))
-            length = round((max(times) - min(times)) * rate) + 1
+            length = len(packets)
+            if times and container.format.name != "avi":  # AVI has no times of its own
+                (first, _), (last, seconds) = min(times), max(times)
+                start = float(first)
+                length = round((last - first + (seconds or 1 / rate)) * rate)
         return Info(Fraction(rate), max(1, length), start, *size)
 
 
@@ -179,61 +185,72 @@ def decode_frames(
     """
     tolerance = float(min(1 / info.rate, 1 / rate)) / 2
     start = info.start + first / float(rate)
-    decoded: Any = (
-        _animation(path) if path.suffix.lower() == ".webp" else _decoded(path, info, start)
-    )
-    shown: tuple[float, Any] | None = None
+    webp = path.suffix.lower() == ".webp"
+    decoded: Any = _animation(path) if webp else _decoded(path, info, start)
+    shown: tuple[float, float, Any] | None = None
     made = 0
 
-    def due(time: float) -> bool:  # whether a frame of the result is before this time
-        return start + made / float(rate) < time and (count is None or made < count)
+    def target() -> float:
+        return start + made / float(rate)
 
     with contextlib.closing(decoded):
-        for time, frame in decoded:
-            while shown is not None and due(time - tolerance):
-                yield _array(shown[1])
+        for time, length, frame in decoded:
+            while shown is not None and target() < time and made != count:
+                if time - target() < min(tolerance, target() - shown[0]):
+                    break  # this frame is nearer
+                yield _array(shown[2])
                 made += 1
-            shown = time, frame
             if made == count:
                 return
-    while shown is not None and due(shown[0] + tolerance):
-        yield _array(shown[1])
+            shown = time, length, frame
+    while shown is not None and made != count and target() < shown[0] + shown[1] - 1e-3:
+        yield _array(shown[2])
         made += 1
 
 
-def _decoded(path: Path, info: Info, start: float) -> Iterator[tuple[float, Any]]:
-    """Yields (time, frame) from a key frame before `start` to the last frame that can be decoded."""
+def _decoded(path: Path, info: Info, start: float) -> Iterator[tuple[float, float, Any]]:
+    """Yields (time, seconds, frame) from a key frame before `start` to the last that can be decoded.
+
+    AVI has no times of its own: its frames are counted, from the first one.
+    """
     av = _av()
-    time = info.start - 1 / float(info.rate)
+    period = 1 / float(info.rate)
+    time = info.start - period
     with _opened(path) as (container, stream):
-        if start > info.start:
+        counted = container.format.name == "avi"
+        if start > info.start and not counted:
             container.seek(int(start / stream.time_base), stream=stream)
         try:
             for frame in container.decode(stream):
-                time = frame.time if frame.time is not None else time + 1 / float(info.rate)
-                yield time, frame
+                known = frame.time is not None and not counted
+                time = frame.time if known else time + period
+                yield time, float((frame.duration or 0) * stream.time_base) or period, frame
         except av.error.FFmpegError as e:
             if time < info.start:
                 raise
             log.warning("%s is damaged after %.1f s: %s", path, time, e.strerror)
 
 
-def _animation(path: Path) -> Iterator[tuple[float, np.ndarray]]:
-    """Yields (time, frame) of an animated WebP, which PyAV does not decode."""
+def _animation(path: Path) -> Iterator[tuple[float, float, np.ndarray]]:
+    """Yields (time, seconds, frame) of an animated WebP, over white; PyAV does not decode it."""
     with _pillow(path) as image:
         time = 0.0
-        for i in range(image.n_frames):
+        for i in range(getattr(image, "n_frames", 1)):
             image.seek(i)
-            yield time, np.asarray(image.convert("RGB"))
-            time += image.info.get("duration", 0) / 1000 or 1 / float(DEFAULT_RATE)
+            rgba = np.asarray(image.convert("RGBA"))  # decodes it, which sets its duration
+            seconds = image.info.get("duration", 0) / 1000 or 1 / float(DEFAULT_RATE)
+            yield time, seconds, over_white(rgba, 3)
+            time += seconds
 
 
 @contextlib.contextmanager
 def _pillow(path: Path) -> Iterator[Any]:
     try:
         with Image.open(path) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"its frames are {image.width}x{image.height} pixels")
             yield image
-    except (OSError, SyntaxError, ValueError) as e:
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as e:
         raise UserError(f"cannot read {path} as a video: {e}") from e
 
 
@@ -273,6 +290,9 @@ def read_clip(path: Path, channels: int) -> Clip:
         raise UserError("videos cannot be read from standard input: name a file")
     if path.is_dir():
         return _clip_of_images(path, channels)
+    if path.suffix.lower() not in SUFFIXES:
+        known = " ".join(sorted(SUFFIXES))
+        raise UserError(f"cannot read {path} as a video: its suffix is none of {known}")
     info = probe(path, count=True)
     try:
         first = next(decode_frames(path, info, info.rate, 0, 1))
@@ -324,8 +344,14 @@ def _clip_of_images(folder: Path, channels: int) -> Clip:
 
 
 def frames_in(folder: Path) -> list[Path]:
-    """Returns the images directly in a folder, in the order of the numbers in their names."""
-    files = [p for p in folder.iterdir() if p.suffix.lower() in IMAGES and p.name[0] != "."]
+    """Returns the images directly in a folder, in the order of the numbers in their names.
+
+    There are none if the folder holds files of video, too.
+    """
+    visible = [p for p in folder.iterdir() if p.name[0] != "."]
+    if any(p.suffix.lower() in SUFFIXES for p in visible):
+        return []
+    files = [p for p in visible if p.suffix.lower() in IMAGES]
 
     def key(path: Path) -> tuple:
         digits = "".join(c if c.isdigit() else " " for c in path.stem).split()
@@ -348,11 +374,13 @@ _PILLOW = frozenset([".gif", ".webp"])
 
 
 def write_clip(clip: Clip, path: Path) -> None:
-    """Writes a clip, frame by frame, in the format of the suffix.
+    """Writes a clip in the format of the suffix.
+
+    Frames are written as they come. Only .gif and .webp are held in memory, by Pillow.
 
     Args:
       clip: the clip.
-      path: the file; .mkv and .avi keep every pixel.
+      path: the file; .mkv, .avi and .webp keep every pixel.
 
     Raises:
       UserError: the file cannot be written.
@@ -375,21 +403,24 @@ def _write_stream(clip: Clip, path: Path, how: tuple[str, str, str, dict[str, st
     av = _av()
     codec, even, odd, options = how
     _, height, width, _ = clip.shape
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=clip.rate, options=options)
-        stream.height, stream.width = height, width
-        stream.pix_fmt = odd if height % 2 or width % 2 else even
-        for frame in clip.frames():
-            picture = av.VideoFrame.from_ndarray(
-                np.ascontiguousarray(with_channels(frame, 3)), "rgb24"
-            )
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode(None))
+    try:
+        with av.open(f"file:{path}", "w") as container:
+            stream = container.add_stream(codec, rate=clip.rate, options=options)
+            stream.height, stream.width = height, width
+            stream.pix_fmt = odd if height % 2 or width % 2 else even
+            for frame in clip.frames():
+                pixels = np.ascontiguousarray(with_channels(frame, 3))
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+            container.mux(stream.encode(None))
+    except av.error.FFmpegError as e:
+        raise UserError(
+            f"output: a video of {width}x{height} pixels cannot be written as {path.suffix}: {e.strerror}"
+        ) from e
 
 
 def _write_animation(clip: Clip, path: Path) -> None:
     images = (Image.fromarray(with_channels(frame, 3)) for frame in clip.frames())
-    options: dict[str, Any] = {"lossless": True} if path.suffix == ".webp" else {}
+    options: dict[str, Any] = {"lossless": True} if path.suffix.lower() == ".webp" else {}
     duration = max(20, round(1000 / float(clip.rate)))
     next(images).save(
         path, save_all=True, append_images=images, duration=duration, loop=0, **options

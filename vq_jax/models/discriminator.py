@@ -95,7 +95,8 @@ class PatchGAN3D(nn.Module):
                 h = BatchNorm(dtype=self.dtype, name=f"norm_{i}")(h, axis_name=axis_name)
             elif self.norm == "group":
                 norm = GroupNorm(dtype=self.dtype, name=f"norm_{i}")
-                h = norm(h.reshape(h.shape[0], -1, *h.shape[3:])).reshape(h.shape)
+                b, t, height, *rest = h.shape
+                h = norm(h.reshape(b, t * height, *rest)).reshape(h.shape)
             h = nn.leaky_relu(h, 0.2)
         return convolve(h, 1, 1, self.n_layers + 1, "conv_out").astype(jnp.float32)
 

@@ -1,7 +1,7 @@
 """Layers of video models. Feature maps are [B, T, H, W, C], and params are float32.
 
-Only `CausalConv` and `UpsampleTime` combine frames, each with those before it. All other layers work on
-frames. Both can therefore stream: with a mutable collection "stream", they keep what the next frames need, and
+Only `CausalConv`, `UpsampleTime` and the layers that group frames combine frames, each with those before it. All
+other layers work on frames. A model can therefore stream: with a mutable collection "stream", these layers keep what the next frames need, and
 read it if it is there (see `stream`).
 
 Shape suffixes: B clips, T frames, H and W pixels, C channels.
@@ -149,14 +149,20 @@ def streams(module: nn.Module) -> bool:
     return module.is_mutable_collection(STREAM) and not module.is_initializing()
 
 
+def continues(module: nn.Module) -> bool:
+    """Returns whether frames of the clip came before; notes that some have come, for the next call."""
+    continued = module.has_variable(STREAM, "started")
+    if streams(module):
+        module.put_variable(STREAM, "started", jnp.zeros((), jnp.int32))
+    return continued
+
+
 class UpsampleTime(nn.Module):
     """Repeats each frame but the first of a clip; it has no params."""
 
     @nn.compact
     def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
-        continued = self.has_variable(STREAM, "started")
-        if streams(self):
-            self.put_variable(STREAM, "started", jnp.zeros((), jnp.int32))
+        continued = continues(self)
         x = jnp.repeat(x_BTHWC, 2, axis=1)
         return x if continued else x[:, 1:]
 
@@ -172,9 +178,7 @@ class GroupFrames(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
-        continued = self.has_variable(STREAM, "started")
-        if streams(self):
-            self.put_variable(STREAM, "started", jnp.zeros((), jnp.int32))
+        continued = continues(self)
         copies = 0 if continued else self.size - 1
         x = jnp.concatenate([jnp.repeat(x_BTHWC[:, :1], copies, axis=1), x_BTHWC], axis=1)
         b, t, h, w, c = x.shape
@@ -189,9 +193,7 @@ class UngroupFrames(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
-        continued = self.has_variable(STREAM, "started")
-        if streams(self):
-            self.put_variable(STREAM, "started", jnp.zeros((), jnp.int32))
+        continued = continues(self)
         b, t, h, w, c = x_BTHWC.shape
         x = x_BTHWC.reshape(b, t, h, w, self.size, c // self.size).transpose(0, 1, 4, 2, 3, 5)
         x = x.reshape(b, t * self.size, h, w, c // self.size)

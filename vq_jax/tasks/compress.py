@@ -3,8 +3,8 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from vq_jax import codec, files, modalities
@@ -15,7 +15,7 @@ from vq_jax.codec.codec import Content
 from vq_jax.console import stderr, track
 from vq_jax.errors import UserError
 from vq_jax.runs import is_built_in, tokenizer_folder
-from vq_jax.tasks.files import change_files, check_input, check_output, pair_files
+from vq_jax.tasks.files import change_files, check_input, check_output, each, pair_files
 from vq_jax.tasks.tokenize import encoded, prepared
 from vq_jax.training import parallel
 
@@ -69,7 +69,7 @@ def compress(
 
     tally = _Tally(opened)
 
-    def work(xs: list[np.ndarray]) -> Iterator[tuple[bytes, tuple[int, ...]]]:
+    def pack(xs: list[Any]) -> Iterator[tuple[bytes, tuple[int, ...]]]:
         packed = opened.compress_all(xs, entropy=entropy, quality=quality, lossy=lossy)
         yield from zip(packed, map(tiler.shape, xs), strict=True)
 
@@ -81,7 +81,7 @@ def compress(
     change_files(
         pairs,
         read=lambda path: modality.read(path, opened.tokenizer.config.data),
-        work=work,
+        work=lambda xs: each(xs, pack),
         write=write,
         verb="compressed",
         nbytes=lambda x: tiler.nbytes(tiler.shape(x)),
@@ -113,11 +113,11 @@ def decompress(workdir: Path, *, tokenizer: Path | None = None, input: Path, out
         data = files.read(path)
         return opened.open(data), len(data)
 
-    def work(items: list[tuple[Content, int]]) -> Iterator[tuple[np.ndarray, int]]:
+    def unpack(items: list[tuple[Content, int]]) -> Iterator[tuple[Any, int]]:
         contents, sizes = zip(*items, strict=True)
         yield from zip(opened.decode(contents), sizes, strict=True)
 
-    def write(result: tuple[np.ndarray, int], path: Path) -> None:
+    def write(result: tuple[Any, int], path: Path) -> None:
         x, size = result
         modality.write(x, path)
         tally.add(tiler.shape(x), size)
@@ -125,7 +125,7 @@ def decompress(workdir: Path, *, tokenizer: Path | None = None, input: Path, out
     change_files(
         pairs,
         read=read,
-        work=work,
+        work=lambda items: each(items, unpack),
         write=write,
         verb="decompressed",
         nbytes=lambda item: tiler.nbytes(item[0].shape),

@@ -1,5 +1,6 @@
 """Edits files with a trained prior: images, clips, and gaps in texts."""
 
+import collections
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from vq_jax.console import stderr
 from vq_jax.data.images import LOSSY, read_mask, rows_of
 from vq_jax.data.video import EXACT, SUFFIXES, as_clip, read_frames
 from vq_jax.errors import UserError
+from vq_jax.files import STDIO
 from vq_jax.prior import TrainedPrior
 from vq_jax.runs import find, load_prior
 from vq_jax.tasks.files import (
@@ -222,6 +224,8 @@ def edit_videos(
     if name not in ("inpaint", "predict", "interpolate"):
         raise UserError(f"{name} is for images: this run's data are videos")
     check_input(input)
+    if STDIO in (input, output):
+        raise UserError("standard input and output cannot hold videos: name files")
     if input.resolve() == output.resolve():
         raise UserError(f"output: {output} is the input; name another file")
     check_output(output, SUFFIXES)
@@ -238,8 +242,9 @@ def edit_videos(
     if name == "predict":
         result = video_editing.predict(prior, clip.array(), frames, **how)
     elif name == "interpolate":
-        last = read_frames(to, channels).array()[0]  # type: ignore[arg-type]
-        result = video_editing.interpolate(prior, clip.array()[-1], last, **how)
+        last = next(read_frames(to, channels).frames())  # type: ignore[arg-type]
+        (first,) = collections.deque(clip.frames(), maxlen=1)
+        result = video_editing.interpolate(prior, first, last, **how)
     else:
         result = video_editing.inpaint(prior, clip.array(), where, **how)  # type: ignore[arg-type]
     prior.modality.write(as_clip(result, clip.rate), output)
@@ -250,6 +255,7 @@ def _video_mask(path: Path | None) -> np.ndarray:
     """Reads a mask: bool [H, W] of an image, or [T, H, W] of a clip."""
     if path is not None and path.exists() and (path.is_dir() or path.suffix.lower() in SUFFIXES):
         mask = read_frames(path, 1).array()[..., 0] > 127
+        mask = mask[0] if len(mask) == 1 else mask
         if not mask.any():
             raise UserError(f"mask: no pixel of {path} is white; mark in white where to draw")
         return mask

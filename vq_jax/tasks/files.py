@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,9 @@ def pair_files(
             raise UserError("standard input and output take one file: name no folder with them")
         return [(input, output)]
     several = input.is_dir() and not is_one(input)
-    if several and (output.is_file() or output.suffix.lower() in {*EXTENSIONS, to}):
+    if several and (
+        output.is_file() or output.suffix.lower() in {*EXTENSIONS, *(suffixes or ()), to}
+    ):
         raise UserError(f"input: {input} is a folder, and output: {output} a file; name a folder")
 
     if several:
@@ -171,6 +173,28 @@ def change_files(
         (stderr if pairs[0][1] == STDIO else print)(text)
     if failed:
         raise UserError(f"{len(failed)} of {len(pairs)} files could not be {verb}")
+
+
+def each(items: list[Any], work: Callable[[list[Any]], Iterable[Any]]) -> Iterator[Any | UserError]:
+    """Yields the results of work on all items; if it fails, those of one item after another.
+
+    Args:
+      items: the items.
+      work: items -> their results, in order.
+
+    Yields:
+      results, and UserErrors in place of those that there are none of.
+    """
+    found: list[Any] = []
+    try:
+        found = list(work(items))
+    except UserError:
+        for item in items:
+            try:
+                yield next(iter(work([item])))
+            except UserError as e:
+                yield e
+    yield from found
 
 
 def change_images(

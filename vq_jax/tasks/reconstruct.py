@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from vq_jax import config as configs
 from vq_jax import modalities
 from vq_jax.codec.tilers import make_tiler
 from vq_jax.runs import find, load_tokenizer
-from vq_jax.tasks.files import change_files, check_input, check_output, pair_files
+from vq_jax.tasks.files import change_files, check_input, check_output, each, pair_files
 from vq_jax.tokenizer import TrainedTokenizer
 
 
@@ -37,7 +38,7 @@ def reconstruct(workdir: Path, *, input: Path, output: Path, side_by_side: bool 
         example = modality.to_raw(np.zeros(tokenizer.spec.shape, np.float32))
         modality.side_by_side(example, example)  # fails if the modality has no such form
 
-    def work(items: list[np.ndarray]) -> Iterator[np.ndarray]:
+    def work(items: list[Any]) -> Iterator[Any]:
         for x in items:
             y = reconstruct_one(tokenizer, x)
             yield modality.side_by_side(x, y) if side_by_side else y
@@ -45,7 +46,7 @@ def reconstruct(workdir: Path, *, input: Path, output: Path, side_by_side: bool 
     change_files(
         pairs,
         read=lambda path: modality.read(path, tokenizer.config.data),
-        work=work,
+        work=lambda items: each(items, work),
         write=modality.write,
         verb="reconstructed",
         nbytes=lambda x: x.nbytes,

@@ -58,7 +58,8 @@ def _with_muon(
 ) -> optax.GradientTransformation:
     """Updates kernels by Muon, with the schedule of the others, and the rest by `others`.
 
-    The kernel of a convolution counts as a matrix, all axes but the last joined.
+    The kernel of a convolution of images or clips counts as a matrix, all axes but the last joined. Kernels
+    with three axes are several matrices (of books, or of stacked layers), and belong to the others.
     """
     if not config.lr:
         raise UserError("optim.muon_lr needs optim.lr above 0, whose schedule it follows")
@@ -71,7 +72,7 @@ def _with_muon(
     )
 
     def label(path, leaf):
-        return "muon" if path[-1].key == "kernel" and leaf.ndim >= 2 else "others"
+        return "muon" if path[-1].key == "kernel" and leaf.ndim in (2, 4, 5) else "others"
 
     return optax.partition(
         {"muon": muon, "others": others},
@@ -82,7 +83,7 @@ def _with_muon(
 def make_optimizer(config: ml_collections.ConfigDict, steps: int) -> optax.GradientTransformation:
     """Makes AdamW (Loshchilov & Hutter 2019) with gradient clipping and accumulation.
 
-    With `muon_lr`, kernels are updated by Muon (Jordan et al. 2024): momentum whose
+    With `muon_lr`, kernels of dense layers and of convolutions are updated by Muon (Jordan et al. 2024): momentum whose
     singular values are brought to about 1.
 
     Args:
