@@ -41,6 +41,7 @@ DEVICES = 4
 SLOW_FIRST = (
     "tasks/test_program.py",
     "tasks/test_prior_program.py",
+    "tasks/test_video_program.py",
     "training/test_steps.py",
     "tasks/test_import.py",
     "tasks/test_import_forms.py",

@@ -78,6 +78,16 @@ def test_a_variable_rate_becomes_constant(tmp_path):
     assert found == [0, 1, 2, 2, 2, 2, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_colours_are_those_of_hd_video_and_come_back(tmp_path, suffix):
+    x, path = np.zeros((3, 64, 64, 3), np.uint8), tmp_path / f"a{suffix}"
+    x[:, :32], x[:, 32:] = [220, 40, 30], [20, 200, 60]
+    write_clip(as_clip(x), path)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].codec_context.colorspace == 1  # BT.709
+    assert np.abs(read_clip(path, 3).array().astype(int) - x)[:, [5, 50]].max() < 4
+
+
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
 def test_short_frames_before_a_long_one_are_kept(tmp_path, suffix):
     """The frame at time 0 is the first one, and the last one is shown to its end."""

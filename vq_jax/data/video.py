@@ -370,6 +370,7 @@ _CODECS: dict[str, tuple[str, str, str, dict[str, str]]] = {
     ".avi": ("ffv1", "bgr0", "bgr0", {}),
 }
 _CODECS[".m4v"] = _CODECS[".mov"] = _CODECS[".mp4"]
+_BT709, _LIMITED = 1, 1  # FFmpeg's numbers of the colours of HD video
 _PILLOW = frozenset([".gif", ".webp"])
 
 
@@ -408,9 +409,20 @@ def _write_stream(clip: Clip, path: Path, how: tuple[str, str, str, dict[str, st
             stream = container.add_stream(codec, rate=clip.rate, options=options)
             stream.height, stream.width = height, width
             stream.pix_fmt = odd if height % 2 or width % 2 else even
-            for frame in clip.frames():
-                pixels = np.ascontiguousarray(with_channels(frame, 3))
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+            yuv = stream.pix_fmt.startswith("yuv")
+            if yuv:
+                context = stream.codec_context
+                context.colorspace = context.color_primaries = context.color_trc = _BT709
+                context.color_range = _LIMITED
+            for image in clip.frames():
+                pixels = np.ascontiguousarray(with_channels(image, 3))
+                frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+                if yuv:
+                    frame = frame.reformat(
+                        format=stream.pix_fmt, dst_colorspace="ITU709", dst_color_range="MPEG"
+                    )
+                    frame.colorspace, frame.color_range = _BT709, _LIMITED
+                container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
     except av.error.FFmpegError as e:
         raise UserError(
