@@ -1,6 +1,7 @@
 """Files of video: formats, rates, rotation, damage, and folders of clips."""
 
 import logging
+import sys
 from fractions import Fraction
 
 import av
@@ -278,3 +279,14 @@ def test_a_damaged_clip_is_skipped_and_named_once(folder, caplog):
     assert path.name in caplog.text and len(caplog.records) == 1
     with pytest.raises(UserError, match="none of the"):
         open_clips(config_of(folder, frames=500), 0)
+
+
+def test_the_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    (tmp_path / "a.mp4").write_bytes(b"")
+    for call in (
+        lambda: read_clip(tmp_path / "a.mp4", 3),
+        lambda: open_clips(config_of(tmp_path), 0),
+    ):
+        with pytest.raises(UserError, match=r"pip install 'vq_jax\[video\]'"):
+            call()
