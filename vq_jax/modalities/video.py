@@ -63,7 +63,7 @@ class FrameLoss:
 # Frames of a clip on a contact sheet, at most.
 _SHOWN = 9
 _GAP = 2  # pixels between clips side by side
-_EVERY = 4  # differences of frames of which LPIPS is computed
+_EVERY = 4  # frames between those of which evaluations compute LPIPS
 
 
 class Video(Modality):
@@ -154,13 +154,14 @@ class Video(Modality):
                 flat = [part.reshape(-1, *rest) for part in (a, b_)]
                 return {name: f(*flat).reshape(b, -1) for name, f in functions.items()}
 
-            values = {f"{k}_by_frame": v for k, v in by_index(quick | nets, x, y).items()}
+            def figures(a, b_):  # LPIPS takes most of the time
+                return by_index(quick, a, b_) | by_index(nets, a[:, ::_EVERY], b_[:, ::_EVERY])
+
+            values = {f"{k}_by_frame": v for k, v in figures(x, y).items()}
             values["l1"] = metrics.l1(*(part.reshape(b, t, -1, 1) for part in (x, y)))
             if t > 1:  # differences are halved, to be in the range of frames
                 changes = [(part[:, 1:] - part[:, :-1]) / 2 for part in (x, y)]
-                some = [part[:, ::_EVERY] for part in changes]  # LPIPS takes most of the time
-                of_changes = by_index(quick, *changes) | by_index(nets, *some)
-                values |= {f"{k}_of_changes": v for k, v in of_changes.items()}
+                values |= {f"{k}_of_changes": v for k, v in figures(*changes).items()}
             return values
 
         return per_clip
