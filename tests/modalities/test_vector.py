@@ -368,7 +368,7 @@ def test_a_prior_learns_semantic_ids(run):
     text = user_error(
         "--mode=upscale", f"--workdir={run}/prior", f"--input={run}/items.npz", f"--output={run}/u"
     )
-    assert "edits are for images and texts: this run's data are vectors" in text
+    assert "edits are for images, texts and videos: this run's data are vectors" in text
 
 
 def test_the_model_decides_the_modality(run):

@@ -300,7 +300,7 @@ def test_gaps_are_filled_and_the_rest_stays(runs, text):
     gap[200] = False
     again = [text_editing.fill_gap(prior, x, gap, seed=1, candidates=3) for _ in range(2)]
     np.testing.assert_array_equal(*again)
-    assert "upscale is for images" in user_error(
+    assert "upscale is not for texts" in user_error(
         "--mode=upscale", *common[1:], f"--workdir={runs}/parallel_prior"
     )
 

@@ -86,8 +86,9 @@ def edit(
         raise UserError(f"label has {len(label)} values: {name} takes one")
     modality = modalities.of(configs.load(find(workdir) / configs.FILE))
     if modality.name not in EDITS:
+        *names, last = (f"{name}s" for name in EDITS)
         raise UserError(
-            f"edits are for {'s and '.join(EDITS)}s: this run's data are {modality.noun}s"
+            f"edits are for {', '.join(names)} and {last}: this run's data are {modality.noun}s"
         )
     how["label"] = label[0] if label else None
     EDITS[modality.name](name, workdir, tokenizer, input, output, **how)
