@@ -4,7 +4,9 @@
     python -m vq_jax.main --mode=sample --workdir=runs/prior_moving_emoji --count=8
     python -m vq_jax.main --config=configs/prior_moving_emoji.py:masked    # or :causal
 
-Train the tokenizer first (configs/video_moving_emoji.py).
+Train the tokenizer first (configs/video_moving_emoji.py). 600 steps took 25 minutes on two shared CPU cores with other
+work beside: 3.69 bits a code of 8, a good entropy model, but too few for samples in which emoji can be recognised (see
+experiments/video).
 """
 
 from vq_jax.config import base_prior

@@ -1,7 +1,9 @@
 """A causal tokenizer of your own videos, 17 frames of 64x64 pixels, 4 frames of 8x8 pixels a latent.
 
-python -m vq_jax.main --config=configs/video_folder.py --config.data.folder=my_videos
-python -m vq_jax.main --mode=compress --workdir=runs/video_folder --input=my.mp4 --output=my.vqz
+    python -m vq_jax.main --config=configs/video_folder.py --config.data.folder=my_videos
+    python -m vq_jax.main --mode=compress --workdir=runs/video_folder --input=my.mp4 --output=my.vqz
+
+It has not been trained to the end; its cost is that of --mode=plan.
 """
 
 from vq_jax.config import base

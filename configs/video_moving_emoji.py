@@ -1,6 +1,10 @@
 """Video: a causal tokenizer of moving emoji, clips of 17 frames of 32x32 pixels, 320 x 2 codes of 256 a clip.
 
-python -m vq_jax.main --config=configs/video_moving_emoji.py
+    python -m vq_jax.main --config=configs/video_moving_emoji.py
+
+The clips are drawn while it trains. 3,620 steps took 44 minutes on two shared CPU cores with other work beside, at 5 to 8
+clips a second. Held-out PSNR is 22.6 dB at .294 bits a pixel-frame, .252 by the entropy of the codes (see
+experiments/video).
 """
 
 from vq_jax.config import base

