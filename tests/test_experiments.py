@@ -222,3 +222,26 @@ def test_readmes_show_the_compressors_and_samples_of_text():
     readme = " ".join((ROOT / "README.md").read_text().split())
     for name in ("vq_jax: bytes by the prior", "vq_jax: codes by the prior, then bytes", "gzip -9"):
         assert f"{results[name]['bits_per_byte']:.2f}".lstrip("0") in readme, name
+
+
+def test_the_readme_of_video_shows_its_figures():
+    file = "experiments/video/README.md"
+    figures = read_json("video/video_moving_emoji/evaluation.json")
+    assert_shows(cells(file, "PSNR")[0], figures["psnr"])
+    assert_shows(cells(file, "SSIM")[0], figures["ssim"])
+    of_changes = [figures[f"{name}_of_changes"] for name in ("psnr", "ssim")]
+    assert_shows(cells(file, "PSNR, SSIM of differences of frames")[0], *of_changes)
+    bits = [figures[f"{name}_per_pixel-frame"] for name in ("bits", "entropy_bits")]
+    assert_shows(cells(file, "bits per pixel-frame")[0], *bits)
+    figures = read_json("video/prior_moving_emoji/evaluation.json")
+    assert_shows(cells(file, "bits per code (uniform: 8)")[0], figures["bits_per_code"])
+    found = read_json("video/emoji.json")["vq_jax"]
+    for name, clips, key in (
+        ("fixed width", "64", "fixed"),
+        ("counts", "64", "static"),
+        ("counts, some clips", "16", "static, some"),
+        ("the prior, some clips", "16", "prior, some"),
+    ):
+        row = cells(file, name, clips)
+        assert_shows(row[0], found[key]["bits"])
+        assert_shows(row[1], found[key]["psnr"])
