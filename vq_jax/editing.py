@@ -134,11 +134,13 @@ def _share(prior: TrainedPrior) -> int:
     return prior.module.grid[0] // prior.module.condition[0] if prior.module.condition else 1
 
 
-def _encode(prior: TrainedPrior, image: np.ndarray) -> np.ndarray:
+def encode_one(prior: TrainedPrior, image: np.ndarray) -> np.ndarray:
+    """Encodes an image or clip, uint8, whose sizes the tokenizer takes."""
     return np.asarray(prior.tokenizer.encode(to_float(image)[None]))[0]
 
 
-def _decode(prior: TrainedPrior, codes: np.ndarray) -> np.ndarray:
+def decode_one(prior: TrainedPrior, codes: np.ndarray) -> np.ndarray:
+    """Decodes the codes of an image or clip, to floats."""
     return np.asarray(prior.tokenizer.decode(codes[None]))[0]
 
 
@@ -210,10 +212,10 @@ def inpaint(prior: TrainedPrior, image: np.ndarray, mask: np.ndarray, **how: Any
     hidden = mirror_pad(mask, *_multiple(prior, factor))
     # The encoder also sees pixels around a code: a hole there would change the code.
     plain = np.round(extrapolate(padded.astype(np.float64), ~hidden)).astype(np.uint8)
-    given = _encode(prior, plain)
+    given = encode_one(prior, plain)
     height, width = given.shape[:2]
     free = np.asarray(hidden.reshape(height, factor, width, factor).any(axis=(1, 3)))
-    drawn = _decode(prior, fill_grid(prior, given, free, **how))
+    drawn = decode_one(prior, fill_grid(prior, given, free, **how))
     result = blend(drawn, padded, hidden)[: image.shape[0], : image.shape[1]]
     return np.where(mask[..., None], result, image)
 
@@ -301,7 +303,7 @@ def upscale(
                 image, spans * max(1, prior.module.grid[0] // 2 // own), least // own
             )
         codes = _redraw(prior, worse, **how | {"seed": how.get("seed", 0) + 10_000 * i})
-        image = to_uint8(_decode(prior, codes))[:height, :width]
+        image = to_uint8(decode_one(prior, codes))[:height, :width]
     return image
 
 
@@ -319,12 +321,12 @@ def restore(prior: TrainedPrior, image: np.ndarray, **how: Any) -> np.ndarray:
     factor = _check(prior, image, "restore", "train one with the recipe prior_restore")
     worse = mirror_pad(image, *_multiple(prior, factor))
     codes = _redraw(prior, worse, **how)
-    return to_uint8(_decode(prior, codes))[: image.shape[0], : image.shape[1]]
+    return to_uint8(decode_one(prior, codes))[: image.shape[0], : image.shape[1]]
 
 
 def _redraw(prior: TrainedPrior, worse: np.ndarray, **how: Any) -> np.ndarray:
     """Samples all codes of an image, given a degraded copy of it."""
-    condition = _encode(prior, worse)
+    condition = encode_one(prior, worse)
     height, width = (_share(prior) * side for side in condition.shape[:2])
     given = np.zeros((height, width, *condition.shape[2:]), np.int32)
     everything: np.ndarray = np.ones((height, width), bool)
@@ -351,7 +353,7 @@ def variations(
         raise UserError(f"share is {share}: use more than 0 and at most 1")
     if not 1 <= count <= _MOST:
         raise UserError(f"count is {count}: use 1 to {_MOST}")
-    given = _encode(prior, mirror_pad(image, *_multiple(prior, factor)))
+    given = encode_one(prior, mirror_pad(image, *_multiple(prior, factor)))
     seed = check_seed(how.pop("seed", 0))
     results = []
     for i in range(count):
@@ -359,5 +361,5 @@ def variations(
         places = rng.permutation(given.shape[0] * given.shape[1]).reshape(given.shape[:2])
         free = np.asarray(places < max(1, round(share * places.size)))
         codes = fill_grid(prior, given, free, seed=seed + 10_000 * i, **how)
-        results.append(to_uint8(_decode(prior, codes))[: image.shape[0], : image.shape[1]])
+        results.append(to_uint8(decode_one(prior, codes))[: image.shape[0], : image.shape[1]])
     return np.stack(results)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from vq_jax import modalities
-from vq_jax.data.images import mirror_pad, to_float, to_uint8
-from vq_jax.editing import blend, extrapolate, fill_grid
+from vq_jax.data.images import mirror_pad, to_uint8
+from vq_jax.editing import blend, decode_one, encode_one, extrapolate, fill_grid
 from vq_jax.errors import UserError, check_seed
 from vq_jax.prior import TrainedPrior
 
@@ -44,9 +44,15 @@ def _check(prior: TrainedPrior, clip: np.ndarray) -> None:
         )
 
 
+def _strides(prior: TrainedPrior) -> tuple[int, ...]:
+    strides = prior.tokenizer.strides
+    assert strides is not None  # `check_prior`
+    return strides
+
+
 def _padded(prior: TrainedPrior, frames: np.ndarray) -> np.ndarray:
     """Mirrors frames [T, H, W, ...] at their edges, up to sides that windows of the prior fit."""
-    factor = prior.tokenizer.strides[1]  # type: ignore[index]
+    factor = _strides(prior)[1]
     window = prior.module.grid[1:]
     multiple, least = factor * max(1, min(window) // 2), factor * max(window)
     return np.moveaxis(mirror_pad(np.moveaxis(frames, 0, 2), multiple, least), 2, 0)
@@ -60,16 +66,8 @@ def _frames(prior: TrainedPrior) -> int:
 
 def _spans(prior: TrainedPrior) -> list[slice]:
     """The frames of each position along time."""
-    step = prior.tokenizer.strides[0]  # type: ignore[index]
+    step = _strides(prior)[0]
     return [slice(0, 1), *(slice(i, i + step) for i in range(1, _frames(prior), step))]
-
-
-def _encode(prior: TrainedPrior, frames: np.ndarray) -> np.ndarray:
-    return np.asarray(prior.tokenizer.encode(to_float(frames)[None]))[0]
-
-
-def _decode(prior: TrainedPrior, codes: np.ndarray) -> np.ndarray:
-    return np.asarray(prior.tokenizer.decode(codes[None]))[0]
 
 
 def predict(prior: TrainedPrior, clip: np.ndarray, frames: int, **how: Any) -> np.ndarray:
@@ -103,12 +101,12 @@ def predict(prior: TrainedPrior, clip: np.ndarray, frames: int, **how: Any) -> n
     while len(result) < wanted:
         given = max(i for i in range(1, most + 1) if spans[i - 1].stop <= len(result))
         count = spans[given - 1].stop
-        known = _encode(prior, _padded(prior, result[-count:]))
+        known = encode_one(prior, _padded(prior, result[-count:]))
         codes = np.zeros((len(spans), *known.shape[1:]), np.int32)
         codes[:given] = known
         free: np.ndarray = np.ones(codes.shape[:3], bool)
         free[:given] = False
-        drawn = _decode(prior, fill_grid(prior, codes, free, seed=seed + 10_000 * rounds, **how))
+        drawn = decode_one(prior, fill_grid(prior, codes, free, seed=seed + 10_000 * rounds, **how))
         new = to_uint8(drawn[count:])[:, :height, :width]
         result, rounds = np.concatenate([result, new]), rounds + 1
     return result[:wanted]
@@ -143,10 +141,10 @@ def interpolate(prior: TrainedPrior, first: np.ndarray, last: np.ndarray, **how:
     clip = np.stack([first] * (middle // 2) + [last] * (_frames(prior) - middle // 2))
     _check(prior, clip)
     height, width = first.shape[:2]
-    given = _encode(prior, _padded(prior, clip))
+    given = encode_one(prior, _padded(prior, clip))
     free: np.ndarray = np.ones(given.shape[:3], bool)
     free[[0, -1]] = False
-    drawn = to_uint8(_decode(prior, fill_grid(prior, given, free, **how)))[:, :height, :width]
+    drawn = to_uint8(decode_one(prior, fill_grid(prior, given, free, **how)))[:, :height, :width]
     return np.concatenate([first[None], drawn[1:-1], last[None]])
 
 
@@ -200,14 +198,14 @@ def _inpaint(prior: TrainedPrior, clip: np.ndarray, mask: np.ndarray, **how: Any
     more = [(0, _frames(prior) - count), *[(0, 0)] * 3]
     image = _padded(prior, np.pad(clip, more, mode="edge"))
     hidden = _padded(prior, np.pad(mask, more[:3], mode="edge"))
-    given = _encode(prior, _without(image, hidden))
-    factor = prior.tokenizer.strides[1]  # type: ignore[index]
+    given = encode_one(prior, _without(image, hidden))
+    factor = _strides(prior)[1]
     rows, columns = given.shape[1:3]
     cells: np.ndarray = np.asarray(
         hidden.reshape(len(hidden), rows, factor, columns, factor).any(axis=(2, 4))
     )
     free: np.ndarray = np.stack([cells[span].any(axis=0) for span in _spans(prior)])
-    drawn = _decode(prior, fill_grid(prior, given, free, **how))
+    drawn = decode_one(prior, fill_grid(prior, given, free, **how))
     frames = [
         to_uint8(y) if h.all() or not h.any() else blend(y, x, h)
         for y, x, h in zip(drawn, image, hidden, strict=True)

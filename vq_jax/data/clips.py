@@ -8,10 +8,9 @@ from typing import Any
 
 import ml_collections
 import numpy as np
-from PIL import Image
 
 from vq_jax.data.images import EXTENSIONS as IMAGES
-from vq_jax.data.images import read_image
+from vq_jax.data.images import read_image, resize_shorter
 from vq_jax.data.sources import Splits, split_folder
 from vq_jax.data.video import SUFFIXES, Info, check_installed, decode_frames, frames_in, probe
 from vq_jax.errors import UserError
@@ -99,14 +98,8 @@ class FolderClips:
 def _smaller(frame: np.ndarray, config: ml_collections.ConfigDict) -> np.ndarray:
     """Shrinks a frame to what training needs of it, so that no large clip is held."""
     target = config.resolution if config.resize is None else config.resize
-    shorter = min(frame.shape[:2])
-    if not target or shorter <= max(target, config.resolution):
-        return frame
-    scale = max(target, config.resolution) / shorter
-    size = (-(-frame.shape[1] * scale // 1), -(-frame.shape[0] * scale // 1))
-    return np.asarray(
-        Image.fromarray(frame).resize((int(size[0]), int(size[1])), Image.Resampling.LANCZOS)
-    )
+    target = max(target, config.resolution) if target else 0
+    return resize_shorter(frame, target) if 0 < target < min(frame.shape[:2]) else frame
 
 
 def open_clips(config: ml_collections.ConfigDict, seed: int) -> Splits:

@@ -289,13 +289,7 @@ def fit(
     target = max(resize or shorter, resolution)
     if target > shorter and max(height, width) > 4 * shorter:
         image = _cut_longer_side(image, resolution, target, rng if random_crop else None)
-        height, width = image.shape[:2]
-    if target != shorter:
-        # Rounded up, so that no side is one pixel shorter than the square.
-        size = (-(-width * target // shorter), -(-height * target // shorter))
-        pillow = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-        image = np.asarray(pillow.resize(size, Image.Resampling.LANCZOS))
-        image = image.reshape(size[1], size[0], -1)
+    image = resize_shorter(image, target)
     free_y, free_x = image.shape[0] - resolution, image.shape[1] - resolution
     y, x = free_y // 2, free_x // 2
     if rng is not None and random_crop:
@@ -304,6 +298,19 @@ def fit(
     if rng is not None and flip and rng.random() < 0.5:
         image = image[:, ::-1]
     return image
+
+
+def resize_shorter(image: np.ndarray, target: int) -> np.ndarray:
+    """Resizes an image uint8 [H, W, C] until its shorter side has `target` pixels, by Lanczos."""
+    height, width = image.shape[:2]
+    shorter = min(height, width)
+    if target == shorter:
+        return image
+    # Rounded up, so that no side is one pixel shorter than a square of this side.
+    size = (-(-width * target // shorter), -(-height * target // shorter))
+    pillow = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    resized = np.asarray(pillow.resize(size, Image.Resampling.LANCZOS))
+    return resized.reshape(size[1], size[0], -1)
 
 
 def _cut_longer_side(

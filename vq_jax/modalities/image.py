@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vq_jax import losses, metrics
+from vq_jax import metrics
 from vq_jax.bounds import Bounds
 from vq_jax.console import stderr
 from vq_jax.data.degrade import CONDITIONS, Degrade
@@ -23,14 +23,14 @@ from vq_jax.data.images import (
     rows_of,
     save_image,
     to_float,
-    to_uint8,
     with_channels,
 )
 from vq_jax.data.sources import OpenSource, embedded, open_folder
 from vq_jax.errors import UserError
 from vq_jax.interop.lpips import load_lpips
-from vq_jax.modalities.base import Loss, Modality, Network, Rows
+from vq_jax.modalities.base import Network, Rows
 from vq_jax.modalities.image_networks import efficientnet_network, inception_network
+from vq_jax.modalities.pixels import Pixels
 from vq_jax.models.perceptual import LEAST_SIDE, lpips
 
 
@@ -89,7 +89,7 @@ def _decode(path: Path, data: ConfigDict) -> np.ndarray:
     return decode(path, max(resize, data.resolution) if resize else 0)
 
 
-class Image(Modality):
+class Image(Pixels):
     """The modality of images."""
 
     name = noun = feature = "image"
@@ -102,7 +102,6 @@ class Image(Modality):
     data_fields, loss_fields = ImageData, PerceptualLoss
     shape_fields = ("resolution", "channels")
     folder_sources = frozenset(["folder"])
-    losses: ClassVar[Mapping[str, Loss]] = {"l1": losses.l1, "l2": losses.l2}
     conditions: ClassVar[Mapping[str, Callable[..., Degrade | None]]] = CONDITIONS
     rows: ClassVar[Rows] = {
         "psnr": ("PSNR, dB", ".2f"),
@@ -113,18 +112,6 @@ class Image(Modality):
         "l1": ("L1 on [-1, 1]", ".4f"),
         "nmse": ("squared error over variance", ".4f"),
     }
-
-    def check(self, config: ConfigDict) -> None:
-        data = config.data
-        if data.channels not in (1, 3):
-            raise UserError(f"data.channels is {data.channels}: use 1 or 3")
-        if data.crop not in ("center", "random"):
-            raise UserError(f"data.crop is {data.crop!r}: use 'center' or 'random'")
-        if config.loss.get("perceptual_weight") and data.resolution < LEAST_SIDE["vgg"]:
-            raise UserError(
-                f"LPIPS needs data.resolution of {LEAST_SIDE['vgg']} or more; or set "
-                "loss.perceptual_weight=0"
-            )
 
     def spec(self, data: ConfigDict) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((data.resolution, data.resolution, data.channels), jnp.float32)
@@ -224,20 +211,6 @@ class Image(Modality):
         return found
 
     # --- examples and files ---
-
-    def problem(self, x: jax.Array) -> str | None:
-        if x.size and not float(jnp.max(jnp.abs(x))) <= 1.5:  # NaN, too
-            return "images reach beyond [-1, 1]: scale bytes by x / 127.5 - 1"
-        return None
-
-    def output(self, y: Any) -> Any:
-        return jnp.clip(y, -1.0, 1.0)
-
-    def to_raw(self, x: Any) -> np.ndarray:
-        return to_uint8(np.asarray(x))
-
-    def from_raw(self, raw: np.ndarray) -> np.ndarray:
-        return to_float(raw)
 
     def like(self, condition: Any, x: Any) -> np.ndarray:
         if condition.shape == x.shape:

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vq_jax import losses, metrics
+from vq_jax import metrics
 from vq_jax.bounds import Bounds
 from vq_jax.console import stderr
 from vq_jax.data.clips import open_clips
-from vq_jax.data.images import fit, rows_of, save_image, to_float, to_uint8, with_channels
+from vq_jax.data.images import fit, rows_of, save_image, to_float, with_channels
 from vq_jax.data.moving_emoji import open_moving_emoji
 from vq_jax.data.sources import OpenSource
 from vq_jax.data.video import (
@@ -30,10 +30,11 @@ from vq_jax.data.video import (
 )
 from vq_jax.errors import UserError
 from vq_jax.interop.lpips import load_lpips
-from vq_jax.modalities.base import Loss, Modality, Network, Rows
+from vq_jax.modalities.base import Network, Rows
 from vq_jax.modalities.image import lpips_networks
+from vq_jax.modalities.pixels import Pixels
 from vq_jax.modalities.video_networks import frame_networks, fvd_network
-from vq_jax.models.perceptual import LEAST_SIDE, lpips
+from vq_jax.models.perceptual import lpips
 
 
 @dataclasses.dataclass
@@ -66,7 +67,7 @@ _GAP = 2  # pixels between clips side by side
 _EVERY = 4  # frames between those of which evaluations compute LPIPS
 
 
-class Video(Modality):
+class Video(Pixels):
     """The modality of video."""
 
     name = noun = feature = "video"
@@ -79,7 +80,6 @@ class Video(Modality):
     data_fields, loss_fields = VideoData, FrameLoss
     shape_fields = ("frames", "resolution", "channels")
     folder_sources = frozenset(["folder"])
-    losses: ClassVar[Mapping[str, Loss]] = {"l1": losses.l1, "l2": losses.l2}
     rows: ClassVar[Rows] = {
         "psnr": ("PSNR of frames, dB", ".2f"),
         "ssim": ("SSIM of frames", ".4f"),
@@ -93,18 +93,9 @@ class Video(Modality):
     }
 
     def check(self, config: ConfigDict) -> None:
-        data = config.data
-        if data.channels not in (1, 3):
-            raise UserError(f"data.channels is {data.channels}: use 1 or 3")
-        if data.crop not in ("center", "random"):
-            raise UserError(f"data.crop is {data.crop!r}: use 'center' or 'random'")
-        if data.frame_rate and data.stride > 1:
+        super().check(config)
+        if config.data.frame_rate and config.data.stride > 1:
             raise UserError("data.frame_rate and data.stride exclude each other: leave one out")
-        if config.loss.get("perceptual_weight") and data.resolution < LEAST_SIDE["vgg"]:
-            raise UserError(
-                f"LPIPS needs data.resolution of {LEAST_SIDE['vgg']} or more; or set "
-                "loss.perceptual_weight=0"
-            )
 
     def spec(self, data: ConfigDict) -> jax.ShapeDtypeStruct:
         side = data.resolution
@@ -184,20 +175,6 @@ class Video(Modality):
             return found
 
     # --- examples and files ---
-
-    def problem(self, x: jax.Array) -> str | None:
-        if x.size and not float(jnp.max(jnp.abs(x))) <= 1.5:  # NaN, too
-            return "videos reach beyond [-1, 1]: scale bytes by x / 127.5 - 1"
-        return None
-
-    def output(self, y: Any) -> Any:
-        return jnp.clip(y, -1.0, 1.0)
-
-    def to_raw(self, x: Any) -> np.ndarray:
-        return to_uint8(np.asarray(x))
-
-    def from_raw(self, raw: np.ndarray) -> np.ndarray:
-        return to_float(raw)
 
     def is_one(self, path: Path) -> bool:
         return path.is_file() or (path.is_dir() and bool(frames_in(path)))
