@@ -14,7 +14,7 @@ Aux = dict[str, jax.Array]
 Scheduled = Mapping[str, Any]
 
 # Names of the quantizer fields whose values can change over the steps: see `config.anneal`.
-SCHEDULED = ("beta", "entropy_weight", "temperature", "usage_weight", "kl_weight")
+SCHEDULED = ("beta", "entropy_weight", "temperature", "usage_weight", "kl_weight", "rate_weight")
 
 
 class Quantizer(nn.Module):
@@ -31,7 +31,10 @@ class Quantizer(nn.Module):
         quantizer works on the residual divided by `residual_scale`^i. A float, or float32 [D]. None
         if the quantizer cannot be a level: it gives a latent several codes, or compares transformed
         latents instead of the latents themselves.
+      takes_quality: whether `__call__` has an argument `quality`, float32 [B] in [0, 1].
     """
+
+    takes_quality = False
 
     @property
     def code_shape(self) -> tuple[int, ...]:
@@ -261,9 +264,26 @@ class Codebook(nn.Module):
         """Returns the entries [C, M, d] of codes [C, M]."""
         return map_books(lambda entries_Kd, codes_M: entries_Kd[codes_M], self.entries(), codes_CM)
 
-    def nearest(self, rows_CMd: jax.Array) -> jax.Array:
-        """Returns the nearest entry of each row, int32 [C, M]."""
-        return map_books(functions.nearest_codes, rows_CMd, self.entries())
+    def nearest(self, rows_CMd: jax.Array, rate_weight: Any = None) -> jax.Array:
+        """Returns the entry of each row with the least distance, int32 [C, M].
+
+        Args:
+          rows_CMd: latents.
+          rate_weight: lambda of |z - e_k|^2 - lambda log2 p_k (Chou et al. 1989, eq. 5); None is 0.
+        """
+        entries_CKd = self.entries()
+        if rate_weight is not None:
+            # One more dimension in which all rows are 0 adds its square to the distances.
+            price_CK1 = jnp.sqrt(rate_weight * self.code_bits())[..., None]
+            entries_CKd = jnp.concatenate([entries_CKd, price_CK1], axis=-1)
+            rows_CMd = jnp.pad(rows_CMd, ((0, 0), (0, 0), (0, 1)))
+        return map_books(functions.nearest_codes, rows_CMd, entries_CKd)
+
+    def code_bits(self) -> jax.Array:
+        """Returns -log2 of the share of each entry in the moving counts, float32 [C, K]."""
+        size_CK: jax.Array = self.get_variable("codebook", "cluster_size")
+        share_CK = size_CK / size_CK.sum(axis=1, keepdims=True)
+        return -jnp.log2(jnp.clip(share_CK, 2.0**-20, 1.0))
 
     def initialise(
         self, rows_CMd: jax.Array, key: jax.Array, batches: int, axis_name: str | None

@@ -45,6 +45,9 @@ class VectorQuantizer(Quantizer):
       usage_weight: weight of `losses.code_usage` of the average soft assignment.
       variance_weight: weight of `losses.latent_variance`.
       orthogonal_weight: weight of `functions.orthogonality`; must be 0 with codebook "ema".
+      rate_weight: lambda of entropy-constrained quantization (Chou et al. 1989): a latent takes the
+        entry with the least |z - e_k|^2 + lambda bits_k, where bits_k = -log2 of the entry's share of
+        the moving counts. A frequent entry gets more latents, and the codes need fewer bits.
       decay, kmeans_iterations, revive_below: see `base.Codebook`.
     """
 
@@ -62,6 +65,7 @@ class VectorQuantizer(Quantizer):
     usage_weight: float = 0.0
     variance_weight: float = 0.0
     orthogonal_weight: float = 0.0
+    rate_weight: Annotated[float, Bounds(0)] = 0.0
     decay: Annotated[float, Bounds(0, 1)] = 0.99
     kmeans_iterations: Annotated[int, Bounds(0)] = 10
     revive_below: Annotated[float, Bounds(0, 1)] = 0.01
@@ -154,7 +158,9 @@ class VectorQuantizer(Quantizer):
             z_q_CMd, codes_CM = self._sample(rows_CMd, key, scheduled, axis_name)
             entries_CMd = self.book.lookup(codes_CM)
         else:
-            codes_CM = self.book.nearest(rows_CMd)
+            charged = self.uses_term(scheduled, "rate_weight")
+            rate_weight = self.value(scheduled, "rate_weight") if charged else None
+            codes_CM = self.book.nearest(rows_CMd, rate_weight)
             entries_CMd = self.book.lookup(codes_CM)
             z_q_CMd = functions.ESTIMATORS[self.estimator](rows_CMd, entries_CMd)
 
@@ -174,6 +180,12 @@ class VectorQuantizer(Quantizer):
         if self.orthogonal_weight:
             aux["orthogonality"] = map_books(functions.orthogonality, self.book.entries()).mean()
             loss += self.orthogonal_weight * aux["orthogonality"]
+
+        if self.uses_term(scheduled, "rate_weight"):
+            bits = map_books(
+                lambda bits_K, codes_M: bits_K[codes_M], self.book.code_bits(), codes_CM
+            )
+            aux["rate"] = bits.mean()
 
         grid = y.shape[:-1]
         codes = self._unrows(codes_CM, grid)
