@@ -16,6 +16,7 @@ import numpy as np
 
 from vq_jax.bounds import Bounds
 from vq_jax.models.layers import Attention, conv, remat_if
+from vq_jax.models.transforms import from_patches, to_patches
 from vq_jax.models.video_layers import (
     CausalConv,
     CausalResidualBlock,
@@ -26,20 +27,6 @@ from vq_jax.models.video_layers import (
     Upsample,
     per_frame,
 )
-
-
-def to_patches(x_BTHWC: jax.Array, side: int) -> jax.Array:
-    """Turns squares of pixels into channels: [B, T, H / side, W / side, side * side * C]."""
-    b, t, h, w, c = x_BTHWC.shape
-    x = x_BTHWC.reshape(b, t, h // side, side, w // side, side, c)
-    return x.transpose(0, 1, 2, 4, 3, 5, 6).reshape(b, t, h // side, w // side, side * side * c)
-
-
-def from_patches(x_BTHWC: jax.Array, side: int) -> jax.Array:
-    """Inverts `to_patches`."""
-    b, t, h, w, c = x_BTHWC.shape
-    x = x_BTHWC.reshape(b, t, h, w, side, side, c // side**2)
-    return x.transpose(0, 1, 2, 4, 3, 5, 6).reshape(b, t, h * side, w * side, -1)
 
 
 class Middle(nn.Module):
