@@ -66,12 +66,22 @@ FLAGS: dict[str, Flag] = {
     "lossy": Flag("switch", "Texts: keep the codes only, from which the text is approximate."),
     "prompt": Flag("text", "Texts: how the samples begin; they continue it."),
     "entropy": Flag(
-        ("fixed", "static", "prior"),
-        "Entropy model of the codes. Default: prior for a prior's run, otherwise fixed or static, "
-        "whichever is shorter.",
+        ("fixed", "static", "prior", "context"),
+        "Entropy model of the codes. Default: context or prior where there is one, otherwise fixed or "
+        "static, whichever is shorter.",
     ),
     "quality": Flag(
-        "int", "Number of levels of a residual tokenizer to keep, from 1. Default: all levels."
+        "int",
+        "1 to 100, of a codec with the entropy model 'context'. Default: 50. Or the number of levels "
+        "of a residual tokenizer to keep, from 1. Default: all levels.",
+    ),
+    "effort": Flag(
+        "int", "Search for codes that cost fewer bits, with 'context': 0 is none. Default: 1."
+    ),
+    "salvage": Flag("switch", "Decompress what is left of a damaged file that 'context' coded."),
+    "half": Flag(
+        "switch",
+        "Format vq_jax: store params in 16 bits. The result is another model: files of the run do not fit it.",
     ),
     "distributed": Flag("switch", "This process is one of several that train one run."),
     "coordinator": Flag("text", "HOST:PORT of process 0, unless the cluster provides it."),
@@ -260,6 +270,7 @@ COMMANDS: dict[str, Command] = {
             **_TOKENIZER,
             "entropy": "entropy",
             "quality": "quality",
+            "effort": "effort",
             "lossy": "lossy",
         },
         required=("input", "output"),
@@ -270,7 +281,7 @@ COMMANDS: dict[str, Command] = {
         "compress:decompress",
         "decompress .vqz files",
         "--workdir=runs/default --input=my.vqz --output=out.png",
-        {**_FILES, **_TOKENIZER},
+        {**_FILES, **_TOKENIZER, "salvage": "salvage"},
         required=("input", "output"),
         streams=True,
     ),
@@ -377,7 +388,7 @@ COMMANDS: dict[str, Command] = {
         "export:export",
         "export a run to diffusers, to taming, to vq_jax's own format, or to StableHLO",
         "--workdir=runs/default --format=vq_jax --output=exported",
-        {"output": "output", "format": "format"},
+        {"output": "output", "format": "format", "half": "half"},
         required=("output", "format"),
         flag_help={
             "output": "The folder to write.",

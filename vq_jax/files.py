@@ -14,6 +14,8 @@ from pathlib import Path
 
 from vq_jax.errors import UserError, first_line
 
+# The models that ship with the package, a folder each.
+WEIGHTS = Path(__file__).parent / "weights"
 STDIO = Path("-")  # standard input, or standard output
 # Temporary files and folders that are not complete yet.
 _unfinished: set[Path] = set()

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from vq_jax import config as configs
 from vq_jax.errors import UserError
-from vq_jax.files import expanded
+from vq_jax.files import WEIGHTS, expanded
 from vq_jax.interop.weights import holds_arrays, read_folder
 from vq_jax.models.transformer import init_params
 from vq_jax.prior import TrainedPrior
@@ -35,10 +35,11 @@ BUILT_IN: dict[str, Callable[[ConfigDict | None], TrainedTokenizer]] = {"bytes":
 
 
 def find(name_or_path: str | Path) -> Path:
-    """Returns the folder of a run: the path itself, or runs/NAME if only that exists."""
+    """Returns the folder of a run: the path itself, or runs/NAME, or that of a model that ships, NAME."""
     path = expanded(name_or_path)
-    if not path.exists() and (RUNS / path / configs.FILE).is_file():
-        return RUNS / path
+    for folder in (RUNS, WEIGHTS):
+        if not path.exists() and (folder / path / configs.FILE).is_file():
+            return folder / path
     return path
 
 
@@ -46,8 +47,8 @@ def load(name_or_path: str | Path) -> TrainedTokenizer | TrainedPrior:
     """Opens a trained tokenizer or prior.
 
     Args:
-      name_or_path: folder of a run, an import or an export; a name in the folder `runs`; or "bytes",
-        the identity tokenizer of bytes.
+      name_or_path: folder of a run, an import or an export; a name in the folder `runs`; the name of a model
+        that ships with the package, such as "photo-codec"; or "bytes", the identity tokenizer of bytes.
 
     Raises:
       UserError: there is no such run, it has no checkpoint yet, or it does not fit its config.

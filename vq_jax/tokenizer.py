@@ -50,6 +50,7 @@ class TrainedTokenizer:
             return jax.jit(functools.partial(module.apply, method=method))
 
         self._encode, self._decode = compiled("encode_to_codes"), compiled("decode_codes")
+        self._encode_latents = compiled("encode")
         self._reconstruct, self._predict = compiled("reconstruct"), compiled("predict")
         self._draw = jax.jit(functools.partial(_draw, module), static_argnames="temperature")
         self._stream = jax.jit(functools.partial(stream, module), static_argnames="method")
@@ -99,6 +100,7 @@ class TrainedTokenizer:
         Codes of two tokenizers are interchangeable only if their fingerprints are equal.
         """
         description = {k: self.config[k].to_dict() for k in ("model", "quantizer")}
+        _leave_out_later_fields(description["quantizer"])
         description[self.modality.name] = list(self.spec.shape)
         return digest(description, self.variables)
 
@@ -118,9 +120,18 @@ class TrainedTokenizer:
         """
         return self.encode_unchecked(self.check(x))
 
-    def encode_unchecked(self, x: jax.Array) -> jax.Array:
-        """`encode` without the check of its argument; it also takes tracers."""
-        return self._encode(self.variables, x)
+    def encode_unchecked(self, x: jax.Array, quality: Any = None) -> jax.Array:
+        """`encode` without the check of its argument; it also takes tracers.
+
+        Args:
+          x: examples [B, ...].
+          quality: float32 [B] in [0, 1], of a model that takes it; None is 1/2.
+        """
+        return self._encode(self.variables, x, quality)
+
+    def encode_latents(self, x: jax.Array, quality: Any = None) -> jax.Array:
+        """Encodes examples to latents, float32 [B, *grid, D]; see `encode_unchecked`."""
+        return self._encode_latents(self.variables, x, quality)
 
     def decode(self, codes: Any) -> jax.Array:
         """Decodes codes int [B, *codes.shape] to the decoder's output, float32 [B, ...].
@@ -154,9 +165,9 @@ class TrainedTokenizer:
             raise ValueError(f"codes are outside [0, {spec.num_codes})")
         return jnp.asarray(codes, jnp.int32)
 
-    def decode_unchecked(self, codes: jax.Array) -> jax.Array:
-        """`decode` without the check of its argument."""
-        return self._decode(self.variables, codes)
+    def decode_unchecked(self, codes: jax.Array, quality: Any = None) -> jax.Array:
+        """`decode` without the check of its argument; for `quality` see `encode_unchecked`."""
+        return self._decode(self.variables, codes, quality)
 
     def log_likelihood(self, x: Any, codes: Any) -> jax.Array | None:
         """Returns the log-probability in nats of examples, given their codes, float32 [B].
@@ -231,6 +242,14 @@ class TrainedTokenizer:
     def reconstruct_with_codes(self, x: Any) -> tuple[jax.Array, jax.Array]:
         """Returns reconstructions and the codes they were decoded from."""
         return self._reconstruct(self.variables, self.check(x))
+
+
+def _leave_out_later_fields(quantizer: dict[str, Any]) -> None:
+    """Removes fields that are younger than the format, if they change nothing: old fingerprints stay."""
+    if not quantizer.get("rate_weight", True):
+        del quantizer["rate_weight"]
+    if "inner" in quantizer:
+        _leave_out_later_fields(quantizer["inner"])
 
 
 def _draw(

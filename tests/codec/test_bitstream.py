@@ -122,8 +122,8 @@ def test_invalid_files_are_refused_with_the_reason():
             bitstream.unpack(data[:size])
     with pytest.raises(UserError, match=r"not a \.vqz file"):
         bitstream.unpack(b"\x89PNG" + data)
-    with pytest.raises(UserError, match="version 3 .* update vq_jax"):
-        bitstream.unpack(with_crc(data[:3] + b"\3" + data[4:-4]))
+    with pytest.raises(UserError, match="version 4 .* update vq_jax"):
+        bitstream.unpack(with_crc(data[:3] + b"\4" + data[4:-4]))
     for position in range(4, len(data)):
         with pytest.raises(UserError, match="altered"):
             bitstream.unpack(data[:position] + bytes([data[position] ^ 16]) + data[position + 1 :])

@@ -112,3 +112,21 @@ def bits(codes_N, weights):
     else:
         p_N = np.take_along_axis(weights, codes_N[:, None], 1)[:, 0] / weights.sum(1)
     return float(-np.log2(p_N).sum())
+
+
+def make_photo_codec(**model):
+    """Makes a tokenizer with the entropy model "context", untrained and a little perturbed."""
+    config = configs.base("cosine", "integer")
+    config.data.resolution = 32
+    config.model.update(width=8, encoder_blocks=1, decoder_blocks=1, **model)
+    config.quantizer.update(dim=24, first=4, width=8)
+    config.loss.update(reconstruction="l2", reconstruction_weight=15.0, codebook_weight=1 / 64)
+    config.loss.perceptual_weight = 0.0
+    config.phases.joint = 1
+    module = configs.make_tokenizer(config)
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    keys = iter(jax.random.split(jax.random.key(1), 200))
+    params = jax.tree.map(
+        lambda a: a + 0.003 * jax.random.normal(next(keys), a.shape), variables["params"]
+    )
+    return TrainedTokenizer(config, module, {"params": params}, 0)

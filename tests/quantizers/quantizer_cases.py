@@ -17,12 +17,14 @@ OPTIONS = {
     "vq shared heads": ("vq", {"heads": 2, "shared_heads": True, "codebook": "gradient"}),
     "vq gumbel": ("vq", {"estimator": "gumbel", "codebook": "gradient", "heads": 2}),
     "vq entropy": ("vq", {"entropy_weight": 0.1, "usage_weight": 0.1, "variance_weight": 0.1}),
+    "vq rate": ("vq", {"rate_weight": 0.05}),
     "residual/vq shared": ("residual/vq", {"shared": True}),
     "residual/fsq": ("residual/fsq", {"levels": 2}),
     "residual/simvq": ("residual/simvq", {"levels": 2, "dropout": 0.5}),
     "residual/gumbel": ("residual/gumbel", {"levels": 2}),
 }
-CASES = {**{name: (name, {}) for name in QUANTIZERS}, **OPTIONS}
+_FIELDS = {"integer": {"num_codes": 7, "first": 2, "width": 8}}
+CASES = {**{name: (name, _FIELDS.get(name, {})) for name in QUANTIZERS}, **OPTIONS}
 _SMALL = {
     "num_codes": 24,
     "dim": 6,

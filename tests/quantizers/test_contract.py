@@ -100,6 +100,8 @@ def test_gradients_arrive_and_four_devices_agree_with_one(case, initialised):
     ema = getattr(getattr(quantizer, "inner", None) or quantizer, "codebook", "") == "ema"
     for path, gradient in jax.tree_util.tree_leaves_with_path(to_params):
         name = jax.tree_util.keystr(path)
+        if "['stages_0']" in name and name.endswith("['kernel']"):
+            continue  # the only input of these layers, the quality, is 0 by default
         has_gradient = float(jnp.abs(gradient).max()) > 0
         assert has_gradient != (ema and name.endswith("['book']['codebook']")), name
 

@@ -1,11 +1,12 @@
 """Compares every quantizer in `QUANTIZERS` with its paper's equations in NumPy, in float64."""
 
 import chex
+import integer_context
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quantizer_cases import MUTABLE, init_variables, latents, make
+from quantizer_cases import GRID, MUTABLE, init_variables, latents, make
 
 from vq_jax.quantizers import QUANTIZERS
 
@@ -169,7 +170,19 @@ def convolve(x, kernel, bias):
     return out
 
 
-REFERENCES = {f.__name__: f for f in (vq, gumbel, residual, fsq, lfq, bsq, ibq, simvq, multiscale)}
+def integer(q, params, stats, z):
+    """Rounding, and the bits of the integers under the logistic distributions that networks predict."""
+    y = np.clip(np.rint(z), -(q.num_codes // 2), q.num_codes // 2)
+    grid = y.reshape(-1, *GRID, q.dim).astype(np.int64)
+    middle = np.zeros(len(grid), np.int64)  # the quality 1/2
+    mean, scale = integer_context.predict(params["context"], grid, middle, q.first)
+    rate = integer_context.bits(grid, mean, scale).sum(-1).mean()
+    return y, (y + q.num_codes // 2).astype(np.int32), rate
+
+
+REFERENCES = {
+    f.__name__: f for f in (vq, gumbel, residual, fsq, lfq, bsq, ibq, simvq, multiscale, integer)
+}
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)

@@ -80,3 +80,24 @@ def test_diversity_terms_spread_latents_and_codes(z):
 def test_errors_name_the_invalid_field(fields, message):
     with pytest.raises(ValueError, match=message):
         VectorQuantizer(**fields).init(jax.random.key(0), jnp.zeros((1, 64)))
+
+
+def test_a_larger_rate_weight_needs_fewer_bits(rng):
+    z, bits = jnp.asarray(rng.normal(size=(4, 16, 16, 2)), jnp.float32), []
+    for rate_weight in (0.0, 0.1, 0.4):
+        quantizer, variables = make(z, rate_weight=rate_weight, revive_below=0.0, decay=0.8)
+        for i in range(30):
+            _, codes, aux = quantizer.apply(variables, z)
+            _, variables = quantizer.apply(
+                variables, z, codes, jax.random.key(i), method="update", mutable=MUTABLE
+            )
+        p = np.asarray(aux["counts"]) / codes.size
+        bits.append(-(p * np.log2(np.maximum(p, 1e-9))).sum())
+        if rate_weight:
+            assert float(aux["rate"]) == pytest.approx(bits[-1], rel=0.1, abs=0.02)
+    assert bits[0] > bits[1] + 0.05 and bits[1] > bits[2] + 0.2
+
+
+def test_sampled_codes_cannot_be_charged(z):
+    with pytest.raises(ValueError, match="estimator 'gumbel'"):
+        make(z, rate_weight=0.1, estimator="gumbel")

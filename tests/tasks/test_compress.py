@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from running import process, program, user_error
-from small import make_prior, make_tokenizer, write
+from small import make_photo_codec, make_prior, make_tokenizer, write
 
 from vq_jax import codec
 from vq_jax.codec import counts as code_counts
+from vq_jax.codec.bitstream import VERSION
 from vq_jax.data.images import decode, with_channels
 
 pytestmark = pytest.mark.slow
@@ -138,7 +139,7 @@ def test_unreadable_files_are_reported_and_write_no_output(run, compressed, tmp_
     cases = {
         "truncated": (data[:-5], "truncated or altered"),
         "altered": (data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :], "altered"),
-        "newer": (data[:3] + b"\x03" + data[4:], "newer than this program"),
+        "newer": (data[:3] + bytes([VERSION + 1]) + data[4:], "newer than this program"),
         "text": (b"some text", "not a .vqz file"),
         "empty": (b"", "not a .vqz file"),
     }
@@ -278,3 +279,68 @@ def small_run(tmp_path_factory, emoji, data_dir):
     program("--config=default", f"--workdir={workdir}", *SMALL, "--config.phases.joint=2",
             f"--config.data.dir={data_dir}")  # fmt: skip
     return workdir
+
+
+@pytest.fixture(scope="module")
+def photo_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photo") / "codec"
+    folder.mkdir()
+    return write(make_photo_codec(), folder)
+
+
+def test_a_codec_with_a_quality_compresses_and_salvages(photo_run, tmp_path):
+    rng = np.random.default_rng(0)
+    image = np.uint8(np.clip(rng.normal(127, 60, (90, 1000, 3)), 0, 255))
+    Image.fromarray(image).save(tmp_path / "x.png")
+    common = (f"--workdir={photo_run}", f"--input={tmp_path / 'x.png'}")
+    sizes = []
+    for quality in (5, 90):
+        out = tmp_path / f"{quality}.vqz"
+        program("--mode=compress", *common, f"--output={out}", f"--quality={quality}")
+        sizes.append(out.stat().st_size)
+    assert sizes[0] < sizes[1]
+    program(
+        "--mode=compress",
+        *common,
+        f"--output={tmp_path / 'plain.vqz'}",
+        "--quality=5",
+        "--effort=0",
+    )
+    assert (tmp_path / "plain.vqz").stat().st_size > sizes[0]
+
+    whole = ("--mode=decompress", f"--workdir={photo_run}", f"--input={tmp_path / '90.vqz'}")
+    program(*whole, f"--output={tmp_path / 'y.png'}")
+    assert decode(tmp_path / "y.png").shape == image.shape
+    data = bytearray((tmp_path / "90.vqz").read_bytes())
+    data[-9] ^= 1
+    (tmp_path / "bad.vqz").write_bytes(data)
+    bad = ("--mode=decompress", f"--workdir={photo_run}", f"--input={tmp_path / 'bad.vqz'}")
+    output = f"--output={tmp_path / 'z.png'}"
+    assert "checksum" in user_error(*bad, output)
+    assert not (tmp_path / "z.png").exists()
+    result = program(*bad, output, "--salvage")
+    assert "bad.vqz: damaged: rows 0-95, columns 496-999" in result.stderr
+    kept, lost = (decode(tmp_path / f"{name}.png") for name in "yz")
+    assert (kept[:, :400] == lost[:, :400]).all() and (kept[:, 600:] != lost[:, 600:]).any()
+
+
+def test_arguments_that_a_codec_with_a_quality_cannot_take_are_named(photo_run, tmp_path, images):
+    common = (
+        "--mode=compress",
+        f"--workdir={photo_run}",
+        f"--input={images / 'a.png'}",
+        f"--output={tmp_path / 'a.vqz'}",
+    )
+    assert "use 1 to 100" in user_error(*common, "--quality=0")
+    assert "effort is 3: use 0 or 1" in user_error(*common, "--effort=3")
+    assert "take 'context'" in user_error(*common, "--entropy=static")
+    assert not (tmp_path / "a.vqz").exists()
+
+
+def test_only_a_codec_with_a_context_takes_it(run, images, tmp_path):
+    arguments = (
+        f"--workdir={run}",
+        f"--input={images / 'a.png'}",
+        f"--output={tmp_path / 'a.vqz'}",
+    )
+    assert "quantizer 'integer'" in user_error("--mode=compress", *arguments, "--entropy=context")

@@ -168,3 +168,27 @@ def test_arrays_that_do_not_match_the_config_are_refused(tmp_path, imported):
     (tmp_path / "changed" / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="wrong shape: params/decoder/conv_in/bias"):
         vq_jax.load(tmp_path / "changed")
+
+
+def test_half_stores_params_in_16_bits_and_opens_in_32(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    tokenizer = make_tokenizer()
+    write(tokenizer, folder)
+    export(folder, tmp_path / "half", "vq_jax", half=True)
+    stored = load_file(tmp_path / "half" / ARRAYS)
+    assert {a.dtype for n, a in stored.items() if n.startswith("params/")} == {np.dtype("float16")}
+    assert {a.dtype for n, a in stored.items() if n.startswith("codebook/")} == {
+        np.dtype("float32")
+    }
+    opened = vq_jax.load(tmp_path / "half")
+    assert {a.dtype for a in jax.tree.leaves(opened.variables)} == {np.dtype("float32")}
+    chex.assert_trees_all_close(opened.variables, tokenizer.variables, rtol=1e-3, atol=1e-6)
+    assert opened.fingerprint != tokenizer.fingerprint
+
+    large = jax.tree.map(lambda a: a * 1e9, tokenizer.variables)
+    write(TrainedTokenizer(tokenizer.config, tokenizer.module, large, 0), folder)
+    for format, text in (("vq_jax", "16 bits cannot hold"), ("taming", "only 'vq_jax'")):
+        with pytest.raises(UserError, match=text):
+            export(folder, tmp_path / format, format, half=True)
+        assert not (tmp_path / format).exists()

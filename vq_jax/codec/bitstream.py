@@ -4,10 +4,10 @@ This module knows nothing of what the codes stand for. A file consists of, in th
 
     bytes   what
     3       "VQZ"
-    1       version of the format: 2 for lossless and stored, otherwise 1
+    1       version of the format: 3 for context, 2 for lossless and stored, otherwise 1
     4       the tokenizer: the first bytes of its fingerprint
-    1       low half: the entropy model, 0 fixed, 1 static, 2 prior, 3 lossless or 4 stored; high half:
-            number of sizes
+    1       low half: the entropy model, 0 fixed, 1 static, 2 prior, 3 lossless, 4 stored or 5 context; high
+            half: number of sizes
     1-5 a   the sizes of the example, such as height and width: varints, seven bits a byte, lowest
     size    first, the high bit set if another byte follows; only that of a text may be 0
     1-5     codes a position, a varint: the number of levels kept, of a residual tokenizer
@@ -21,15 +21,16 @@ This module knows nothing of what the codes stand for. A file consists of, in th
             CRC-32 of the CRC-32 of the counts and the fingerprint of the prior, if used; and as for a
             prior, platform, version and CRC-32 of outputs
     0       stored: nothing
+    1       context: the quality, 1 to 100
     ...     the symbols, range coded; with more than 16,384, padded with zeros to a byte for every 256
-            beyond, so that a few bytes cannot claim a vast example. Codes are symbols, and of lossless
-            also ways and bytes
+            beyond, so that a few bytes cannot claim a vast example (context has a limit of its own). Codes
+            are symbols, and of lossless also ways and bytes
     4       CRC-32 of all bytes before, little-endian
 
 Fixed and static code level by level, each row by row, with equal weights or with counts plus one. Prior
 codes the windows of the prior's grid row by row, in batches whose size is a power of two; in a batch, code
 by code in the prior's order, or group by group along the Halton order, with weights floor(2^23 p) + 1. The
-payload of lossless is described in `lossless`; that of stored is the text.
+payload of lossless is described in `lossless`, that of context in `context`; that of stored is the text.
 
 The range coder is constriction's (words of 32 bits, a state of 64, probabilities of 24 bits, which
 `Categorical(perfect=False)` and `Uniform` make from the weights). Its words are big-endian, and cut after the
@@ -49,11 +50,11 @@ from vq_jax.errors import UserError
 
 models, queue = constriction.stream.model, constriction.stream.queue
 
-MAGIC, VERSION = b"VQZ", 2
+MAGIC, VERSION = b"VQZ", 3
 SUFFIX = ".vqz"
 # Bytes of an entropy model's metadata in the header, by name; the order is that of their numbers.
-METADATA = {"fixed": 0, "static": 4, "prior": 14, "lossless": 18, "stored": 0}
-CODE_MODELS = ("fixed", "static", "prior")  # the entropy models of codes
+METADATA = {"fixed": 0, "static": 4, "prior": 14, "lossless": 18, "stored": 0, "context": 1}
+CODE_MODELS = ("fixed", "static", "prior")  # the entropy models that all tokenizers can have
 # What to do if an entropy model is missing.
 NEEDS = {
     "static": (
@@ -62,6 +63,10 @@ NEEDS = {
         "them from there"
     ),
     "prior": "entropy 'prior' needs a prior: name the prior's run in place of the tokenizer's",
+    "context": (
+        "entropy 'context' needs a tokenizer of images with the quantizer 'integer' and a model that takes a "
+        "quality, such as 'cosine'"
+    ),
 }
 FINGERPRINT = 4
 # The payload of so many codes may be empty; the others need a byte for every 256.
@@ -95,14 +100,18 @@ def pack(header: Header, payload: bytes) -> bytes:
     kind = list(METADATA).index(header.entropy)
     if len(header.fingerprint) != FINGERPRINT or len(header.metadata) != METADATA[header.entropy]:
         raise ValueError(f"{header} does not fit the format")
-    version = 1 if header.entropy in CODE_MODELS else 2
+    version = {"context": 3, "lossless": 2, "stored": 2}.get(header.entropy, 1)
     body = MAGIC + bytes([version]) + header.fingerprint + bytes([kind | len(header.shape) << 4])
-    body += b"".join(map(_varint, (*header.shape, header.levels))) + header.metadata + payload
+    body += b"".join(map(varint, (*header.shape, header.levels))) + header.metadata + payload
     return body + struct.pack("<I", zlib.crc32(body))
 
 
-def unpack(data: bytes) -> tuple[Header, bytes]:
+def unpack(data: bytes, salvage: bool = False) -> tuple[Header, bytes]:
     """Inverts `pack`.
+
+    Args:
+      data: the bytes of a file.
+      salvage: whether a wrong checksum of a file of "context" is no error: its parts have their own.
 
     Raises:
       UserError: it is not such a file, of a newer version, truncated or altered.
@@ -117,13 +126,19 @@ def unpack(data: bytes) -> tuple[Header, bytes]:
         )
     body, crc = data[:-4], data[-4:]
     if len(body) < 9 or struct.pack("<I", zlib.crc32(body)) != crc:
-        raise UserError("this file is truncated or altered: its checksum does not match")
+        parts = len(body) >= 9 and body[8] & 15 == list(METADATA).index("context")
+        if not (salvage and parts):
+            advice = "; give salvage to read what is left" if parts else ""
+            raise UserError(
+                f"this file is truncated or altered: its checksum does not match{advice}"
+            )
+        body = data  # its end may be missing
     kind, sizes = body[8] & 15, body[8] >> 4
     if not 1 <= body[3] <= VERSION or kind >= len(METADATA) or not sizes:
         raise UserError(_INVALID)
     place, numbers = 9, []
     for _ in range(sizes + 1):
-        number, place = _read_varint(body, place)
+        number, place = read_varint(body, place)
         numbers.append(number)
     entropy = list(METADATA)[kind]
     metadata, payload = body[place : place + METADATA[entropy]], body[place + METADATA[entropy] :]
@@ -135,7 +150,8 @@ def unpack(data: bytes) -> tuple[Header, bytes]:
     return Header(body[4:8], entropy, tuple(shape), levels, metadata), payload
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
+    """Returns a number as bytes, as described above."""
     if not 0 <= number < _MOST:
         raise ValueError(f"a size of {number} does not fit the format")
     result = b""
@@ -144,7 +160,7 @@ def _varint(number: int) -> bytes:
     return result + bytes([number])
 
 
-def _read_varint(data: bytes, place: int) -> tuple[int, int]:
+def read_varint(data: bytes, place: int) -> tuple[int, int]:
     """Reads the number at a place; returns it and the place after it."""
     number = 0
     for i, byte in enumerate(data[place : place + 5]):
@@ -196,8 +212,12 @@ class Encoder:
             codes_N = np.ascontiguousarray(codes_N, np.int32)
             self._coder.encode(codes_N, family, np.asarray(weights_NK, np.float64))
 
-    def finish(self) -> bytes:
-        """Returns the payload, the shortest number that decodes to the codes."""
+    def finish(self, padded: bool = True) -> bytes:
+        """Returns the payload, the shortest number that decodes to the codes.
+
+        Args:
+          padded: whether it is filled up to the bytes that so many codes need, see `least_bytes`.
+        """
         words = self._coder.get_compressed()
         before, (low, width) = self._coder.pos()
         # Any number in [low, low + width) after the words before will do. Beyond 2^64 it would carry into
@@ -214,7 +234,7 @@ class Encoder:
                 break
         tail = number.to_bytes(8, "big")[:size]
         payload = (words[:before].astype(">u4").tobytes() + tail).rstrip(b"\0")
-        return payload.ljust(least_bytes(self._count), b"\0")
+        return payload.ljust(least_bytes(self._count), b"\0") if padded else payload
 
 
 class Decoder:

@@ -6,9 +6,10 @@
 >>> image = vqz.decompress(data)
 
 The codes are kept exactly. A text, whose decoder gives the probabilities of bytes, is kept without loss (see
-`lossless`), unless `lossy=True`. See `bitstream` for the format. Three entropy models tell how likely a code
-is: "fixed" (all codes equally), "static" (by counts of the training codes) and "prior" (by a trained prior,
-window by window: the smallest files, and many times slower).
+`lossless`), unless `lossy=True`. See `bitstream` for the format. Four entropy models tell how likely a code
+is: "fixed" (all codes equally), "static" (by counts of the training codes), "prior" (by a trained prior,
+window by window: the smallest files, and many times slower) and "context" (by a small network of the tokenizer
+itself, see `context`).
 """
 
 import dataclasses
@@ -23,13 +24,18 @@ from vq_jax import config as configs
 from vq_jax import runs
 from vq_jax.codec import bitstream, counts
 from vq_jax.codec.bitstream import Decoder, Encoder, Header
+from vq_jax.codec.context import ContextModel
 from vq_jax.codec.entropy import PORTABLE, CodeModel, PriorModel, Tables
+from vq_jax.codec.image_tiler import ImageTiler
 from vq_jax.codec.lossless import PORTABLE_TEXT, Lossless
 from vq_jax.codec.text_tiler import TextTiler
 from vq_jax.codec.tilers import Tiler, make_tiler
 from vq_jax.errors import UserError
 from vq_jax.prior import TrainedPrior
+from vq_jax.quantizers.integer import IntegerQuantizer
 from vq_jax.tokenizer import TrainedTokenizer
+
+_QUALITY = 50  # by default, of 1 to 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +46,15 @@ class Content:
       shape: the sizes of the example.
       codes: its codes, as the tiler takes them, or None.
       x: the raw example, if it was kept without loss.
+      quality: 1 to 100, of a model that takes it.
+      damaged: places in the codes that could not be read, and are filled with those of 0.
     """
 
     shape: tuple[int, ...]
     codes: np.ndarray | None = None
     x: np.ndarray | None = None
+    quality: int = 0
+    damaged: tuple[tuple[slice, ...], ...] = ()
 
 
 class Codec:
@@ -82,6 +92,10 @@ class Codec:
             self.add_counts(code_counts)
         if prior is not None:
             self.models["prior"] = PriorModel(prior)
+        integers = isinstance(tokenizer.module.quantizer, IntegerQuantizer)
+        self._context: ContextModel | None = None
+        if isinstance(self.tiler, ImageTiler) and integers and tokenizer.module.takes_quality:
+            self._context = ContextModel(tokenizer, self.tiler)
         self._lossless: Lossless | None = None
         if isinstance(self.tiler, TextTiler):
             self._lossless = Lossless(self.tiler, self.models)
@@ -97,23 +111,28 @@ class Codec:
         entropy: str | None = None,
         quality: int | None = None,
         lossy: bool = False,
+        effort: int = 1,
     ) -> bytes:
         """Compresses an example to the bytes of a `.vqz` file.
 
         Args:
           x: a raw example as the tiler takes it: an image uint8 [H, W, C], of any size; a clip uint8
             [T, H, W, C] or a `data.video.Clip`; a text uint8 [N] or bytes.
-          entropy: "fixed", "static" or "prior". None is the prior if there is one, and otherwise the
-            shorter of the other two.
-          quality: number of levels of a residual tokenizer to keep, from 1; None keeps all.
+          entropy: "fixed", "static", "prior" or "context". None is the context or the prior if there is one,
+            and otherwise the shorter of the other two.
+          quality: number of levels of a residual tokenizer to keep, from 1; None keeps all. Of a tokenizer
+            with the entropy model "context", 1 to 100; None is 50.
           lossy: whether only the codes of a text are kept; of other examples, they always are.
+          effort: 0 or 1, see `context.ContextModel.compress`.
 
         Raises:
           UserError: the entropy model is not available, or the tokenizer has no such levels.
           ValueError: x has another shape or type.
         """
         x = np.frombuffer(x, np.uint8) if isinstance(x, bytes) else x
-        return self.compress_all([x], entropy=entropy, quality=quality, lossy=lossy)[0]
+        return self.compress_all([x], entropy=entropy, quality=quality, lossy=lossy, effort=effort)[
+            0
+        ]
 
     def compress_all(
         self,
@@ -122,9 +141,12 @@ class Codec:
         entropy: str | None = None,
         quality: int | None = None,
         lossy: bool = False,
+        effort: int = 1,
     ) -> list[bytes]:
         """Compresses many examples, encoded in batches."""
-        self.check(entropy, quality, lossy)
+        self.check(entropy, quality, lossy, effort)
+        if self._context is not None:
+            return [self._packed_in_context(self._context, x, quality, effort) for x in xs]
         if self._lossless is not None and not lossy:
             names = [entropy] if entropy else list(self.models)
             return [self._packed_lossless(self._lossless, x, names) for x in xs]
@@ -146,6 +168,11 @@ class Codec:
         header = Header(fingerprint, name, shape, codes.shape[-1], metadata)
         return bitstream.pack(header, encoder.finish())
 
+    def _packed_in_context(
+        self, model: ContextModel, x: Any, quality: int | None, effort: int
+    ) -> bytes:
+        return bitstream.pack(*model.compress(x, quality or _QUALITY, effort))
+
     def _packed_lossless(self, coder: Lossless, x: np.ndarray, names: list[str]) -> bytes:
         """The shorter of the coded and the stored text."""
         encoder, shape = Encoder(), self.tiler.shape(x)
@@ -157,13 +184,36 @@ class Codec:
         return min(packed, key=len)
 
     @property
+    def has_context(self) -> bool:
+        """Whether codes can be coded by the entropy model "context"."""
+        return self._context is not None
+
+    def describe(self, damaged: Sequence[tuple[slice, ...]]) -> str:
+        """Names the pixels of `Content.damaged`."""
+        assert isinstance(self.tiler, ImageTiler)
+        return self.tiler.describe(damaged)
+
+    @property
     def _takes_fewer(self) -> bool:
         return self.tokenizer.module.quantizer.takes_fewer_codes
 
-    def check(self, entropy: str | None, quality: int | None, lossy: bool = False) -> None:
+    def check(
+        self, entropy: str | None, quality: int | None, lossy: bool = False, effort: int = 1
+    ) -> None:
         """Raises UserError if `compress` cannot take these arguments."""
-        if entropy and entropy not in bitstream.CODE_MODELS:
-            raise UserError(f"entropy is {entropy!r}: use {', '.join(bitstream.CODE_MODELS)}")
+        if effort not in (0, 1):
+            raise UserError(f"effort is {effort}: use 0 or 1")
+        known = (*bitstream.CODE_MODELS, "context")
+        if entropy and entropy not in known:
+            raise UserError(f"entropy is {entropy!r}: use {', '.join(known)}")
+        if self._context is not None:
+            if entropy not in (None, "context"):
+                raise UserError(f"entropy is {entropy!r}: the codes of this model take 'context'")
+            if quality is not None and not 1 <= quality <= 100:
+                raise UserError(f"quality is {quality}: use 1 to 100")
+            return
+        if effort != 1:
+            raise UserError(f"effort is {effort}: only the entropy model 'context' has a search")
         if entropy and entropy not in self.models:
             raise UserError(bitstream.NEEDS[entropy])
         if quality is None or quality == self.levels:
@@ -198,6 +248,11 @@ class Codec:
 
     def decode(self, contents: Sequence[Content]) -> Iterator[Any]:
         """Turns what `open` returns into raw examples, decoded in batches."""
+        if self._context is not None:
+            for one in contents:
+                assert one.codes is not None
+                yield self._context.decode(one.codes, one.shape, one.quality)
+            return
         codes = [one.codes for one in contents if one.codes is not None]
         decoded = self.tiler.decode(codes, [one.shape for one in contents if one.codes is not None])
         for one in contents:
@@ -214,13 +269,17 @@ class Codec:
             raise UserError("this file has a text without loss: decompress it")
         return content.codes, content.shape
 
-    def open(self, data: bytes) -> Content:
+    def open(self, data: bytes, salvage: bool = False) -> Content:
         """Reads a file: its codes, as the tiler takes them, or a text that was kept without loss.
+
+        Args:
+          data: the bytes of the file.
+          salvage: whether damaged tiles of a file coded by "context" are left out.
 
         Raises:
           UserError: see `decompress`.
         """
-        header, payload = bitstream.unpack(data)
+        header, payload = bitstream.unpack(data, salvage)
         own = self.tokenizer.fingerprint[: bitstream.FINGERPRINT]
         if header.fingerprint != own:
             raise UserError(
@@ -232,6 +291,8 @@ class Codec:
         fits = len(header.shape) == self.tiler.sizes and min(header.shape) >= self.tiler.least
         if not fits or not known:
             raise UserError("the header of this file does not fit its model: it was altered")
+        if header.entropy == "context":
+            return self._read_context(header, payload, salvage)
         if header.entropy not in bitstream.CODE_MODELS:
             return self._read_text(header, payload)
         grid = self.tiler.grid(header.shape)
@@ -241,6 +302,12 @@ class Codec:
         codes = self.models[header.entropy].take(Decoder(payload), header.metadata, grid, levels)
         codes = codes if self.tokenizer.codes.code_shape else codes[..., 0]
         return Content(header.shape, codes=codes)
+
+    def _read_context(self, header: Header, payload: bytes, salvage: bool) -> Content:
+        if self._context is None:
+            raise UserError("the header of this file does not fit its model: it was altered")
+        codes, quality, damaged = self._context.read(payload, header, salvage)
+        return Content(header.shape, codes, quality=quality, damaged=tuple(damaged))
 
     def _read_text(self, header: Header, payload: bytes) -> Content:
         (length,) = header.shape

@@ -24,6 +24,7 @@ _MARGIN = 32  # pixels of a tile beyond the part that is kept
 # Sides are multiples of these numbers of pixels, so that few programs are compiled: the sides of tiles,
 # and of an image that is one tile.
 _STEP, _WHOLE_STEP = 32, 64
+_LARGE_SIDE = 1152  # of tiles with a larger margin, whose overlap would cost too much otherwise
 _AT_ONCE = 64  # largest number of tiles in a batch
 
 
@@ -36,7 +37,7 @@ class ImageTiler:
 
     sizes, least = 2, 1
 
-    def __init__(self, tokenizer: TrainedTokenizer, side: int = _SIDE):
+    def __init__(self, tokenizer: TrainedTokenizer, side: int | None = None):
         self.tokenizer = tokenizer
         resolution = tokenizer.config.data.resolution
         self._channels = tokenizer.config.data.channels
@@ -46,8 +47,11 @@ class ImageTiler:
         self._factor = tokenizer.strides[0] if tokenizer.strides else resolution
         self._tile, self._margin = 1, 0
         if tokenizer.strides:
-            self._tile = max(side, resolution, 4 * _MARGIN) // self._factor
-            self._margin = -(-_MARGIN // self._factor)
+            towers = tokenizer.module.encoder, tokenizer.module.decoder
+            margin = max(_MARGIN, *(getattr(tower, "margin", 0) for tower in towers))
+            side = side or (_SIDE if margin == _MARGIN else _LARGE_SIDE)
+            self._tile = max(side, resolution, 4 * margin) // self._factor
+            self._margin = -(-margin // self._factor)
 
     def check(self, image: Any) -> None:
         """Raises ValueError if it is no image that the tokenizer takes."""
@@ -76,6 +80,16 @@ class ImageTiler:
             return rows, columns
         return rows * columns, *self.tokenizer.codes.grid
 
+    def describe(self, places: Sequence[tuple[slice, ...]]) -> str:
+        """Names the pixels of parts of a grid of codes."""
+        factor = self._factor
+        return ", ".join(
+            "rows {}-{}, columns {}-{}".format(
+                *(n for s in place for n in (s.start * factor, s.stop * factor - 1))
+            )
+            for place in places
+        )
+
     def _cuts(self, shape: Sequence[int]) -> tuple[Cut, Cut]:
         """Cuts rows and columns of codes; those beyond the image are mirrored."""
 
@@ -95,8 +109,20 @@ class ImageTiler:
             fit = _SIDE**2 // self._factor**2
         return 1 << (max(1, min(_AT_ONCE, fit)).bit_length() - 1)
 
-    def encode(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Encodes images; tiles of equal size share batches across images."""
+    def encode(
+        self,
+        images: Sequence[np.ndarray],
+        quality: float | None = None,
+        encode: Callable[[jnp.ndarray, Any], Any] | None = None,
+    ) -> list[np.ndarray]:
+        """Encodes images; tiles of equal size share batches across images.
+
+        Args:
+          images: uint8 [H, W, C] each.
+          quality: in [0, 1], of a model that takes it.
+          encode: function of tiles [B, ...] and their qualities [B] to arrays [B, *grid, ...]; None encodes to
+            codes.
+        """
         for image in images:
             self.check(image)
         cuts = [self._cuts(image.shape[:2]) for image in images]
@@ -108,32 +134,39 @@ class ImageTiler:
                         tile = mirrored(image, rows.pixels(y), columns.pixels(x))
                         yield self._at_once(rows, columns), tile
 
+        encode = encode or self.tokenizer.encode_unchecked
+
         def run(batch: np.ndarray) -> Any:
-            return self.tokenizer.encode_unchecked(jnp.asarray(to_float(batch)))
+            return encode(jnp.asarray(to_float(batch)), _for_each(quality, batch))
 
         found, all_codes = _in_batches(tiles(), run), []
         for image, (rows, columns) in zip(images, cuts, strict=True):
-            codes = np.empty(
-                (*self.grid(image.shape[:2]), *self.tokenizer.codes.code_shape), np.int32
-            )
+            codes: Any = None
             for y in range(len(rows.starts)):
                 for x in range(len(columns.starts)):
+                    tile = next(found)
+                    if codes is None:
+                        one = tile.shape[len(self.tokenizer.codes.grid) :]
+                        codes = np.empty((*self.grid(image.shape[:2]), *one), tile.dtype)
                     if not self.tokenizer.strides:
-                        codes[y * len(columns.starts) + x] = next(found)
+                        codes[y * len(columns.starts) + x] = tile
                         continue
                     (top, bottom), (left, right) = rows.share(y), columns.share(x)
                     into = codes[top:bottom, left:right]
-                    here = next(found)[top - rows.starts[y] :, left - columns.starts[x] :]
+                    here = tile[top - rows.starts[y] :, left - columns.starts[x] :]
                     into[...] = here[: into.shape[0], : into.shape[1]]
             all_codes.append(codes)
         return all_codes
 
     def decode(
-        self, all_codes: Sequence[np.ndarray], shapes: Sequence[tuple[int, ...]]
+        self,
+        all_codes: Sequence[np.ndarray],
+        shapes: Sequence[tuple[int, ...]],
+        quality: float | None = None,
     ) -> Iterator[np.ndarray]:
         """Decodes codes to images uint8 [H, W, C] of the given sizes, one at a time.
 
-        Codes may be those of the first levels of a residual tokenizer.
+        Codes may be those of the first levels of a residual tokenizer. For `quality` see `encode`.
         """
         cuts = [self._cuts(shape) for shape in shapes]
 
@@ -148,7 +181,7 @@ class ImageTiler:
                     yield self._at_once(rows, columns), tile
 
         def run(batch: np.ndarray) -> Any:
-            return self.tokenizer.decode_unchecked(jnp.asarray(batch))
+            return self.tokenizer.decode_unchecked(jnp.asarray(batch), _for_each(quality, batch))
 
         decoded = _in_batches(tiles(), run)
         for shape, (rows, columns) in zip(shapes, cuts, strict=True):
@@ -180,6 +213,10 @@ class ImageTiler:
                 part[...] = to_uint8(band[: part.shape[0], left : left + part.shape[1]])
             band[: len(band) - done] = band[done:]
             band[len(band) - done :] = 0.0
+
+
+def _for_each(quality: float | None, batch: np.ndarray) -> jnp.ndarray | None:
+    return None if quality is None else jnp.full(len(batch), quality, jnp.float32)
 
 
 def _is_wide(rows: Cut, columns: Cut) -> bool:

@@ -123,6 +123,11 @@ def _check_tokenizer(config: ConfigDict) -> None:
         _check_ramp(ramp, f"anneal.{field}")
         for value in ramp[:2]:
             bounds.get(field, Bounds()).check(value, f"anneal.{field}")
+        if field == "rate_weight" and ramp and ramp[1] != (last := _of_quantizer(config, field)):
+            raise UserError(
+                f"anneal.rate_weight ends at {ramp[1]}, and codes are chosen with rate_weight={last} after "
+                "training: make them equal"
+            )
     _check_source(config)
     look_up(modality.losses, config.loss.reconstruction, "loss.reconstruction")
     look_up(ADVERSARIAL, config.adversarial.loss, "adversarial.loss")
@@ -132,6 +137,14 @@ def _check_tokenizer(config: ConfigDict) -> None:
     if "perceptual_from" in config.loss:
         _one_of(PHASES, config.loss.perceptual_from, "loss.perceptual_from")
     _check_shapes(config)
+
+
+def _of_quantizer(config: ConfigDict, field: str) -> Any:
+    """Returns a field of the quantizer, or of its inner one."""
+    quantizer = config.quantizer
+    while field not in quantizer:
+        quantizer = quantizer.inner
+    return quantizer[field]
 
 
 def _quantizer_bounds(quantizer: ConfigDict) -> dict[str, Bounds]:

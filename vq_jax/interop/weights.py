@@ -21,6 +21,8 @@ _SUFFIXES = (".safetensors", ".msgpack", ".ckpt", ".pt", ".pth", ".bin")
 # The files of vq_jax's own format: the config, and the arrays. Arrays are named by their paths in
 # the variables, such as params/encoder/conv_in/kernel.
 CONFIG, ARRAYS = "config.json", "model.safetensors"
+# In the metadata of a file whose params are stored in 16 bits, and were trained in 32.
+HALF = "half"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,14 +335,21 @@ def read_folder(folder: Path, shapes: dict[str, Any]) -> tuple[int, dict[str, An
         found |= _read_safetensors(path, prefix)
     if lines := differences(found, flat(shapes)):
         raise UserError(f"{path} does not match {CONFIG} in the same folder:" + listing(lines))
+    if _metadata(path).get(HALF):
+        found = {n: a.astype(np.float32) if a.dtype == np.float16 else a for n, a in found.items()}
     tree = nested(found)
     return _step(path), {name: tree.get(name, {}) for name in shapes}
 
 
 def _step(path: Path) -> int:
     """Returns the training step in a file's metadata, 0 if it has none."""
+    text = _metadata(path).get("step", "")
+    return int(text) if text.isdigit() else 0
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """Returns the metadata of a safetensors file."""
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as file:
-        text = (file.metadata() or {}).get("step", "")
-    return int(text) if text.isdigit() else 0
+        return file.metadata() or {}

@@ -7,6 +7,7 @@ import flax.linen as nn
 
 from vq_jax.models.bytes import bytes_identity
 from vq_jax.models.causal3d import causal3d, inflate
+from vq_jax.models.cosine import cosine
 from vq_jax.models.discriminator import MLPDiscriminator, PatchGAN, PatchGAN3D
 from vq_jax.models.magvit2 import magvit2
 from vq_jax.models.maskgit import maskgit
@@ -42,6 +43,7 @@ MODELS: dict[str, Model] = {
     "maskgit": Model(maskgit, "image"),
     "magvit2": Model(magvit2, "image"),
     "mlp": Model(mlp, "image"),
+    "cosine": Model(cosine, "image"),
     "vector_mlp": Model(vector_mlp, "vector"),
     "text_conv": Model(text_conv, "text"),
     "bytes": Model(bytes_identity, "text"),

@@ -29,22 +29,32 @@ class Tokenizer(nn.Module):
         z_q, _, _ = self.quantizer(self.encoder(x))
         return self.decoder.head(self.features(z_q, x))
 
-    def reconstruct(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    @property
+    def takes_quality(self) -> bool:
+        """Whether methods use their argument `quality`, float32 [B] in [0, 1]; None is 1/2."""
+        return getattr(self.encoder, "takes_quality", False)
+
+    def _for(self, quality: jax.Array | None) -> dict[str, Any]:
+        return {"quality": quality} if self.takes_quality else {}
+
+    def reconstruct(
+        self, x: jax.Array, quality: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """Reconstructs examples, and returns them with the codes they were decoded from."""
-        z_q, codes, _ = self.quantizer(self.encoder(x))
-        return self.decode_latents(z_q), codes
+        z_q, codes, _ = self.quantize(self.encode(x, quality), quality=quality)
+        return self.decode_latents(z_q, quality), codes
 
-    def encode_to_codes(self, x: jax.Array) -> jax.Array:
+    def encode_to_codes(self, x: jax.Array, quality: jax.Array | None = None) -> jax.Array:
         """Encodes examples [B, ...] to codes int32 [B, *grid, *code_shape]."""
-        return self.quantizer(self.encoder(x))[1]
+        return self.quantize(self.encode(x, quality), quality=quality)[1]
 
-    def decode_codes(self, codes: jax.Array) -> jax.Array:
+    def decode_codes(self, codes: jax.Array, quality: jax.Array | None = None) -> jax.Array:
         """Decodes codes int32 [B, *grid, *code_shape] to float32 [B, ...]."""
-        return self.decode_latents(self.lookup(codes))
+        return self.decode_latents(self.lookup(codes), quality)
 
-    def encode(self, x: jax.Array) -> jax.Array:
+    def encode(self, x: jax.Array, quality: jax.Array | None = None) -> jax.Array:
         """Encodes examples [B, ...] to latents, float32 [B, *grid, D]."""
-        return self.encoder(x)
+        return self.encoder(x, **self._for(quality))
 
     def quantize(
         self,
@@ -52,9 +62,15 @@ class Tokenizer(nn.Module):
         axis_name: str | None = None,
         key: jax.Array | None = None,
         scheduled: Mapping[str, Any] | None = None,
+        quality: jax.Array | None = None,
     ):
         """Quantizes latents; see `Quantizer.__call__`."""
-        return self.quantizer(z, key=key, scheduled=scheduled, axis_name=axis_name)
+        given = {"quality": quality} if self.quantizer.takes_quality else {}
+        return self.quantizer(z, key=key, scheduled=scheduled, axis_name=axis_name, **given)
+
+    def distortion_weight(self, quality: jax.Array) -> jax.Array:
+        """Weights of the reconstruction losses of examples [B], of a model that takes a quality."""
+        return self.encoder.distortion_weight(quality)
 
     def pass_through(self, z: jax.Array) -> jax.Array:
         """The decoder's input while nothing is quantized: latents in the quantizer's range."""
@@ -69,9 +85,11 @@ class Tokenizer(nn.Module):
         """Whether the decoder predicts an example element by element."""
         return getattr(self.decoder, "sequential", False)
 
-    def features(self, z_q: jax.Array, x: jax.Array) -> jax.Array:
+    def features(self, z_q: jax.Array, x: jax.Array, quality: jax.Array | None = None) -> jax.Array:
         """The decoder's activations before its last layer; x are the examples, for a sequential one."""
-        return self.decoder.features(z_q, x) if self.sequential else self.decoder.features(z_q)
+        if self.sequential:
+            return self.decoder.features(z_q, x)
+        return self.decoder.features(z_q, **self._for(quality))
 
     def predict(self, codes: jax.Array, x: jax.Array) -> jax.Array:
         """The decoder's output for codes; a sequential one predicts each element of x from those before."""
@@ -89,14 +107,14 @@ class Tokenizer(nn.Module):
         """The decoder's last layer: float32 [B, ...]."""
         return self.decoder.head(h)
 
-    def decode_latents(self, z_q: jax.Array) -> jax.Array:
+    def decode_latents(self, z_q: jax.Array, quality: jax.Array | None = None) -> jax.Array:
         """Decodes latents float32 [B, *grid, D] to the decoder's output, float32 [B, ...].
 
         A sequential decoder takes the likeliest element each time.
         """
         if self.sequential:
             return self.draw_elements(z_q, None)[1]
-        return self.decoder.head(self.decoder.features(z_q))
+        return self.decoder.head(self.decoder.features(z_q, **self._for(quality)))
 
     def draw_elements(
         self,

@@ -2,6 +2,7 @@
 
 from vq_jax.quantizers.base import SCHEDULED, Quantizer
 from vq_jax.quantizers.binary import BSQ, LFQ
+from vq_jax.quantizers.integer import IntegerQuantizer
 from vq_jax.quantizers.residual import MultiscaleQuantizer, ResidualQuantizer
 from vq_jax.quantizers.scalar import FSQ
 from vq_jax.quantizers.soft import IBQ, GumbelQuantizer
@@ -16,6 +17,7 @@ QUANTIZERS = {
     "fsq": FSQ,
     "lfq": LFQ,
     "bsq": BSQ,
+    "integer": IntegerQuantizer,
     "ibq": IBQ,
     "simvq": SimVQ,
     "multiscale": MultiscaleQuantizer,

@@ -47,7 +47,8 @@ class VectorQuantizer(Quantizer):
       orthogonal_weight: weight of `functions.orthogonality`; must be 0 with codebook "ema".
       rate_weight: lambda of entropy-constrained quantization (Chou et al. 1989): a latent takes the
         entry with the least |z - e_k|^2 + lambda bits_k, where bits_k = -log2 of the entry's share of
-        the moving counts. A frequent entry gets more latents, and the codes need fewer bits.
+        the moving counts. A frequent entry gets more latents, and the codes need fewer bits. If it
+        changes over the steps, this is its value after training.
       decay, kmeans_iterations, revive_below: see `base.Codebook`.
     """
 
@@ -80,6 +81,11 @@ class VectorQuantizer(Quantizer):
         if self.heads < 1 or size % self.heads:
             raise ValueError(
                 f"quantizer.heads is {self.heads}: it must divide the {size} dimensions of a code"
+            )
+        if self.rate_weight and self.estimator == "gumbel":
+            raise ValueError(
+                f"quantizer.rate_weight is {self.rate_weight}: the estimator 'gumbel' samples codes, and "
+                "cannot choose them by their rate"
             )
         if self.orthogonal_weight and self.codebook == "ema":
             raise ValueError(

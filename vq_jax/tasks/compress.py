@@ -31,6 +31,7 @@ def compress(
     output: Path,
     entropy: str | None = None,
     quality: int | None = None,
+    effort: int = 1,
     lossy: bool = False,
     data: ConfigDict | None = None,
 ) -> None:
@@ -41,7 +42,7 @@ def compress(
       tokenizer: the tokenizer's run, if it is not the one in the prior's config.
       input: a file, or a folder whose tree is mirrored in `output`.
       output: the file, or folder, to write.
-      entropy, quality, lossy: see `Codec.compress`.
+      entropy, quality, effort, lossy: see `Codec.compress`.
       data: a section `data` whose examples are counted for "static", instead of the run's own.
 
     Raises:
@@ -50,7 +51,8 @@ def compress(
     parallel.disable_malloc_trim()
     check_input(input)  # fail early
     opened = codec.load(workdir, tokenizer)
-    opened.check(None if entropy == "static" else entropy, quality, lossy)
+    counted = entropy == "static" and not opened.has_context
+    opened.check(None if counted else entropy, quality, lossy, effort)
     modality, tiler = opened.tokenizer.modality, opened.tiler
     # Files of any kind keep their names, so that they come back under them.
     name = None if modality.suffixes else lambda path: path.name + SUFFIX
@@ -59,7 +61,10 @@ def compress(
     )
     if (suffix := pairs[0][1].suffix.lower()) in modalities.data_suffixes():
         raise UserError(f"output: {output} would be a {SUFFIX} file with the suffix {suffix}")
-    if entropy == "static" or data is not None or (not entropy and "prior" not in opened.models):
+    adapts = opened.has_context or "prior" in opened.models
+    if data is not None and opened.has_context:
+        raise UserError("data is for counts of codes: the codes of this model take none")
+    if counted or data is not None or not (entropy or adapts):
         _count(opened, tokenizer_folder(workdir, tokenizer), data, entropy == "static")
     if (advice := opened.portable_instead(entropy, lossy)) is not None:
         stderr(
@@ -70,7 +75,9 @@ def compress(
     tally = _Tally(opened)
 
     def pack(xs: list[Any]) -> Iterator[tuple[bytes, tuple[int, ...]]]:
-        packed = opened.compress_all(xs, entropy=entropy, quality=quality, lossy=lossy)
+        packed = opened.compress_all(
+            xs, entropy=entropy, quality=quality, effort=effort, lossy=lossy
+        )
         yield from zip(packed, map(tiler.shape, xs), strict=True)
 
     def write(result: tuple[bytes, tuple[int, ...]], path: Path) -> None:
@@ -89,12 +96,20 @@ def compress(
     )
 
 
-def decompress(workdir: Path, *, tokenizer: Path | None = None, input: Path, output: Path) -> None:
+def decompress(
+    workdir: Path,
+    *,
+    tokenizer: Path | None = None,
+    input: Path,
+    output: Path,
+    salvage: bool = False,
+) -> None:
     """`--mode=decompress`: decompresses a `.vqz` file, or each in a folder.
 
     Args:
       workdir, tokenizer: the run that it was compressed with.
       input, output: as for `compress`.
+      salvage: whether the undamaged tiles of a damaged file are decompressed, see `Codec.open`.
 
     Raises:
       UserError: there is no such run or file, or a file could not be decompressed.
@@ -111,7 +126,10 @@ def decompress(workdir: Path, *, tokenizer: Path | None = None, input: Path, out
 
     def read(path: Path) -> tuple[Content, int]:
         data = files.read(path)
-        return opened.open(data), len(data)
+        content = opened.open(data, salvage)
+        if content.damaged:
+            stderr(f"{path}: damaged: {opened.describe(content.damaged)}")
+        return content, len(data)
 
     def unpack(items: list[tuple[Content, int]]) -> Iterator[tuple[Any, int]]:
         contents, sizes = zip(*items, strict=True)

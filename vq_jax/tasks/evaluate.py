@@ -14,6 +14,7 @@ from rich.console import Console
 from vq_jax import config as configs
 from vq_jax import modalities, runs
 from vq_jax.errors import UserError
+from vq_jax.files import WEIGHTS
 from vq_jax.modalities import Network
 from vq_jax.tasks.job import Evaluation
 from vq_jax.tasks.kinds import KINDS
@@ -51,6 +52,10 @@ def evaluate(
                 f"{name} is for FID: give inception, the file of its weights or 'download'"
             )
     folder = runs.find(workdir)
+    if folder.parent == WEIGHTS:
+        raise UserError(
+            f"{workdir} ships with the package, where nothing is written: evaluate an export"
+        )
     if runs.is_built_in(folder):
         raise UserError(f"tokenizer {folder} has no folder for figures: its codes are the bytes")
     kind = configs.kind_of_run(folder)

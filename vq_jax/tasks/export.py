@@ -15,25 +15,28 @@ from vq_jax.errors import UserError
 from vq_jax.files import check_new, new_folder
 from vq_jax.interop.extras import read_origin
 from vq_jax.interop.state_dicts import to_diffusers, to_taming
-from vq_jax.interop.weights import ARRAYS, CONFIG, save_arrays, save_json
+from vq_jax.interop.weights import ARRAYS, CONFIG, HALF, save_arrays, save_json
 from vq_jax.runs import find, load
 from vq_jax.tasks.model_files import Model, copy_other_files, extra_arrays, own_arrays
 from vq_jax.tokenizer import TrainedTokenizer
 
 
-def export(workdir: Path, output: Path, format: str) -> None:
+def export(workdir: Path, output: Path, format: str, half: bool = False) -> None:
     """Exports a trained model into a folder, in another codebase's format or vq_jax's own.
 
     Args:
       workdir: the run's folder.
       output: the folder to write; it must not exist, or be empty.
       format: one of `FORMATS`.
+      half: whether floats are stored in 16 bits, in vq_jax's own format.
 
     Raises:
       UserError: the format does not support the model, or the folder cannot be written.
     """
     if format not in FORMATS:
         raise UserError(f"format is {format!r}: use one of {', '.join(FORMATS)}")
+    if half and format != "vq_jax":
+        raise UserError(f"format is {format!r}: only 'vq_jax' has floats of 16 bits")
     check_new(output)
     folder = find(workdir)
     model = load(folder)
@@ -41,7 +44,7 @@ def export(workdir: Path, output: Path, format: str) -> None:
     if kind != "tokenizer" and format != "vq_jax":
         raise UserError(f"{folder} holds a {kind}: use format 'vq_jax', the only one for a {kind}")
     with new_folder(output) as temporary:
-        FORMATS[format](model, folder, temporary)
+        (_half if half else FORMATS[format])(model, folder, temporary)
     files = ", ".join(
         f"{p.name} ({p.stat().st_size / 1e6:,.1f} MB)" for p in sorted(output.iterdir())
     )
@@ -53,6 +56,18 @@ def _vq_jax(model: Model, workdir: Path, output: Path) -> None:
     save_arrays(arrays, output / ARRAYS, step=str(step))
     configs.save(config, output / CONFIG)
     copy_other_files(model, workdir, output)
+
+
+def _half(model: Model, workdir: Path, output: Path) -> None:
+    """As `_vq_jax`, with params in 16 bits: another model, to which no counts of codes belong."""
+    config, arrays, step = own_arrays(model, workdir)
+    for name, array in arrays.items():
+        if name.startswith("params/") and array.dtype == np.float32:
+            if not np.abs(array).max(initial=0) <= np.finfo(np.float16).max:
+                raise UserError(f"{name} has values that floats of 16 bits cannot hold")
+            arrays[name] = array.astype(np.float16)
+    save_arrays(arrays, output / ARRAYS, step=str(step), **{HALF: "1"})
+    configs.save(config, output / CONFIG)
 
 
 def _diffusers(tokenizer: TrainedTokenizer, workdir: Path, output: Path) -> None:

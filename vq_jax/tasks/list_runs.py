@@ -1,4 +1,4 @@
-"""Lists the recipes, and the runs with their figures."""
+"""Lists the recipes, the models that ship, and the runs with their figures."""
 
 import ast
 import json
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vq_jax.errors import UserError
+from vq_jax.files import WEIGHTS
 from vq_jax.recipes import recipes
 
 # figure in evaluation.json -> (its name in the list, its format)
@@ -27,7 +28,7 @@ _FIGURES = {
 
 
 def list_runs(workdir: Path) -> None:
-    """`--mode=list`: prints the recipes, and the runs below a folder with kind, step and figures.
+    """`--mode=list`: prints the recipes, the models that ship, and the runs below a folder.
 
     Args:
       workdir: the folder of runs, or that of one run.
@@ -42,6 +43,13 @@ def list_runs(workdir: Path) -> None:
     for name, path in recipes().items():
         docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
         table.add_row(name, docstring.partition("\n")[0])
+    console.print(table)
+    table = Table(title="models that ship: --workdir=NAME", title_justify="left")
+    table.add_column("name")
+    table.add_column("description")
+    for card in sorted(WEIGHTS.glob("*/README.md")):
+        _, _, rest = card.read_text().partition("\n")
+        table.add_row(card.parent.name, rest.strip().partition("\n")[0])
     console.print(table)
     configs = [workdir / "config.json"]
     if not configs[0].is_file():

@@ -18,6 +18,7 @@ import optax
 from vq_jax import losses, metrics
 from vq_jax.collectives import pmean
 from vq_jax.models import Tokenizer
+from vq_jax.quantizers.functions import row_keys
 from vq_jax.training.state import GanState, TrainState
 from vq_jax.training.update import finalize_step, moving_average, update
 
@@ -27,6 +28,7 @@ Metrics = dict[str, jax.Array]
 _MUTABLE = ("params", "codebook")
 # Folded into a step's key for the quantizer's noise; levels and heads fold in smaller numbers.
 _NOISE = 2**32 - 2
+_QUALITY = 2**32 - 3  # folded in for the qualities of a batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,25 +210,28 @@ def train_step(
     trained = {name: generator.params[name] for name in phase.trains if name in generator.params}
     scheduled = {name: value(state.step) for name, value in recipe.anneal.items()}
     noise_key = jax.random.fold_in(key, _NOISE)
+    quality = _draw_quality(recipe.tokenizer, key, len(x), axis_name)
 
     def apply(params, *args, method):
         variables = {"params": {**generator.params, **params}, **generator.stats}
         return recipe.tokenizer.apply(variables, *args, method=method)
 
     def body(params):
-        z = apply(params, x, method="encode")
+        z = apply(params, x, quality, method="encode")
         if phase.quantize:
-            z_q, codes, aux = apply(params, z, axis_name, noise_key, scheduled, method="quantize")
+            z_q, codes, aux = apply(
+                params, z, axis_name, noise_key, scheduled, quality, method="quantize"
+            )
         else:
             z_q, codes = apply(params, z, method="pass_through"), None
             aux = {"loss": jnp.zeros((), jnp.float32)}
-        return (apply(params, z_q, x, method="features"), aux["loss"]), (z, codes, aux)
+        return (apply(params, z_q, x, quality, method="features"), aux["loss"]), (z, codes, aux)
 
     (h, quantizer_loss), body_vjp, (z, codes, aux) = jax.vjp(body, trained, has_aux=True)
     output, head_vjp = jax.vjp(lambda p, h: apply(p, h, method="head"), trained, h)
 
     reconstruct = jax.value_and_grad(_reconstruction_loss, has_aux=True)
-    (_, report), d_output = reconstruct(output, x, recipe, phase)
+    (_, report), d_output = reconstruct(output, x, quality, recipe, phase)
     report["loss_quantizer"] = quantizer_loss
     report |= {f"loss_{name}": term for name, term in aux.items() if name not in ("loss", "counts")}
 
@@ -286,8 +291,20 @@ def train_step(
     return finalize_step(state, after, pmean(report, axis_name))
 
 
-def _reconstruction_loss(output, x, recipe: Recipe, phase: TokenizerPhase):
-    reconstruction = jnp.mean(recipe.reconstruction(output, x))
+def _draw_quality(tokenizer: Tokenizer, key, examples: int, axis_name: str | None):
+    """Draws the quality of each example, float32 [B] in [0, 1), or returns None if there is none."""
+    if not tokenizer.takes_quality:
+        return None
+    keys = row_keys(jax.random.fold_in(key, _QUALITY), examples, axis_name)
+    return jax.vmap(lambda key: jax.random.uniform(key))(keys)
+
+
+def _reconstruction_loss(output, x, quality, recipe: Recipe, phase: TokenizerPhase):
+    error = recipe.reconstruction(output, x)
+    if quality is not None:
+        weight = recipe.tokenizer.distortion_weight(quality)
+        error = error.reshape(len(x), -1) * weight[:, None]
+    reconstruction = jnp.mean(error)
     loss = recipe.reconstruction_weight * reconstruction
     report = {"loss_reconstruction": reconstruction}
     if phase.perceptual and recipe.perceptual is not None:
