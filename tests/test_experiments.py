@@ -1,5 +1,6 @@
 """The numbers in the READMEs are those of the committed JSON files."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -245,3 +246,39 @@ def test_the_readme_of_video_shows_its_figures():
         row = cells(file, name, clips)
         assert_shows(row[0], found[key]["bits"])
         assert_shows(row[1], found[key]["psnr"])
+
+
+@pytest.mark.parametrize("codec", ["photo-codec", "JPEG", "WebP", "AVIF"])
+def test_the_pages_on_the_photo_codec_show_its_figures(codec):
+    at = read_json("photo_codec/kodak.json")["at_rates"]
+    rows = []
+    for line in (EXPERIMENTS / "photo_codec/README.md").read_text().splitlines():
+        if line.startswith(f"| {codec} |"):
+            rows.append([cell.strip() for cell in line.strip("| ").split("|")][1:])
+    tables = [at["psnr"], at["lpips_alex"], at["lpips_vgg"]]
+    tables.append(read_json("photo_codec/bsds.json")["at_rates"]["psnr"])
+    for row, table in zip(rows, tables, strict=True):
+        for cell, value in zip(row, table[codec].values(), strict=True):
+            assert (cell == "-") == (value is None)
+            if value is not None:
+                assert_shows(cell, value)
+    for cell, value in zip(
+        cells("docs/compression.md", codec), at["psnr"][codec].values(), strict=True
+    ):
+        assert_shows(cell, value)
+
+
+def test_the_readme_of_ecvq_shows_its_figures():
+    found = read_json("ecvq/sources.json")
+    for source in found:
+        name = source if source in ("uniform", "banana") else source.capitalize()
+        row = cells("experiments/ecvq/README.md", name)
+        for cell, curve in zip(row, found[source].values(), strict=True):
+            points = sorted(curve)
+            shown = []
+            for rate in (1.5, 2.5):
+                (x0, y0), (x1, y1) = next(
+                    (a, b) for a, b in itertools.pairwise(points) if a[0] <= rate <= b[0]
+                )
+                shown.append(y0 + (y1 - y0) * (rate - x0) / (x1 - x0))
+            assert_shows(cell, *shown)

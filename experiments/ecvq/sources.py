@@ -4,7 +4,7 @@
 
 Each codebook is trained on 2^16 points and measured on 2^16 others. The rate is the entropy of the codes
 chosen, with probabilities counted on the training points. Plain VQ has 4 to 256 entries; entropy-constrained
-VQ has 256 entries and lambdas from large to small; E8 and integers have a step. Distortion is the squared error a
+VQ has 256 entries and lambdas from large to small; integers have a step. Distortion is the squared error a
 dimension, as SNR.
 """
 
