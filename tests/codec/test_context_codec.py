@@ -118,6 +118,14 @@ def test_tables_hold_the_distribution():
         chex.assert_trees_all_close(2.0 ** -table.bits[:-1][near], p[near], rtol=2e-3)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (8, 9), (1, 300)])
+def test_images_of_any_size_come_back(opened, size):
+    image = np.uint8(np.random.default_rng(0).integers(0, 256, (*size, 3)))
+    for turned in (image, image.swapaxes(0, 1)):
+        decoded = opened.decompress(opened.compress(turned, quality=100))
+        assert decoded.shape == turned.shape
+
+
 def test_codes_beyond_the_tables_are_kept(opened):
     y = np.zeros((3, 3, 24), np.float32)
     y[1, 1] = 511

@@ -249,7 +249,7 @@ class ContextModel:
                 np.asarray(table)[rows, columns].reshape(-1),
                 np.asarray(mean)[rows, columns].reshape(-1),
             )
-            codes[rows, columns, dims] = found.reshape(len(rows), -1)
+            codes[rows, columns, dims] = found.reshape(len(rows), dims.stop - dims.start)
         return codes[: size[0], : size[1]]
 
 
