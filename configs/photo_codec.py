@@ -1,7 +1,7 @@
 """A codec of photographs: a transform that starts as JPEG's, integers, and a learned entropy model.
 
     python -m experiments.photo_codec.prepare photos_train.zip photos
-    python -m vq_jax.main --config=photo_codec --config.data.folder=photos
+    python -m vq_jax.main --config=configs/photo_codec.py --config.data.folder=photos
     python -m vq_jax.main --mode=compress --workdir=runs/photo_codec --input=my.png --output=my.vqz --quality=40
 
 One model has all rates: every image of a batch is trained for a quality drawn from 0 to 1, and --quality=1 to 100 takes

@@ -254,4 +254,5 @@ def test_all_packages_and_recipes_are_in_the_wheel(tmp_path):
         names = {Path(name) for name in wheel.namelist()}
     assert {Path("vq_jax/configs") / f"{name}.py" for name in recipes()} <= names
     assert Path("vq_jax/py.typed") in names
+    assert Path("vq_jax/weights/photo-codec/model.safetensors") in names
     assert {"NOTICE", "LICENSE"} <= {path.name for path in names}
