@@ -126,9 +126,9 @@ def unpack(data: bytes, salvage: bool = False) -> tuple[Header, bytes]:
         )
     body, crc = data[:-4], data[-4:]
     if len(body) < 9 or struct.pack("<I", zlib.crc32(body)) != crc:
-        parts = len(body) >= 9 and body[8] & 15 == list(METADATA).index("context")
-        if not (salvage and parts):
-            advice = "; give salvage to read what is left" if parts else ""
+        in_segments = len(body) >= 9 and body[8] & 15 == list(METADATA).index("context")
+        if not (salvage and in_segments):
+            advice = "; give salvage to read what is left" if in_segments else ""
             raise UserError(
                 f"this file is truncated or altered: its checksum does not match{advice}"
             )

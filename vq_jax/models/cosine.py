@@ -6,11 +6,13 @@ are divided, before they are rounded, depends on the quality: one model covers a
 al. 2019 and Cui et al. 2021), and its blocks are told the quality.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vq_jax.bounds import Bounds
 from vq_jax.models.layers import Dtype, conv
@@ -76,6 +78,15 @@ class _Tower(nn.Module):
         """A factor of each dimension, 1 at the start."""
         return jnp.exp(self.log_gain + self.slope * (quality_B111 - 0.5))
 
+    def _linear(self, features: int, basis: Callable[[], np.ndarray]) -> nn.Dense:
+        """A linear map that starts as `basis`, which is computed for that only."""
+        return nn.Dense(
+            features,
+            kernel_init=lambda *_: jnp.asarray(basis()),
+            dtype=jnp.float32,
+            name="linear",
+        )
+
     def _residuals(self, x: jax.Array, quality_B111: jax.Array) -> jax.Array:
         terms = jnp.concatenate([quality_B111, quality_B111**2], axis=-1)
         h = conv(self.width, 1, dtype=self.dtype, name="conv_in")(x)
@@ -91,8 +102,7 @@ class Encoder(_Tower):
     @nn.compact
     def __call__(self, x: jax.Array, quality: jax.Array | None = None) -> jax.Array:
         q, patches = self._quality(quality, len(x)), to_patches(x, SIDE)
-        basis = jnp.asarray(cosine_basis(self.strides, x.shape[-1], self.dim))
-        z = nn.Dense(self.dim, kernel_init=lambda *_: basis, dtype=jnp.float32, name="linear")(
+        z = self._linear(self.dim, lambda: cosine_basis(self.strides, x.shape[-1], self.dim))(
             patches
         )
         h = self._residuals(patches, q)
@@ -116,9 +126,9 @@ class Decoder(_Tower):
         """Everything before the last layer; the pixels of the linear map follow the features."""
         q = self._quality(quality, len(z))
         y = z * self.step(q) * self._gain(q)
-        basis = jnp.asarray(cosine_basis(self.strides, self.channels, self.dim).T)
-        pixels = nn.Dense(
-            basis.shape[1], kernel_init=lambda *_: basis, dtype=jnp.float32, name="linear"
+        values = self.channels * SIDE**2
+        pixels = self._linear(
+            values, lambda: cosine_basis(self.strides, self.channels, self.dim).T
         )(y)
         return jnp.concatenate([self._residuals(y, q).astype(jnp.float32), pixels], axis=-1)
 

@@ -51,8 +51,14 @@ def compress(
     parallel.disable_malloc_trim()
     check_input(input)  # fail early
     opened = codec.load(workdir, tokenizer)
-    counted = entropy == "static" and not opened.has_context
-    opened.check(None if counted else entropy, quality, lossy, effort)
+    if data is not None and opened.has_context:
+        raise UserError("data is for counts of codes: the codes of this model take none")
+    counts_codes = not opened.has_context and (
+        entropy == "static" or data is not None or not (entropy or "prior" in opened.models)
+    )
+    # Counts that are still missing are no error.
+    known = None if counts_codes and entropy == "static" else entropy
+    opened.check(known, quality, lossy, effort)
     modality, tiler = opened.tokenizer.modality, opened.tiler
     # Files of any kind keep their names, so that they come back under them.
     name = None if modality.suffixes else lambda path: path.name + SUFFIX
@@ -61,10 +67,7 @@ def compress(
     )
     if (suffix := pairs[0][1].suffix.lower()) in modalities.data_suffixes():
         raise UserError(f"output: {output} would be a {SUFFIX} file with the suffix {suffix}")
-    adapts = opened.has_context or "prior" in opened.models
-    if data is not None and opened.has_context:
-        raise UserError("data is for counts of codes: the codes of this model take none")
-    if counted or data is not None or not (entropy or adapts):
+    if counts_codes:
         _count(opened, tokenizer_folder(workdir, tokenizer), data, entropy == "static")
     if (advice := opened.portable_instead(entropy, lossy)) is not None:
         stderr(
