@@ -13,6 +13,7 @@ ROWS = [
     ["cli"],
     ["commands"],
     ["tasks"],
+    ["page"],
     ["text_editing", "video_editing"],
     ["editing", "codec"],
     ["runs"],

@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from vq_jax.files import WEIGHTS
+
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
@@ -64,6 +66,10 @@ FLAGS: dict[str, Flag] = {
         "switch", "Put the original to the left of the reconstruction: images and videos."
     ),
     "lossy": Flag("switch", "Texts: keep the codes only, from which the text is approximate."),
+    "port": Flag("int", "Port of the server. Default: 7860."),
+    "host": Flag(
+        "text", "Address that the server listens at. Default: 127.0.0.1, this machine only."
+    ),
     "prompt": Flag("text", "Texts: how the samples begin; they continue it."),
     "entropy": Flag(
         ("fixed", "static", "prior", "context"),
@@ -395,6 +401,15 @@ COMMANDS: dict[str, Command] = {
             "format": "diffusers, taming, vq_jax (a folder that --mode=import reads) or stablehlo "
             "(programs).",
         },
+    ),
+    "serve": Command(
+        "serve:serve",
+        "serve a page in the browser: tokens, compression, samples, edits",
+        "--workdir=photo-codec",
+        {"port": "port", "host": "host"},
+        config="",
+        workdir=str(WEIGHTS),
+        flag_help={"workdir": "A run, or a folder of runs."},
     ),
     "list": Command(
         "list_runs:list_runs",

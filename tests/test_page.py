@@ -1,0 +1,260 @@
+"""The page of --mode=serve, in a real browser."""
+
+import re
+import shutil
+import signal
+import socket
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+from PIL import Image
+from running import start, user_error
+from small import (
+    make_photo_codec,
+    make_prior,
+    make_text_tokenizer,
+    make_tokenizer,
+    make_video_tokenizer,
+    write,
+)
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytest.importorskip("gradio", reason="Gradio is not installed")
+playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
+]
+WAIT = 60_000  # milliseconds; programs are compiled
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A folder of small models, one for each tab."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def put(name, model, tokenizer=None):
+        (folder / name).mkdir()
+        if tokenizer:
+            with model.config.unlocked():
+                model.config.tokenizer = str(folder / tokenizer)
+                model.config.phases.prior = 1
+        write(model, folder / name)
+
+    tokenizer, text, video = make_tokenizer(), make_text_tokenizer(1), make_video_tokenizer()
+    put("photo", make_photo_codec())
+    put("images", tokenizer)
+    put("images-prior", make_prior(tokenizer), "images")
+    put("images-upscale", make_prior(tokenizer, "causal", "upscale", factor=4), "images")
+    put("text", text)
+    put("text-prior", make_prior(text, "causal"), "text")
+    put("video", video)
+    put("video-prior", make_prior(video), "video")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(models):
+    """The address of a server in a process of its own."""
+    port = free_port()
+    server = start("--mode=serve", f"--workdir={models}", f"--port={port}")
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(240):
+        assert server.poll() is None, server.stdout.read()
+        try:
+            urllib.request.urlopen(address, timeout=5)
+            break
+        except OSError:
+            time.sleep(0.5)
+    yield address
+    server.send_signal(signal.SIGINT)
+    said = server.communicate(timeout=60)[0]
+    assert server.returncode == 130 and "Traceback" not in said, said
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as p:
+        opened = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser, url):
+    """The page in a new window; nothing may be asked of another server."""
+    opened, outside = browser.new_page(viewport={"width": 1280, "height": 1000}), []
+    local = (url, "data:", "blob:")
+    opened.on("request", lambda r: None if r.url.startswith(local) else outside.append(r.url))
+    opened.goto(url)
+    opened.set_default_timeout(WAIT)
+    opened.get_by_role("tab", name="Compress").wait_for()
+    yield opened
+    opened.close()
+    assert not outside
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    x = np.random.default_rng(0).integers(0, 256, (6, 8, 3)).astype(np.uint8)
+    path = tmp_path_factory.mktemp("uploads") / "picture.png"
+    Image.fromarray(x).resize((64, 48), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def upload(page, path, accept="image/*"):
+    """Uploads a file into the visible tab."""
+    panel(page).locator(f"input[type=file][accept='{accept}']").first.set_input_files(str(path))
+
+
+def panel(page):
+    return page.get_by_role("tabpanel").filter(visible=True)
+
+
+def press(page, name):
+    panel(page).get_by_role("button", name=name, exact=True).click()
+
+
+def choose(page, label, value):
+    """Chooses from a menu of the visible tab."""
+    panel(page).get_by_label(label, exact=True).click()
+    page.get_by_role("option", name=value, exact=True).click()
+
+
+def test_an_image_is_compressed_and_its_file_opened(page, picture, tmp_path):
+    choose(page, "Model", "photo")
+    upload(page, picture)
+    panel(page).locator("img").first.wait_for()
+    press(page, "Compress")
+    table = panel(page).locator("table").filter(has_text="vq_jax")
+    table.wait_for()
+    for name in ("vq_jax", "JPEG", "WebP", "AVIF"):
+        assert name in table.inner_text()
+    with page.expect_download() as download:
+        panel(page).get_by_text("Download the .vqz file").click()
+    download.value.save_as(tmp_path / "my.vqz")
+    assert (tmp_path / "my.vqz").stat().st_size > 20
+    panel(page).get_by_text("Open a .vqz file").click()
+    upload(page, tmp_path / "my.vqz", ".vqz")
+    page.locator("#decompressed img").wait_for()
+
+
+def test_a_click_on_the_map_chooses_a_code_and_another_number_changes_the_image(page, picture):
+    page.get_by_role("tab", name="Tokens").click()
+    choose(page, "Model", "images")
+    upload(page, picture)
+    panel(page).locator("img").first.wait_for()
+    press(page, "Encode")
+    panel(page).get_by_text("before entropy coding").wait_for()
+    images = panel(page).locator("img")
+    before = [images.nth(i).get_attribute("src") for i in range(3)]
+    images.nth(1).click(position={"x": 20, "y": 20})
+    place = panel(page).get_by_label("Position")
+    playwright.expect(place).to_have_value(re.compile("row 0, column 0"))
+    code = panel(page).get_by_label("Code", exact=True)
+    code.fill(str((int(code.input_value()) + 9) % 32))
+    press(page, "Change this code")
+    playwright.expect(images.nth(1)).not_to_have_attribute("src", before[1])
+    playwright.expect(images.nth(2)).not_to_have_attribute("src", before[2])
+
+
+def test_samples_of_a_class(page):
+    page.get_by_role("tab", name="Generate").click()
+    choose(page, "Class", "Food & Drink")
+    panel(page).get_by_label("number input for Number of images").fill("4")
+    press(page, "Generate")
+    playwright.expect(panel(page).locator("img")).to_have_count(4, timeout=WAIT)
+
+
+def test_a_drawn_mask_is_inpainted_and_none_is_refused(page, picture):
+    page.get_by_role("tab", name="Edit").click()
+    press(page, "Edit")
+    page.get_by_text("there is no image yet").first.wait_for()
+    upload(page, picture)
+    canvas = panel(page).locator("canvas").first
+    canvas.wait_for()
+    time.sleep(2)  # The editor lays the image out.
+    press(page, "Edit")
+    page.get_by_text("nothing is drawn").first.wait_for()
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 40, y)
+    page.mouse.down()
+    page.mouse.move(x + 40, y, steps=10)
+    page.mouse.up()
+    press(page, "Edit")
+    results = page.locator("#results .grid-container img, #results .thumbnail-item img")
+    playwright.expect(results.nth(1)).to_be_visible(timeout=WAIT)
+    panel(page).get_by_label("upscale").check()
+    panel(page).get_by_label("number input for Longer side in pixels").fill("16")
+    press(page, "Edit")
+    page.get_by_text("upscale, seed 0").first.wait_for()
+
+
+def test_a_text_is_continued_and_compressed(page):
+    page.get_by_role("tab", name="Text").click()
+    panel(page).get_by_label("Prompt").fill("In the beginning")
+    press(page, "Write")
+    playwright.expect(panel(page).get_by_label("Texts", exact=True)).to_have_value(
+        re.compile("^In the beginning"), timeout=WAIT
+    )
+    press(page, "Compress")
+    panel(page).get_by_text("which came back unchanged").wait_for()
+
+
+def test_a_new_clip(page):
+    page.get_by_role("tab", name="Video").click()
+    press(page, "Generate")
+    video = panel(page).locator("video").first
+    video.wait_for()
+    assert video.evaluate("v => new Promise(r => setTimeout(() => r(v.videoWidth), 1000))") > 0
+
+
+def test_a_bad_file_is_refused_in_words(page, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"this is no image")
+    upload(page, tmp_path / "bad.png")
+    time.sleep(1)
+    press(page, "Compress")
+    page.get_by_text("cannot read bad.png as an image").first.wait_for()
+
+
+def test_two_users_at_once(browser, url, picture):
+    pages = [browser.new_page(), browser.new_page()]
+    for one in pages:
+        one.set_default_timeout(WAIT)
+        one.goto(url)
+        choose(one, "Model", "photo")
+        upload(one, picture)
+        panel(one).locator("img").first.wait_for()
+    for one in pages:
+        press(one, "Compress")
+    for one in pages:
+        panel(one).locator("table").filter(has_text="vq_jax").wait_for()
+        one.close()
+
+
+def test_a_phone_shows_the_page_without_scrolling_sideways(browser, url):
+    phone = browser.new_page(viewport={"width": 390, "height": 844})
+    phone.goto(url)
+    for title in ("Compress", "Tokens"):  # the others are in a menu
+        phone.get_by_role("tab", name=title).click()
+        assert phone.evaluate("document.documentElement.scrollWidth") <= 391
+    phone.close()
+
+
+def test_mistakes_are_one_line(tmp_path, models):
+    assert "no trained model" in user_error("--mode=serve", f"--workdir={tmp_path}")
+    assert "port is 0" in user_error("--mode=serve", f"--workdir={models}", "--port=0")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen()
+        port = s.getsockname()[1]
+        assert "is taken" in user_error("--mode=serve", f"--workdir={models}", f"--port={port}")

@@ -1,0 +1,1 @@
+"""A page in the browser, for what models can do: `--mode=serve`."""

@@ -1,0 +1,113 @@
+"""The tab of videos: new clips, continued clips, and clips through a tokenizer."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from vq_jax import video_editing
+from vq_jax.codec.bitstream import SUFFIX
+from vq_jax.data.video import Clip, as_clip, read_frames, write_clip
+from vq_jax.errors import UserError
+from vq_jax.page import parts
+from vq_jax.page.models import Described, among, chosen, codec_of, prior_of
+
+_SECONDS = 10  # of an uploaded clip that are used
+_FRAMES = 240
+
+
+def video_tab(models: Sequence[Described]) -> None:
+    """Clips: sampled, continued, compressed."""
+    if priors := among(models, "prior", "video"):
+        _generate(priors)
+    if tokenizers := among(models, "tokenizer", "video"):
+        _reconstruct(tokenizers)
+
+
+def _saved(frames: np.ndarray, rate: Any) -> str:
+    """Writes frames uint8 [T, H, W, C] as an .mp4 that a browser shows without blur."""
+    target = parts.temporary(".mp4")
+    large = np.stack([parts.enlarged(parts.shown(frame)) for frame in frames])
+    write_clip(as_clip(large, rate), target)
+    return str(target)
+
+
+def _read(path: str | None, channels: int, side: int) -> Clip:
+    """Reads the beginning of an uploaded clip, scaled down."""
+    clip = read_frames(Path(parts.needed(path, "video")), channels)
+    count = min(clip.shape[0], _FRAMES, max(1, int(_SECONDS * clip.rate)))
+    frames = itertools.islice(clip.frames(), count)
+    return as_clip(np.stack([parts.shrunk(frame, side) for frame in frames]), clip.rate)
+
+
+def _generate(priors: Sequence[Described]) -> None:
+    gr.Markdown("### New clips, and clips continued")
+    with gr.Row():
+        with gr.Column():
+            name = parts.menu(priors)
+            video = gr.Video(label="Clip to continue; none for a new clip", sources=["upload"])
+            frames = gr.Slider(4, 64, 16, step=4, label="Frames to append")
+            seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+            run = gr.Button("Generate", variant="primary")
+        made = gr.Video(label="Result", autoplay=True, loop=True, interactive=False)
+
+    @parts.guarded
+    def generate(name, path, frames, seed, progress: Any = parts.PROGRESS) -> str:
+        progress(0.1, "opening the model")
+        prior = prior_of(chosen(priors, name).folder)
+        progress(0.3, "sampling")
+        if path is None:
+            samples = prior.modality.to_raw(prior.sample(1, seed=int(seed)))
+            return _saved(samples[0], as_clip(samples[0]).rate)
+        side = 2 * max(prior.tokenizer.spec.shape[1:3])
+        clip = _read(path, prior.tokenizer.config.data.channels, side)
+        result = video_editing.predict(prior, clip.array(), int(frames), seed=int(seed))
+        return _saved(result, clip.rate)
+
+    run.click(generate, [name, video, frames, seed], made)
+
+
+def _reconstruct(tokenizers: Sequence[Described]) -> None:
+    gr.Markdown("### A clip through the tokenizer")
+    with gr.Row():
+        with gr.Column():
+            name = parts.menu(tokenizers)
+            video = gr.Video(label="Clip", sources=["upload"])
+            side = gr.Slider(32, 256, 64, step=32, label="Longer side in pixels")
+            run = gr.Button("Compress", variant="primary")
+        with gr.Column():
+            made = gr.Video(
+                label="Original and decompressed", autoplay=True, loop=True, interactive=False
+            )
+            said = gr.Markdown()
+            save = gr.DownloadButton("Download the .vqz file", interactive=False)
+
+    @parts.guarded
+    def reconstruct(name, path, side, progress: Any = parts.PROGRESS) -> tuple:
+        progress(0.1, "opening the model")
+        opened = codec_of(chosen(tokenizers, name).folder)
+        clip = _read(path, opened.tokenizer.config.data.channels, int(side))
+        if clip.shape[0] < 1:
+            raise UserError("the clip has no frames")
+        progress(0.3, "compressing")
+        data = opened.compress(clip)
+        progress(0.6, "decompressing")
+        back = opened.decompress(data).array()
+        target = parts.temporary(SUFFIX)
+        target.write_bytes(data)
+        units = int(np.prod(clip.shape[:3]))
+        text = (
+            f"{clip.shape[0]} frames of {clip.shape[2]}x{clip.shape[1]} pixels: {len(data):,} bytes, "
+            f"{8 * len(data) / units:.3f} bits a pixel-frame, {clip.array().size / len(data):.0f} times smaller."
+        )
+        both = np.concatenate([clip.array(), back], axis=2)
+        return (
+            _saved(both, clip.rate),
+            text,
+            gr.DownloadButton(value=str(target), interactive=True),
+        )
+
+    run.click(reconstruct, [name, video, side], [made, said, save])
