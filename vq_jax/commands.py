@@ -89,6 +89,10 @@ FLAGS: dict[str, Flag] = {
         "switch",
         "Format vq_jax: store params in 16 bits. The result is another model: files of the run do not fit it.",
     ),
+    "push": Flag(
+        "text",
+        "hf:OWNER/NAME, a repository at the Hugging Face Hub to upload the folder to, with a card.",
+    ),
     "distributed": Flag("switch", "This process is one of several that train one run."),
     "coordinator": Flag("text", "HOST:PORT of process 0, unless the cluster provides it."),
     "processes": Flag("int", "Number of processes, unless the cluster provides it."),
@@ -386,7 +390,7 @@ COMMANDS: dict[str, Command] = {
         workdir="runs/imported",
         flag_help={
             "workdir": "The folder to write.",
-            "input": "A weight file, or a folder with one.",
+            "input": "A weight file, or a folder with one; or hf:OWNER/NAME or hf:OWNER/NAME/FILE, at the Hub.",
             "tokenizer": "Folder of a prior's tokenizer, for a prior whose file has none.",
         },
     ),
@@ -394,7 +398,7 @@ COMMANDS: dict[str, Command] = {
         "export:export",
         "export a run to diffusers, to taming, to vq_jax's own format, or to StableHLO",
         "--workdir=runs/default --format=vq_jax --output=exported",
-        {"output": "output", "format": "format", "half": "half"},
+        {"output": "output", "format": "format", "half": "half", "push": "push"},
         required=("output", "format"),
         flag_help={
             "output": "The folder to write.",

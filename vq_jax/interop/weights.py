@@ -17,7 +17,7 @@ from vq_jax.interop.pickles import Inert
 from vq_jax.interop.torch_file import read_torch_file
 
 # Suffixes of weight files that are looked for in a folder, in order of preference.
-_SUFFIXES = (".safetensors", ".msgpack", ".ckpt", ".pt", ".pth", ".bin")
+SUFFIXES = (".safetensors", ".msgpack", ".ckpt", ".pt", ".pth", ".bin")
 # The files of vq_jax's own format: the config, and the arrays. Arrays are named by their paths in
 # the variables, such as params/encoder/conv_in/kernel.
 CONFIG, ARRAYS = "config.json", "model.safetensors"
@@ -138,7 +138,7 @@ def _model_folder(folder: Path) -> Path:
 def _weights_in(folder: Path) -> Path:
     """Returns the one weight file, or index of shards, in a folder."""
     indices = sorted(folder.glob("*.index.json"))
-    for suffix in _SUFFIXES:
+    for suffix in SUFFIXES:
         found = sorted(p for p in folder.iterdir() if p.suffix == suffix and p.is_file())
         whole = [p for p in found if not re.search(r"-\d{5}-of-\d{5}\.", p.name)]
         index = [p for p in indices if p.name.endswith(f"{suffix}.index.json")]
@@ -150,7 +150,7 @@ def _weights_in(folder: Path) -> Path:
             raise UserError(f"{folder} has several weight files ({names}): give one of them")
         if found:
             return found[0]
-    raise UserError(f"no weight file in {folder} (*{', *'.join(_SUFFIXES)})")
+    raise UserError(f"no weight file in {folder} (*{', *'.join(SUFFIXES)})")
 
 
 def _read_config(path: Path, only: str = "") -> dict[str, Any]:

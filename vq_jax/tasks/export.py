@@ -13,15 +13,19 @@ import yaml
 from vq_jax import config as configs
 from vq_jax.errors import UserError
 from vq_jax.files import check_new, new_folder
+from vq_jax.interop import hub
 from vq_jax.interop.extras import read_origin
 from vq_jax.interop.state_dicts import to_diffusers, to_taming
 from vq_jax.interop.weights import ARRAYS, CONFIG, HALF, save_arrays, save_json
 from vq_jax.runs import find, load
+from vq_jax.tasks.model_card import CARD, model_card
 from vq_jax.tasks.model_files import Model, copy_other_files, extra_arrays, own_arrays
 from vq_jax.tokenizer import TrainedTokenizer
 
 
-def export(workdir: Path, output: Path, format: str, half: bool = False) -> None:
+def export(
+    workdir: Path, output: Path, format: str, half: bool = False, push: str | None = None
+) -> None:
     """Exports a trained model into a folder, in another codebase's format or vq_jax's own.
 
     Args:
@@ -29,15 +33,19 @@ def export(workdir: Path, output: Path, format: str, half: bool = False) -> None
       output: the folder to write; it must not exist, or be empty.
       format: one of `FORMATS`.
       half: whether floats are stored in 16 bits, in vq_jax's own format.
+      push: hf:OWNER/NAME, a repository at the Hub to upload the folder to, with a card; None uploads nothing.
 
     Raises:
-      UserError: the format does not support the model, or the folder cannot be written.
+      UserError: the format does not support the model, the folder cannot be written, or the Hub refuses it.
     """
     if format not in FORMATS:
         raise UserError(f"format is {format!r}: use one of {', '.join(FORMATS)}")
     if half and format != "vq_jax":
         raise UserError(f"format is {format!r}: only 'vq_jax' has floats of 16 bits")
     check_new(output)
+    place = hub.parse(push) if push else None
+    if place:
+        hub.check_login(place)
     folder = find(workdir)
     model = load(folder)
     kind = configs.kind_of(model.config)
@@ -45,10 +53,14 @@ def export(workdir: Path, output: Path, format: str, half: bool = False) -> None
         raise UserError(f"{folder} holds a {kind}: use format 'vq_jax', the only one for a {kind}")
     with new_folder(output) as temporary:
         (_half if half else FORMATS[format])(model, folder, temporary)
+        if place:
+            (temporary / CARD).write_text(model_card(model, folder, place, format))
     files = ", ".join(
         f"{p.name} ({p.stat().st_size / 1e6:,.1f} MB)" for p in sorted(output.iterdir())
     )
     print(f"exported {folder} to {output}: {files}")
+    if place:
+        print(f"pushed {output} to {hub.upload(output, place)}")
 
 
 def _vq_jax(model: Model, workdir: Path, output: Path) -> None:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from vq_jax import config as configs
 from vq_jax.errors import UserError
 from vq_jax.files import check_new, new_folder
-from vq_jax.interop import priors
+from vq_jax.interop import hub, priors
 from vq_jax.interop.detection import (
     FoundTokenizer,
     find_discriminator,
@@ -76,7 +76,7 @@ def import_weights(
     """Imports the weights of another codebase into a run's folder, with a config for them.
 
     Args:
-      input: a weight file, or a folder with one.
+      input: a weight file, or a folder with one; or hf:OWNER/NAME[/FILE], see `interop.hub`.
       workdir: the folder to write; it must not exist, or be empty.
       format: one of `FORMATS`; by default it is detected from names and shapes.
       tokenizer: folder of a prior's tokenizer, for a prior whose file has no tokenizer.
@@ -89,9 +89,11 @@ def import_weights(
     """
     if format and format not in FORMATS:
         raise UserError(f"format is {format!r}: use one of {', '.join(FORMATS)}")
-    if not input.exists():
-        raise UserError(f"input: {input} does not exist; give a weight file or a folder with one")
     check_new(workdir)
+    if hub.is_place(input):
+        input = hub.fetch(hub.parse(input))
+    elif not input.exists():
+        raise UserError(f"input: {input} does not exist; give a weight file or a folder with one")
     if format == "vq_jax" or (not format and input.is_dir() and _is_own_format(input)):
         of_prior = tokenizer is not None and configs.kind_of_run(input) == "prior"
         model = load_prior(input, tokenizer) if of_prior else load(input)

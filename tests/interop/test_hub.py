@@ -1,0 +1,113 @@
+"""Fetching from the Hub and pushing to it, against a server on this machine."""
+
+import numpy as np
+import pytest
+from hub_server import serving
+from running import environment, process
+from small import make_tokenizer, write
+
+import vq_jax
+from vq_jax.errors import UserError
+from vq_jax.interop import hub
+from vq_jax.interop.hub import Place
+
+pytest.importorskip("huggingface_hub")
+
+
+@pytest.mark.parametrize("text", ["hf:", "hf:name", "hf:owner/../x", "hf:o/n//x", "hf:o/n/../x"])
+def test_other_names_are_refused(text):
+    with pytest.raises(UserError, match="no place at the Hub"):
+        hub.parse(text)
+
+
+def test_names_of_files_and_folders():
+    assert hub.parse("hf:owner/name") == Place("owner/name")
+    assert hub.parse("hf:owner/na.me/a/b.ckpt") == Place("owner/na.me", "a/b.ckpt")
+    assert hub.is_place("hf:owner/name") and not hub.is_place("runs/hf")
+
+
+@pytest.mark.parametrize(
+    "names, path, fetched, found",
+    [
+        (["config.json", "model.safetensors", "pytorch_model.bin", "x.py"], "",
+         ["model.safetensors", "config.json"], ""),
+        (["a.ckpt", "b.ckpt", "config.yaml"], "b.ckpt", ["b.ckpt", "config.yaml"], "b.ckpt"),
+        (["model_index.json", "unet/x.bin", "vqvae/x.safetensors", "vqvae/config.json"], "",
+         ["vqvae/x.safetensors", "vqvae/config.json"], "vqvae"),
+        (["w-00001-of-00002.bin", "w-00002-of-00002.bin", "w.bin.index.json"], "",
+         ["w-00001-of-00002.bin", "w-00002-of-00002.bin", "w.bin.index.json"], ""),
+        (["sub/model.msgpack"], "sub", ["sub/model.msgpack"], "sub"),
+    ],
+)  # fmt: skip
+def test_only_weights_and_their_config_are_fetched(names, path, fetched, found):
+    assert hub.choose(names, Place("o/n", path)) == (fetched, found)
+
+
+def test_several_or_no_weight_files_are_refused_with_a_name_to_give():
+    with pytest.raises(UserError, match="hf:o/n/a.ckpt"):
+        hub.choose(["a.ckpt", "b.ckpt"], Place("o/n"))
+    with pytest.raises(UserError, match="no weight file"):
+        hub.choose(["README.md"], Place("o/n"))
+
+
+@pytest.fixture
+def model(tmp_path):
+    (tmp_path / "model").mkdir()
+    return write(make_tokenizer(), tmp_path / "model")
+
+
+def run(server, home, *arguments, token="hf_test", check=True):
+    env = environment() | {"HF_ENDPOINT": server, "HF_HOME": str(home), "HF_TOKEN": token}
+    env = {k: v for k, v in env.items() if k != "HF_HUB_OFFLINE" and v}
+    return process(*arguments, check=check, env=env)
+
+
+def test_a_pushed_model_comes_back_the_same(model, tmp_path):
+    with serving({"me/other": {}}) as server:
+        result = run(
+            server.address, tmp_path / "home", "--mode=export", f"--workdir={model}",
+            "--format=vq_jax", f"--output={tmp_path / 'out'}", "--push=hf:me/tok",
+        )  # fmt: skip
+        assert "pushed" in result.stdout
+        pushed = server.repositories["me/tok"]
+        assert set(pushed) == {"config.json", "model.safetensors", "README.md"}
+        card = pushed["README.md"].decode()
+        assert card.startswith("---\nlibrary_name: vq_jax") and "hf:me/tok" in card
+        pushed["evil.py"] = b"raise SystemExit('executed')"
+        run(
+            server.address, tmp_path / "home", "--mode=import", "--input=hf:me/tok",
+            f"--workdir={tmp_path / 'back'}",
+        )  # fmt: skip
+        assert not any("evil" in path for _, path in server.log)
+    x = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
+    codes = [np.asarray(vq_jax.load(folder).encode(x)) for folder in (model, tmp_path / "back")]
+    np.testing.assert_array_equal(*codes)
+
+
+def mistake(result):
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stderr.strip().splitlines()[-1]
+
+
+def test_mistakes_are_one_line_and_nothing_is_written(model, tmp_path):
+    home, back = tmp_path / "home", tmp_path / "back"
+    get = ("--mode=import", f"--workdir={back}")
+    put = ("--mode=export", f"--workdir={model}", "--format=vq_jax", "--push=hf:me/x")
+    with serving({"me/empty": {"README.md": b"no weights"}}) as server:
+        here = server.address
+        assert "no such repository" in mistake(
+            run(here, home, *get, "--input=hf:no/one", check=False)
+        )
+        assert "no weight file" in mistake(
+            run(here, home, *get, "--input=hf:me/empty", check=False)
+        )
+        out = f"--output={tmp_path / 'o1'}"
+        assert "needs a login" in mistake(run(here, home, *put, out, token="", check=False))
+        assert not (tmp_path / "o1").exists()
+        out = f"--output={tmp_path / 'o2'}"
+        said = mistake(run(here, home, *put, out, token="hf_wrong", check=False))
+        assert "cannot be pushed" in said and "log in" in said
+    gone = mistake(run(here, home, *get, "--input=hf:me/tok", check=False))
+    assert "the Hub cannot be reached" in gone
+    assert not back.exists()

@@ -1,0 +1,214 @@
+"""Fetches weight files from the Hugging Face Hub, and uploads folders to it.
+
+Files are data here: nothing in them is executed. The address of the Hub is $HF_ENDPOINT if set; a private
+repository needs $HF_TOKEN or a login (`hf auth login`).
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from vq_jax.console import stderr
+from vq_jax.errors import UserError, first_line
+from vq_jax.interop.weights import CONFIG, SUFFIXES
+
+PREFIX = "hf:"
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
+_PARTS = ("vqvae", "vqgan", "movq", "vae")  # of a diffusers pipeline
+_BESIDE = (CONFIG, "config.yaml", "origin.json", "code_counts.npz", "used.npy", "README.md")
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A repository, and a file or folder in it; "" is its root."""
+
+    repository: str
+    path: str = ""
+
+    def __str__(self) -> str:
+        return f"{PREFIX}{self.repository}{'/' * bool(self.path)}{self.path}"
+
+
+def is_place(text: str | Path) -> bool:
+    """Whether an argument names a place at the Hub, hf:OWNER/NAME[/FILE]."""
+    return str(text).startswith(PREFIX)
+
+
+def parse(text: str | Path) -> Place:
+    """Parses hf:OWNER/NAME[/FILE].
+
+    Raises:
+      UserError: it is no such name.
+    """
+    parts = str(text).removeprefix(PREFIX).strip("/").split("/")
+    named = len(parts) >= 2 and all(re.fullmatch(r"[\w.-]+", part) for part in parts[:2])
+    if not named or not all(map(_is_plain, parts)):
+        raise UserError(f"{text} is no place at the Hub: give hf:OWNER/NAME, or hf:OWNER/NAME/FILE")
+    return Place("/".join(parts[:2]), "/".join(parts[2:]))
+
+
+def _is_plain(part: str) -> bool:
+    return part not in ("", ".", "..") and "\\" not in part
+
+
+def check_installed() -> None:
+    """Raises UserError if the package of the Hub is missing."""
+    if not importlib.util.find_spec("huggingface_hub"):
+        raise UserError("the Hub needs huggingface_hub: pip install 'vq_jax[hub]'")
+
+
+@contextlib.contextmanager
+def _as_user_errors(place: Place, verb: str) -> Iterator[None]:
+    """Turns what goes wrong between here and the Hub into one line."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError as e:
+        raise UserError(
+            f"{place} cannot be {verb}: it is gated; accept its terms on its page, and log in with "
+            "'hf auth login'"
+        ) from e
+    except errors.RepositoryNotFoundError as e:
+        raise UserError(
+            f"{place} cannot be {verb}: there is no such repository, or it is private; log in with "
+            "'hf auth login' or set HF_TOKEN"
+        ) from e
+    except errors.HfHubHTTPError as e:
+        status = e.response.status_code if e.response is not None else 0
+        login = "; log in with 'hf auth login', or set HF_TOKEN" if status in (401, 403) else ""
+        raise UserError(f"{place} cannot be {verb}: {first_line(e)}{login}") from e
+    except errors.HFValidationError as e:
+        raise UserError(f"{place} is no name of a repository: {first_line(e)}") from e
+    except (
+        errors.HTTPError,
+        errors.LocalEntryNotFoundError,
+        errors.OfflineModeIsEnabled,
+        ConnectionError,
+        TimeoutError,
+    ) as e:
+        raise UserError(
+            f"{place} cannot be {verb}: the Hub cannot be reached; connect to the internet, or give a file "
+            "that is on this machine"
+        ) from e
+
+
+def fetch(place: Place) -> Path:
+    """Fetches the weights at a place, with their config, into the Hub's own cache.
+
+    Args:
+      place: a weight file; or a folder with one, whose format is the first of `weights.SUFFIXES` that it has.
+
+    Returns:
+      the file, or the folder, on this machine.
+
+    Raises:
+      UserError: there are no weights, or several to choose from; they do not fit on the disk; or the Hub cannot
+        be reached.
+    """
+    check_installed()
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    with _as_user_errors(place, "fetched"):
+        info = HfApi().model_info(place.repository, files_metadata=True)
+        sizes = {s.rfilename: s.size or 0 for s in info.siblings or []}
+        sizes = {n: size for n, size in sizes.items() if all(map(_is_plain, n.split("/")))}
+        wanted, found = choose(list(sizes), place)
+        total = sum(sizes[name] for name in wanted)
+        cache = Path(constants.HF_HUB_CACHE)
+        cache.mkdir(parents=True, exist_ok=True)
+        if total > (free := shutil.disk_usage(cache).free):
+            raise UserError(
+                f"{place} has {total / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {cache}"
+            )
+        stderr(f"fetching {', '.join(wanted)} ({total / 1e6:,.1f} MB) of {place.repository}")
+        folder = snapshot_download(place.repository, revision=info.sha, allow_patterns=wanted)
+    return Path(folder) / found
+
+
+def choose(names: Sequence[str], place: Place) -> tuple[list[str], str]:
+    """Chooses files of a repository.
+
+    Args:
+      names: of all its files.
+      place: what is wanted of it.
+
+    Returns:
+      the files to fetch; and the file or folder to read.
+
+    Raises:
+      UserError: see `fetch`.
+    """
+    folder = place.path
+    if folder in names:
+        parent = str(PurePosixPath(folder).parent).removeprefix(".")
+        return [folder, *_beside(names, parent)], folder
+    inside = _files_in(names, folder)
+    if "model_index.json" in inside:
+        part = next((p for p in _PARTS if _files_in(names, _join(folder, p))), "")
+        folder = _join(folder, part)
+        inside = _files_in(names, folder)
+    for suffix in SUFFIXES:
+        files = [name for name in inside if name.endswith(suffix)]
+        whole = [name for name in files if not _SHARD.search(name)]
+        index = [name for name in inside if name.endswith(f"{suffix}.index.json")]
+        if len(whole) > 1:
+            raise UserError(
+                f"{place} has several weight files ({', '.join(whole)}): give one, as in "
+                f"{Place(place.repository, _join(folder, whole[0]))}"
+            )
+        chosen = whole or (files + index if index else [])
+        if chosen:
+            paths = [_join(folder, name) for name in chosen]
+            return [*paths, *_beside(names, folder)], folder
+    known = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
+    raise UserError(f"{place} has no weight file ({known})")
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}".strip("/")
+
+
+def _files_in(names: Sequence[str], folder: str) -> list[str]:
+    """Names of the files of a folder, without those of its folders."""
+    start = f"{folder}/" if folder else ""
+    rest = [name.removeprefix(start) for name in names if name.startswith(start)]
+    return sorted(name for name in rest if "/" not in name)
+
+
+def _beside(names: Sequence[str], folder: str) -> list[str]:
+    return [path for name in _BESIDE if (path := _join(folder, name)) in names]
+
+
+def check_login(place: Place) -> None:
+    """Raises UserError if nothing can be uploaded to a place: no login, or no whole repository."""
+    check_installed()
+    from huggingface_hub import get_token
+
+    if place.path:
+        raise UserError(f"{place} is a file or folder: push to a repository, hf:OWNER/NAME")
+    if not get_token():
+        raise UserError("push needs a login: run 'hf auth login', or set HF_TOKEN")
+
+
+def upload(folder: Path, place: Place) -> str:
+    """Uploads a folder as a commit; makes the repository if there is none.
+
+    Returns:
+      its address.
+
+    Raises:
+      UserError: the Hub refuses it, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    with _as_user_errors(place, "pushed"):
+        address = HfApi().create_repo(place.repository, exist_ok=True)
+        HfApi().upload_folder(
+            repo_id=place.repository, folder_path=folder, commit_message="Upload by vq_jax"
+        )
+    return str(address)

@@ -1,0 +1,95 @@
+"""The card of a model that is uploaded to the Hub."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import yaml
+
+from vq_jax import config as configs
+from vq_jax.files import WEIGHTS
+from vq_jax.interop.hub import Place
+from vq_jax.tasks.model_files import Model
+
+CARD = "README.md"
+_TAGS = {"image": "image", "text": "text", "video": "video", "vector": "embeddings"}
+_LIBRARY = {"vq_jax": "vq_jax", "diffusers": "diffusers"}
+
+
+def model_card(model: Model, folder: Path, place: Place, format: str) -> str:
+    """Returns a card in Markdown: what the model is, how to open it, its figures and its training.
+
+    A model that ships keeps its own card, below the Hub's header.
+
+    Args:
+      model, folder: the model, and where it was loaded from.
+      place: the repository.
+      format: of the files.
+    """
+    kind = configs.kind_of(model.config)
+    name = place.repository.partition("/")[2]
+    header = {
+        "library_name": _LIBRARY.get(format, "vq_jax"),
+        "tags": ["vq_jax", f"{kind}", _TAGS.get(model.modality.name, model.modality.name), "jax"],
+    }
+    front = f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n"
+    own = folder / CARD
+    if folder.parent == WEIGHTS and own.is_file():
+        return front + own.read_text()
+    lines = [f"# {name}", "", _described(model, kind), "", "## Use", ""]
+    if format == "vq_jax":
+        lines += [
+            "    pip install vq_jax",
+            f"    python -m vq_jax.main --mode=import --input={place} --workdir=runs/{name}",
+        ]
+        lines += [
+            "",
+            "```python",
+            "import vq_jax",
+            "",
+            f'model = vq_jax.load("runs/{name}")',
+            "```",
+        ]
+    else:
+        lines += [f"The files are in the format of {format}; see `config.json`."]
+    if kind == "prior":
+        lines += ["", f"Its tokenizer is `{model.config.tokenizer}`, a model of its own."]
+    if figures := _figures(folder):
+        lines += ["", "## Figures", "", "Held out, by `--mode=evaluate`.", ""]
+        lines += ["| figure | value |", "|---|---|", *figures]
+    return front + "\n".join([*lines, "", "## Training", "", _trained(model)]) + "\n"
+
+
+def _described(model: Model, kind: str) -> str:
+    config, codes = model.config, model.codes if hasattr(model, "codes") else model.tokenizer.codes
+    params = model.variables["params"] if hasattr(model, "variables") else model.params
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(params)) / 1e6
+    what = (
+        f"A tokenizer of {model.modality.noun}s (`{config.model.name}`, quantizer `{config.quantizer.name}`)"
+        if kind == "tokenizer"
+        else f"A prior over the codes of {model.modality.noun}s (`{config.prior.name}`)"
+    )
+    grid = "x".join(map(str, codes.shape))
+    return (
+        f"{what}, trained with vq_jax: {count:.2f} million params; "
+        f"{grid} codes of {math.log2(codes.num_codes):.1f} bits for an example of the training size."
+    )
+
+
+def _figures(folder: Path) -> list[str]:
+    try:
+        found: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
+    except (OSError, ValueError):
+        return []
+    return [f"| {k} | {v:.4g} |" for k, v in found.items() if type(v) in (int, float)]
+
+
+def _trained(model: Model) -> str:
+    data = model.config.data
+    phases = {k: v for k, v in model.config.phases.to_dict().items() if v}
+    steps = ", ".join(f"{name} {count:,}" for name, count in phases.items()) or "none"
+    return (
+        f"{model.step:,} steps (phases: {steps}) on `{data.source}`, batches of {data.batch_size}."
+    )
