@@ -3,7 +3,8 @@
     python -m vq_jax.main --config=configs/video_folder.py --config.data.folder=my_videos
     python -m vq_jax.main --mode=compress --workdir=runs/video_folder --input=my.mp4 --output=my.vqz
 
-It has not been trained to the end; its cost is that of --mode=plan.
+On parts of three real clips, 770 steps took 22 minutes on two shared CPU cores with other work beside: 27.8 to
+32.5 dB at .13 bits per pixel-frame, 4 dB and more below H.264 at equal bits (see experiments/video).
 """
 
 from vq_jax.config import base

@@ -248,6 +248,17 @@ def test_the_readme_of_video_shows_its_figures():
         assert_shows(row[1], found[key]["psnr"])
 
 
+def test_the_readme_of_video_shows_the_real_clips():
+    found = read_json("video/real.json")
+    lines = (EXPERIMENTS / "video/README.md").read_text().split("## Real clips")[1].splitlines()
+    rows = [[c.strip() for c in line.strip("| ").split("|")] for line in lines if "| ." in line]
+    wanted = [point for clip in found.values() for point in clip["vq_jax"].values()]
+    assert len(rows) == len(wanted)
+    for row, point in zip(rows, wanted, strict=True):
+        assert row[-5] == f"{point['bits']:.3f}".removeprefix("0")
+        assert row[-4] == f"{point['psnr']:.1f}"
+
+
 @pytest.mark.parametrize("codec", ["photo-codec", "JPEG", "WebP", "AVIF"])
 def test_the_pages_on_the_photo_codec_show_its_figures(codec):
     at = read_json("photo_codec/kodak.json")["at_rates"]
