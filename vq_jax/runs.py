@@ -109,7 +109,7 @@ def load_prior(name_or_path: str | Path, tokenizer: str | Path | None = None) ->
         raise UserError(
             f"{folder} holds a tokenizer, not a prior: train a prior with tokenizer={folder}"
         )
-    opened = load_tokenizer_of(tokenizer or config.tokenizer, config.data)
+    opened = load_tokenizer_of(tokenizer or _tokenizer_of(folder, config), config.data)
     module = configs.make_prior(config)
     params = jax.eval_shape(partial(init_params, module), jax.random.key(0))
     wanted = {"params": params, "fingerprint": jax.ShapeDtypeStruct((32,), jnp.uint8)}
@@ -149,7 +149,13 @@ def tokenizer_folder(name_or_path: str | Path, tokenizer: str | Path | None = No
     folder = find(name_or_path)
     if configs.kind_of_run(folder) == "tokenizer":
         return folder
-    return find(tokenizer or configs.load(folder / configs.FILE).tokenizer)
+    return find(tokenizer or _tokenizer_of(folder, configs.load(folder / configs.FILE)))
+
+
+def _tokenizer_of(folder: Path, config: ConfigDict) -> str | Path:
+    """The tokenizer that a prior's config names; that of a model that ships is beside it."""
+    beside = folder.parent / config.tokenizer
+    return beside if folder.parent == WEIGHTS and beside.is_dir() else config.tokenizer
 
 
 def check_fingerprint(tokenizer: TrainedTokenizer, fingerprint: Any, owner: str | Path) -> None:

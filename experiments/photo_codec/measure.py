@@ -11,7 +11,6 @@ OUTPUT.png and OUTPUT_crops.png.
 """
 
 import argparse
-import io
 import json
 import math
 import time
@@ -21,9 +20,9 @@ from typing import Any
 import jax
 import matplotlib
 import numpy as np
-from PIL import Image
 
 from vq_jax import codec
+from vq_jax.codec import peers
 from vq_jax.data.images import decode, save_image, to_float
 from vq_jax.interop.lpips import load_lpips
 from vq_jax.models.perceptual import lpips
@@ -33,11 +32,11 @@ import matplotlib.pyplot as plt
 
 OURS = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
 OURS_LPIPS = (10, 30, 50, 70)
-PEERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
-    "JPEG": ({"format": "JPEG", "optimize": True, "progressive": True}, (4, 8, 12, 20, 30, 40, 50, 60, 70, 80, 88)),
-    "WebP": ({"format": "WEBP", "method": 6}, (0, 5, 10, 20, 30, 45, 60, 75, 85, 92)),
-    "AVIF": ({"format": "AVIF"}, (5, 15, 25, 35, 45, 55, 65, 75, 82)),
-}  # fmt: skip
+PEERS = {
+    "JPEG": (4, 8, 12, 20, 30, 40, 50, 60, 70, 80, 88),
+    "WebP": (0, 5, 10, 20, 30, 45, 60, 75, 85, 92),
+    "AVIF": (5, 15, 25, 35, 45, 55, 65, 75, 82),
+}
 LPIPS_AT = {"JPEG": (8, 20, 50, 75), "WebP": (5, 20, 45, 75), "AVIF": (15, 35, 55, 65)}
 # (bits a pixel, PSNR in dB) on Kodak
 PUBLISHED = {
@@ -53,11 +52,11 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 def by_pillow(name: str, image: np.ndarray, quality: int) -> tuple[bytes, np.ndarray, float, float]:
     """Returns the file, the decoded image, and seconds of encoding and decoding."""
-    file, started = io.BytesIO(), time.perf_counter()
-    Image.fromarray(image).save(file, quality=quality, **PEERS[name][0])
+    started = time.perf_counter()
+    data = peers.encode(name, image, quality)
     middle = time.perf_counter()
-    decoded = np.asarray(Image.open(file).convert("RGB"))
-    return file.getvalue(), decoded, middle - started, time.perf_counter() - middle
+    decoded = peers.decode(data)
+    return data, decoded, middle - started, time.perf_counter() - middle
 
 
 def by_us(opened: codec.Codec, image: np.ndarray, quality: int, effort: int):
@@ -166,13 +165,8 @@ def crops(images: list[np.ndarray], ours: dict[str, codec.Codec], path: Path) ->
             shown.append(decoded[window])
             about[name] = len(data)
         for name in PEERS:
-            low, high = 0, 95
-            while low < high:
-                middle = (low + high + 1) // 2
-                fits = len(by_pillow(name, image, middle)[0]) <= size
-                low, high = (middle, high) if fits else (low, middle - 1)
-            data, decoded, _, _ = by_pillow(name, image, low)
-            shown.append(decoded[window])
+            _, data = peers.at_most(name, image, size)
+            shown.append(peers.decode(data)[window])
             about[name] = len(data)
         rows.append(np.concatenate(shown, axis=1))
         described.append(about)
@@ -201,7 +195,7 @@ def main() -> None:
             lambda image, q, opened=opened: by_us(opened, image, q, arguments.effort),
             OURS, OURS_LPIPS, measure_lpips,
         )  # fmt: skip
-    for name, (_, settings) in PEERS.items():
+    for name, settings in PEERS.items():
         curves[name] = measured(
             images,
             lambda image, q, name=name: by_pillow(name, image, q),

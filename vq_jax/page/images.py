@@ -9,7 +9,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from vq_jax.codec import peers
+from vq_jax.codec import Codec, peers
 from vq_jax.codec.bitstream import SUFFIX
 from vq_jax.errors import UserError
 from vq_jax.page import parts
@@ -54,10 +54,9 @@ def tokens_tab(models: Sequence[Described]) -> None:
             decoded = gr.Image(label="Reconstruction", interactive=False, format="png")
             said = gr.Markdown()
     state = gr.State()
-    kind = "photos" if "photo" in models[0].name else "emoji"
     samples = parts.example_images()
-    if samples["emoji"] + samples["photos"]:
-        gr.Examples([[p] for p in samples[kind] or samples["emoji"]], [picture], label="Examples")
+    if examples := samples["emoji"] + samples["photos"]:
+        gr.Examples([[p] for p in examples], [picture], label="Examples")
 
     @parts.guarded
     def encode(path: str | None, name: str, progress: Any = parts.PROGRESS) -> tuple:
@@ -65,51 +64,67 @@ def tokens_tab(models: Sequence[Described]) -> None:
         opened = codec_of(chosen(models, name).folder)
         image = parts.read_upload(path, opened.tokenizer.config.data.channels, _TOKENS_SIDE)
         progress(0.5, "encoding")
-        codes = tokens(opened, image)
-        now = {"name": name, "codes": codes, "shape": image.shape[:2], "place": None}
-        result = _decoded(now, models)
-        rate = math.log2(opened.tokenizer.codes.num_codes)
-        bits = codes.size * rate
-        text = (
-            f"{image.shape[1]}x{image.shape[0]} pixels, {codes.size:,} codes of {rate:.1f} bits: "
-            f"{math.ceil(bits / 8):,} bytes before entropy coding, {bits / math.prod(image.shape[:2]):.3f} "
-            f"bits a pixel. PSNR {psnr(image, result):.2f} dB."
-        )
-        return now, _map_of(now, 0, models), parts.enlarged(parts.shown(result)), text, "", 0
+        now = {"name": name, "codes": tokens(opened, image), "shape": image.shape[:2]}
+        result = _decoded(opened, now)
+        text = _described(opened, now, psnr(image, result))
+        return now, _map_of(opened, now, 0), parts.enlarged(parts.shown(result)), text, "", 0
 
     @parts.guarded
     def select(now: Any, level: float, event: gr.SelectData) -> tuple:
         parts.needed(now, "grid of codes")
-        codes = _of_level(now["codes"], int(level), chosen(models, now["name"]))
-        scale = _map_scale(codes)
-        column, row = (int(v) // scale for v in event.index)
-        row, column = min(row, codes.shape[0] - 1), min(column, codes.shape[1] - 1)
-        now = now | {"place": (row, column)}
-        return now, f"row {row}, column {column}", int(codes[row, column])
+        return _selected(codec_of(chosen(models, now["name"]).folder), now, int(level), event.index)
 
     @parts.guarded
     def update(now: Any, level: float, code: float) -> tuple:
         parts.needed(now, "grid of codes")
-        if now["place"] is None:
-            raise UserError("no code is chosen: click one on the map")
         opened = codec_of(chosen(models, now["name"]).folder)
-        if not 0 <= code < opened.tokenizer.codes.num_codes:
-            raise UserError(f"code is {code:.0f}: use 0 to {opened.tokenizer.codes.num_codes - 1}")
-        codes = now["codes"].copy()
-        _of_level(codes, int(level), chosen(models, now["name"]))[now["place"]] = int(code)
-        now = now | {"codes": codes}
-        picture = parts.enlarged(parts.shown(_decoded(now, models)))
-        return now, _map_of(now, int(level), models), picture
+        now = _changed(opened, now, int(level), int(code))
+        picture = parts.enlarged(parts.shown(_decoded(opened, now)))
+        return now, _map_of(opened, now, int(level)), picture
 
-    outputs = [state, code_map, decoded, said, place, level]
-    run.click(encode, [picture, name], outputs)
+    run.click(encode, [picture, name], [state, code_map, decoded, said, place, level])
     code_map.select(select, [state, level], [state, place, code])
     change.click(update, [state, level, code], [state, code_map, decoded])
 
 
-def _of_level(codes: np.ndarray, level: int, model: Described) -> np.ndarray:
-    """The codes [H, W] of one level, a view of codes [H, W], [H, W, L] or [tiles, ...]."""
-    spec = codec_of(model.folder).tokenizer.codes
+# What the tab knows of an image: {"name": of the model, "codes": int32 [*grid, *code_shape], "shape": (H, W), and
+# "place": (row, column) once a code is chosen}.
+_Now = dict[str, Any]
+
+
+def _described(opened: Codec, now: _Now, ratio: float) -> str:
+    rate = math.log2(opened.tokenizer.codes.num_codes)
+    codes, (height, width) = now["codes"], now["shape"]
+    bits = codes.size * rate
+    return (
+        f"{width}x{height} pixels, {codes.size:,} codes of {rate:.1f} bits: {math.ceil(bits / 8):,} bytes before "
+        f"entropy coding, {bits / (height * width):.3f} bits a pixel. PSNR {ratio:.2f} dB."
+    )
+
+
+def _selected(opened: Codec, now: _Now, level: int, place: Any) -> tuple:
+    """Chooses the code below a pixel (x, y) of the map."""
+    codes = _of_level(opened, now, level)
+    scale = _map_scale(codes)
+    column, row = (
+        min(int(v) // scale, n - 1) for v, n in zip(place, codes.shape[::-1], strict=True)
+    )
+    return now | {"place": (row, column)}, f"row {row}, column {column}", int(codes[row, column])
+
+
+def _changed(opened: Codec, now: _Now, level: int, code: int) -> _Now:
+    if "place" not in now:
+        raise UserError("no code is chosen: click one on the map")
+    if not 0 <= code < (count := opened.tokenizer.codes.num_codes):
+        raise UserError(f"code is {code}: use 0 to {count - 1}")
+    now = now | {"codes": now["codes"].copy()}
+    _of_level(opened, now, level)[now["place"]] = code
+    return now
+
+
+def _of_level(opened: Codec, now: _Now, level: int) -> np.ndarray:
+    """The codes [H, W] of one level, a view of those of the image."""
+    spec, codes = opened.tokenizer.codes, now["codes"]
     if not 0 <= level < spec.books:
         raise UserError(f"level is {level}: this tokenizer has levels 0 to {spec.books - 1}")
     grid = codes[..., level] if spec.code_shape else codes
@@ -120,16 +135,13 @@ def _map_scale(codes: np.ndarray) -> int:
     return max(1, 512 // max(codes.shape))
 
 
-def _map_of(now: dict[str, Any], level: int, models: Sequence[Described]) -> np.ndarray:
-    model = chosen(models, now["name"])
-    codes = _of_level(now["codes"], level, model)
-    colours = code_colours(codes)
+def _map_of(opened: Codec, now: _Now, level: int) -> np.ndarray:
+    codes = _of_level(opened, now, level)
     scale = _map_scale(codes)
-    return colours.repeat(scale, axis=0).repeat(scale, axis=1)
+    return code_colours(codes).repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def _decoded(now: dict[str, Any], models: Sequence[Described]) -> np.ndarray:
-    opened = codec_of(chosen(models, now["name"]).folder)
+def _decoded(opened: Codec, now: _Now) -> np.ndarray:
     return next(iter(opened.tiler.decode([now["codes"]], [now["shape"]])))
 
 
@@ -168,8 +180,7 @@ def compress_tab(models: Sequence[Described]) -> None:
     ) -> tuple:
         progress(0.1, "opening the model")
         opened = codec_of(chosen(models, name).folder)
-        channels = opened.tokenizer.config.data.channels
-        image = parts.read_upload(path, channels)
+        image = parts.read_upload(path, opened.tokenizer.config.data.channels)
         progress(0.2, "compressing")
         data = opened.compress(image, quality=int(quality) if opened.has_context else None)
         target = parts.temporary(SUFFIX)
@@ -179,20 +190,9 @@ def compress_tab(models: Sequence[Described]) -> None:
         for peer in peers.available():
             progress(0.7, f"{peer} at equal bytes")
             _, other = peers.at_most(peer, image, len(data))
-            made[peer] = (len(other), peers.decode(other, channels))
-        original = parts.shown(image)
-        pictures = [(original, f"original, {image.size:,} bytes uncompressed")]
-        lines = ["| | bytes | bits a pixel | PSNR, dB |", "|---|---|---|---|"]
-        for codec_name, (size, result) in made.items():
-            pictures.append((parts.shown(result), f"{codec_name}, {size:,} bytes"))
-            rate = 8 * size / math.prod(image.shape[:2])
-            mark = " (no smaller file)" if size > len(data) else ""
-            lines.append(
-                f"| {codec_name}{mark} | {size:,} | {rate:.3f} | {psnr(image, result):.2f} |"
-            )
-        pair = (original, parts.shown(made["vq_jax"][1]))
+            made[peer] = (len(other), peers.decode(other, image.shape[-1]))
         button = gr.DownloadButton(value=str(target), interactive=True)
-        return pair, pictures, "\n".join(lines), button
+        return *_compared(image, made), button
 
     @parts.guarded
     def open_file(path: str | None, name: str) -> np.ndarray | None:
@@ -203,3 +203,16 @@ def compress_tab(models: Sequence[Described]) -> None:
 
     run.click(compress, [picture, name, quality], [slider, gallery, said, save])
     file.change(open_file, [file, name], opened_image)
+
+
+def _compared(image: np.ndarray, made: dict[str, tuple[int, np.ndarray]]) -> tuple:
+    """An image and its compressed copies, by name with their bytes: a pair, a gallery and a table."""
+    original = parts.shown(image)
+    pictures = [(original, f"original, {image.size:,} bytes uncompressed")]
+    lines = ["| | bytes | bits a pixel | PSNR, dB |", "|---|---|---|---|"]
+    for name, (size, result) in made.items():
+        pictures.append((parts.shown(result), f"{name}, {size:,} bytes"))
+        rate = 8 * size / math.prod(image.shape[:2])
+        mark = " (has no smaller file)" if size > made["vq_jax"][0] else ""
+        lines.append(f"| {name}{mark} | {size:,} | {rate:.3f} | {psnr(image, result):.2f} |")
+    return (original, parts.shown(made["vq_jax"][1])), pictures, "\n".join(lines)
