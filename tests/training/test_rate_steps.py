@@ -1,5 +1,6 @@
 """Training of rate and distortion: qualities do not depend on devices, and the cost falls."""
 
+import dataclasses
 from functools import partial
 
 import chex
@@ -11,7 +12,7 @@ import pytest
 from small import make_photo_codec
 
 from vq_jax.tasks.train_tokenizer import make_phases, make_recipe
-from vq_jax.training import parallel
+from vq_jax.training import parallel, steps
 from vq_jax.training.steps import init_state, train_step
 
 KEY = jax.random.key(0)
@@ -19,8 +20,6 @@ SPEC = jax.ShapeDtypeStruct((32, 32, 3), jnp.float32)
 
 
 def prepare(optimizer):
-    import dataclasses
-
     config = make_photo_codec().config
     recipe = dataclasses.replace(make_recipe(config), optimizer=optimizer)
     state = jax.jit(partial(init_state, recipe, spec=SPEC))(KEY)
@@ -62,10 +61,20 @@ def test_each_example_has_its_own_quality():
     z = recipe.tokenizer.apply(variables, x, jnp.array([0.0, 0.5, 1.0]), method="encode")
     sizes = np.asarray(jnp.abs(z).mean((1, 2, 3)))
     model = recipe.tokenizer.encoder
-    steps = np.asarray(model.step(jnp.array([0.0, 0.5, 1.0])))
-    chex.assert_trees_all_close(sizes * steps, np.full(3, sizes[0] * steps[0]), rtol=1e-2)
+    step_sizes = np.asarray(model.step(jnp.array([0.0, 0.5, 1.0])))
+    chex.assert_trees_all_close(sizes * step_sizes, np.full(3, sizes[0] * step_sizes[0]), rtol=1e-2)
     chex.assert_trees_all_close(
-        steps[[0, 2]], np.float32([model.coarsest, model.finest]), rtol=1e-5
+        step_sizes[[0, 2]], np.float32([model.coarsest, model.finest]), rtol=1e-5
     )
     weights = recipe.tokenizer.distortion_weight(jnp.array([0.0, 1.0]))
-    chex.assert_trees_all_close(weights, steps[[0, 2]] ** -2, rtol=1e-5)
+    chex.assert_trees_all_close(weights, step_sizes[[0, 2]] ** -2, rtol=1e-5)
+
+
+def test_a_power_above_one_draws_low_qualities_more_often():
+    recipe, _, _ = prepare(optax.sgd(0.0))
+    key = jax.random.key(0)
+    for power in (1.0, 2.0):
+        skewed = dataclasses.replace(recipe, quality_power=power)
+        drawn = np.asarray(steps._draw_quality(skewed, key, 4000, None))
+        assert drawn.min() >= 0 and drawn.max() < 1
+        np.testing.assert_allclose(drawn.mean(), 1 / (power + 1), atol=0.02)

@@ -90,6 +90,8 @@ class TokenizerLoss:
     reconstruction_weight: Annotated[float, Bounds(0)] = 1.0
     data_variance: float = 1.0  # the reconstruction loss is divided by it
     codebook_weight: Annotated[float, Bounds(0)] = 1.0  # of all losses of the quantizer
+    # A model that takes a quality is trained for u^quality_power, u uniform: above 1, more often for low ones.
+    quality_power: Annotated[float, Bounds(0.1, 10)] = 1.0
 
 
 @dataclasses.dataclass

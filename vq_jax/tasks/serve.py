@@ -28,7 +28,9 @@ def serve(workdir: Path, *, port: int = 7860, host: str = "127.0.0.1") -> None:
     from vq_jax.page.build import THEME, build
     from vq_jax.page.models import served
     from vq_jax.page.parts import UPLOAD
+    from vq_jax.training.parallel import keep_compiled
 
+    keep_compiled()
     models = served(workdir)
     print(f"opening {', '.join(m.name for m in models)}", flush=True)
     page = build(models)

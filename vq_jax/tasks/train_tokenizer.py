@@ -70,6 +70,7 @@ def make_recipe(config: ConfigDict) -> Recipe:
         reconstruction=lambda prediction, target: reconstruction(prediction, target) / variance,
         reconstruction_weight=loss.reconstruction_weight,
         codebook_weight=loss.codebook_weight,
+        quality_power=loss.quality_power,
         perceptual_weight=loss.get("perceptual_weight", 0.0),
         perceptual=modality.perceptual(config, start),
         perceptual_stride=loss.get("perceptual_stride", 1),

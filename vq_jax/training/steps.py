@@ -74,6 +74,7 @@ class Recipe:
       reconstruction: unreduced loss of (prediction, target).
       reconstruction_weight, codebook_weight, perceptual_weight: weights of the loss terms.
       perceptual: perceptual loss (reconstruction, example) -> [B], or None.
+      quality_power: exponent of the uniform numbers that qualities of examples are drawn as.
       perceptual_stride: the perceptual loss is computed on every n-th example of the batch.
       adversarial: (discriminator's loss, generator's loss), unreduced, of logits.
       adversarial_weight: weight of the generator's adversarial loss, before the adaptive weight.
@@ -93,6 +94,7 @@ class Recipe:
     reconstruction: Callable[[jax.Array, jax.Array], jax.Array]
     reconstruction_weight: float = 1.0
     codebook_weight: float = 1.0
+    quality_power: float = 1.0
     perceptual_weight: float = 0.0
     perceptual: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     perceptual_stride: int = 1
@@ -210,7 +212,7 @@ def train_step(
     trained = {name: generator.params[name] for name in phase.trains if name in generator.params}
     scheduled = {name: value(state.step) for name, value in recipe.anneal.items()}
     noise_key = jax.random.fold_in(key, _NOISE)
-    quality = _draw_quality(recipe.tokenizer, key, len(x), axis_name)
+    quality = _draw_quality(recipe, key, len(x), axis_name)
 
     def apply(params, *args, method):
         variables = {"params": {**generator.params, **params}, **generator.stats}
@@ -291,12 +293,12 @@ def train_step(
     return finalize_step(state, after, pmean(report, axis_name))
 
 
-def _draw_quality(tokenizer: Tokenizer, key, examples: int, axis_name: str | None):
+def _draw_quality(recipe: Recipe, key, examples: int, axis_name: str | None):
     """Draws the quality of each example, float32 [B] in [0, 1), or returns None if there is none."""
-    if not tokenizer.takes_quality:
+    if not recipe.tokenizer.takes_quality:
         return None
     keys = row_keys(jax.random.fold_in(key, _QUALITY), examples, axis_name)
-    return jax.vmap(lambda key: jax.random.uniform(key))(keys)
+    return jax.vmap(lambda key: jax.random.uniform(key))(keys) ** recipe.quality_power
 
 
 def _reconstruction_loss(output, x, quality, recipe: Recipe, phase: TokenizerPhase):
