@@ -82,7 +82,7 @@ def load_tokenizer(name_or_path: str | Path, data: ConfigDict | None = None) -> 
             f"{folder} holds a prior, not a tokenizer; its tokenizer is {config.tokenizer}"
         )
     module = configs.make_tokenizer(config)
-    shapes = configs.variable_shapes(config, module)
+    shapes = configs.trace_shapes(config).variables
     if in_one_file(folder):
         step, tree = read_folder(folder, shapes)
         return TrainedTokenizer(config, module, jax.tree.map(jnp.asarray, tree), step)

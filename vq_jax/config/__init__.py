@@ -10,7 +10,7 @@ from vq_jax.config.build import (
     make_quantizer,
     make_tokenizer,
     spec_of,
-    variable_shapes,
+    trace_shapes,
 )
 from vq_jax.config.check import check
 from vq_jax.config.schema import PHASES, base, base_prior, fields_of, kind_of, section
@@ -38,6 +38,6 @@ __all__ = [
     "save",
     "section",
     "spec_of",
+    "trace_shapes",
     "use_data",
-    "variable_shapes",
 ]

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -107,11 +108,48 @@ def make_prepare(config: ConfigDict, train: bool = False) -> Callable[..., dict[
     return modalities.of(config).prepare(config.data, train, make_condition(config))
 
 
-def variable_shapes(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Returns the shapes of a tokenizer's variables: nested dicts, by collection."""
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """What a tokenizer makes of one training example: shapes and dtypes, with a batch axis of 1.
+
+    Attributes:
+      output: of the decoder.
+      latents, codes: of the encoder and the quantizer.
+      variables: nested dicts, by collection.
+    """
+
+    output: jax.ShapeDtypeStruct
+    latents: jax.ShapeDtypeStruct
+    codes: jax.ShapeDtypeStruct
+    variables: dict[str, Any]
+
+
+# The last config and its shapes: opening a run asks for them several times, and each time takes a while.
+_last: tuple[str, Shapes] | None = None
+
+
+def trace_shapes(config: ConfigDict) -> Shapes:
+    """Runs a tokenizer on shapes alone.
+
+    Raises:
+      ValueError, TypeError: the model and the quantizer do not fit together.
+    """
+    global _last
+    description = config.to_json_best_effort(sort_keys=True)
+    if _last is not None and _last[0] == description:
+        return _last[1]
     spec = spec_of(config)
     x = jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype)
-    return jax.eval_shape(tokenizer.init, jax.random.key(0), x)
+
+    def run(tokenizer: Tokenizer, x: jax.Array) -> Any:
+        z = tokenizer.encode(x)
+        z_q, codes, _ = tokenizer.quantize(z)
+        return tokenizer.head(tokenizer.features(z_q, x)), z, codes
+
+    init = partial(make_tokenizer(config).init_with_output, method=run)
+    (output, latents, codes), variables = jax.eval_shape(init, jax.random.key(0), x)
+    _last = description, Shapes(output, latents, codes, variables)
+    return _last[1]
 
 
 def code_spec(config: ConfigDict, tokenizer: Tokenizer) -> tuple[CodeSpec, tuple[int, ...] | None]:
@@ -121,16 +159,8 @@ def code_spec(config: ConfigDict, tokenizer: Tokenizer) -> tuple[CodeSpec, tuple
     tokenizer takes examples of the training size only: the model does, or the quantizer gives codes
     on another grid than that of the latents.
     """
-    spec = spec_of(config)
-    x = jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype)
-
-    def shapes(key, x):
-        z, _ = tokenizer.init_with_output(key, x, method="encode")
-        return z, tokenizer.init_with_output(key, z, method="quantize")[0][1]
-
-    z, codes = jax.eval_shape(shapes, jax.random.key(0), x)
-    quantizer = tokenizer.quantizer
-    positions = codes.ndim - len(quantizer.code_shape)
-    grid = codes.shape[1:positions]
-    strides = tokenizer.encoder.strides if grid == z.shape[1:-1] else None
+    shapes, quantizer = trace_shapes(config), tokenizer.quantizer
+    positions = len(shapes.codes.shape) - len(quantizer.code_shape)
+    grid = shapes.codes.shape[1:positions]
+    strides = tokenizer.encoder.strides if grid == shapes.latents.shape[1:-1] else None
     return CodeSpec(grid, quantizer.num_codes, quantizer.code_shape), strides

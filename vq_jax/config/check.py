@@ -15,8 +15,8 @@ from vq_jax.config.build import (
     make_discriminator,
     make_draw,
     make_prior,
-    make_tokenizer,
     spec_of,
+    trace_shapes,
 )
 from vq_jax.config.schema import (
     MODELS,
@@ -160,26 +160,26 @@ def _check_ramp(ramp: tuple, place: str) -> None:
 def _check_shapes(config: ConfigDict) -> None:
     """Runs the models on shapes alone, so that what cannot fit together fails early."""
     spec = spec_of(config)
-    x = jax.ShapeDtypeStruct((2, *spec.shape), spec.dtype)
-    key = jax.random.key(0)
     try:
-        out, variables = jax.eval_shape(make_tokenizer(config).init_with_output, key, x)
+        shapes = trace_shapes(config)
     except (ValueError, TypeError) as e:
         raise UserError(f"model or quantizer: {first_line(e)}") from e
-    if "params" not in variables:
+    if "params" not in shapes.variables:
         raise UserError(
             f"model.name={config.model.name!r} has no params to train: a prior's config names it as "
             f"tokenizer={config.model.name!r}"
         )
     modality = modalities.of(config)
-    if (shape := modality.output_shape(out.shape)) != x.shape:
+    if (shape := modality.output_shape(shapes.output.shape)[1:]) != spec.shape:
         raise UserError(
-            f"model.name={config.model.name!r} makes {modality.noun}s of shape {shape[1:]} from "
-            f"{x.shape[1:]}: they do not halve as often as the model asks"
+            f"model.name={config.model.name!r} makes {modality.noun}s of shape {shape} from "
+            f"{spec.shape}: they do not halve as often as the model asks"
         )
     discriminator = make_discriminator(config)
     if discriminator is None:
         return
+    x = jax.ShapeDtypeStruct((2, *spec.shape), spec.dtype)
+    key = jax.random.key(0)
     try:
         logits = jax.eval_shape(lambda k, x: discriminator.init_with_output(k, x)[0], key, x)
     except (ValueError, TypeError) as e:

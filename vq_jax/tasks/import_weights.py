@@ -220,7 +220,7 @@ def _read_tokenizer(weights: Weights, format: str | None, resolution: int | None
     ):
         discriminator = None
     module = configs.make_tokenizer(config)
-    shapes = flat(configs.variable_shapes(config, module))
+    shapes = flat(configs.trace_shapes(config).variables)
     table = Names.from_rows(found.family.rows(config.model))
     arrays, used = table.to_ours(found.arrays, shapes)
     # Counts of how often codes are used start at 1.
