@@ -323,7 +323,7 @@ COMMANDS: dict[str, Command] = {
         },
         workdir="runs/prior_default",
         flag_help={
-            "output": "The folder to write. Default: samples in the run's folder.",
+            "output": "The folder to write. Default: samples in the run's folder; of a model that ships, ./samples.",
             "count": "Number of samples, of each label. Default: 16.",
             "label": "A class, by name or number; may be repeated.",
         },

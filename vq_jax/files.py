@@ -33,6 +33,11 @@ _ADVICE = {
 }
 
 
+def ships(folder: Path) -> bool:
+    """Whether a folder is that of a model that ships with the package, where nothing is written."""
+    return folder.parent == WEIGHTS
+
+
 def expanded(path: str | Path) -> Path:
     """Expands a leading ~ or ~USER of a path; ~USER of an unknown user stays unchanged."""
     return Path(os.path.expanduser(path))

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from vq_jax import config as configs
 from vq_jax.errors import UserError
-from vq_jax.files import WEIGHTS, expanded
+from vq_jax.files import WEIGHTS, expanded, ships
 from vq_jax.interop.weights import holds_arrays, read_folder
 from vq_jax.models.transformer import init_params
 from vq_jax.prior import TrainedPrior
@@ -155,7 +155,7 @@ def tokenizer_folder(name_or_path: str | Path, tokenizer: str | Path | None = No
 def _tokenizer_of(folder: Path, config: ConfigDict) -> str | Path:
     """The tokenizer that a prior's config names; that of a model that ships is beside it."""
     beside = folder.parent / config.tokenizer
-    return beside if folder.parent == WEIGHTS and beside.is_dir() else config.tokenizer
+    return beside if ships(folder) and beside.is_dir() else config.tokenizer
 
 
 def check_fingerprint(tokenizer: TrainedTokenizer, fingerprint: Any, owner: str | Path) -> None:

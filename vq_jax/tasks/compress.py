@@ -190,7 +190,7 @@ def _count(opened: Codec, folder: Path, data: ConfigDict | None, needed: bool) -
       needed: whether missing data are an error, or only a notice.
     """
     path = folder / counts.FILE
-    if is_built_in(folder):
+    if is_built_in(folder) or (files.ships(folder) and "static" not in opened.models):
         if needed:
             raise UserError(
                 f"tokenizer {folder} has no folder for counts of codes: use entropy='fixed'"

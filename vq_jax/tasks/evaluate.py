@@ -14,7 +14,7 @@ from rich.console import Console
 from vq_jax import config as configs
 from vq_jax import modalities, runs
 from vq_jax.errors import UserError
-from vq_jax.files import WEIGHTS
+from vq_jax.files import ships
 from vq_jax.modalities import Network
 from vq_jax.tasks.job import Evaluation
 from vq_jax.tasks.kinds import KINDS
@@ -52,7 +52,7 @@ def evaluate(
                 f"{name} is for FID: give inception, the file of its weights or 'download'"
             )
     folder = runs.find(workdir)
-    if folder.parent == WEIGHTS:
+    if ships(folder):
         raise UserError(
             f"{workdir} ships with the package, where nothing is written: evaluate an export"
         )

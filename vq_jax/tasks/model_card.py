@@ -9,7 +9,7 @@ import jax
 import yaml
 
 from vq_jax import config as configs
-from vq_jax.files import WEIGHTS
+from vq_jax.files import ships
 from vq_jax.interop.hub import Place
 from vq_jax.tasks.model_files import Model
 
@@ -36,7 +36,7 @@ def model_card(model: Model, folder: Path, place: Place, format: str) -> str:
     }
     front = f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n"
     own = folder / CARD
-    if folder.parent == WEIGHTS and own.is_file():
+    if ships(folder) and own.is_file():
         return front + own.read_text()
     lines = [f"# {name}", "", _described(model, kind), "", "## Use", ""]
     if format == "vq_jax":

@@ -11,7 +11,7 @@ from vq_jax import config as configs
 from vq_jax import modalities
 from vq_jax.console import track
 from vq_jax.errors import UserError
-from vq_jax.files import write
+from vq_jax.files import ships, write
 from vq_jax.runs import find, load_prior
 
 _AT_ONCE = 32
@@ -37,7 +37,7 @@ def sample(
     Args:
       workdir: the prior's run.
       tokenizer: the tokenizer's run, if it is not the one in the prior's config.
-      output: the folder to write; None is `samples` in the run's folder.
+      output: the folder to write; None is `samples` in the run's folder, or for a model that ships here.
       count: number of samples, of each label.
       labels: names or numbers of classes; () samples without a label.
       prompt: a text that samples of texts continue; None samples them from the start.
@@ -49,7 +49,7 @@ def sample(
     if total > _MOST:
         raise UserError(f"count={count} makes {total:,} samples: at most {_MOST:,} in one call")
     folder = find(workdir)
-    output = output or folder / "samples"
+    output = output or (Path() if ships(folder) else folder) / "samples"
     if output.is_file():
         raise UserError(f"output: {output} is a file; name a folder")
     before = _written_before(output)
