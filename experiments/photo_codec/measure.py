@@ -181,12 +181,17 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=24, help="number of images")
     parser.add_argument("--effort", type=int, default=1)
     parser.add_argument("--no_lpips", action="store_true")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep what OUTPUT.json has of other codecs"
+    )
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     files = sorted(p for p in arguments.folder.iterdir() if p.is_file())[: arguments.limit]
     images = [decode(path) for path in files]
     measure_lpips = None if arguments.no_lpips else Lpips()
     ours = {Path(run).name: codec.load(run) for run in arguments.ours}
+    output = arguments.output
+    kept = json.loads(output.with_suffix(".json").read_text())["codecs"] if arguments.keep else {}
     curves: dict[str, list[dict]] = {}
     for name, opened in ours.items():
         opened.decompress(opened.compress(images[0]))  # compile
@@ -195,7 +200,10 @@ def main() -> None:
             lambda image, q, opened=opened: by_us(opened, image, q, arguments.effort),
             OURS, OURS_LPIPS, measure_lpips,
         )  # fmt: skip
+    curves |= {name: points for name, points in kept.items() if name not in curves}
     for name, settings in PEERS.items():
+        if name in curves:
+            continue
         curves[name] = measured(
             images,
             lambda image, q, name=name: by_pillow(name, image, q),
@@ -222,7 +230,6 @@ def main() -> None:
             print(
                 f"{name:28}", *(f"{v:7.3f}" if v is not None else "      -" for v in line.values())
             )
-    output = arguments.output
     plot(curves, kodak, output.with_suffix(".png"))
     shown = crops(images, ours, output.with_name(f"{output.name}_crops.png"))
     result = {

@@ -16,9 +16,15 @@ def _edits(models: Sequence[Described]) -> list[Described]:
     return [m for found in edits_of(models).values() for m in found]
 
 
+def _codecs(models: Sequence[Described]) -> list[Described]:
+    """Tokenizers of images, those made for compression first."""
+    found = among(models, "tokenizer", "image")
+    return sorted(found, key=lambda m: m.config.quantizer.name != "integer")
+
+
 # title -> the models of a tab, and what makes its content from them
 TABS: dict[str, tuple[Callable[[Sequence[Described]], list[Described]], Callable[..., None]]] = {
-    "Compress": (lambda models: among(models, "tokenizer", "image"), compress_tab),
+    "Compress": (_codecs, compress_tab),
     "Tokens": (lambda models: among(models, "tokenizer", "image"), tokens_tab),
     "Generate": (lambda models: among(models, "prior", "image"), generate_tab),
     "Edit": (_edits, edit_tab),

@@ -44,14 +44,16 @@ def tokens_tab(models: Sequence[Described]) -> None:
             name = parts.menu(models)
             run = gr.Button("Encode", variant="primary")
         with gr.Column():
-            code_map = gr.Image(label="Codes", interactive=False, format="png", buttons=[])
+            code_map = gr.Image(
+                label="Codes", interactive=False, format="png", buttons=[], height=400
+            )
             with gr.Row():
                 place = gr.Textbox(label="Position", interactive=False)
                 level = gr.Number(0, label="Level", precision=0, minimum=0)
                 code = gr.Number(0, label="Code", precision=0, minimum=0)
             change = gr.Button("Change this code")
         with gr.Column():
-            decoded = gr.Image(label="Reconstruction", interactive=False, format="png")
+            decoded = gr.Image(label="Reconstruction", interactive=False, format="png", height=400)
             said = gr.Markdown()
     state = gr.State()
     samples = parts.example_images()

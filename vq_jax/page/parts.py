@@ -22,7 +22,9 @@ _SHOWN = 256  # smaller pictures are enlarged by a whole factor up to this side
 
 def upload() -> gr.Image:
     """A place for an image file, whose path is passed on unread: `read_upload` describes what is wrong with it."""
-    place: Any = gr.Image(label="Image", type="filepath", sources=["upload", "clipboard"])
+    place: Any = gr.Image(
+        label="Image", type="filepath", sources=["upload", "clipboard"], height=300
+    )
     place.preprocess = lambda payload: None if payload is None else payload.path
     return place
 
