@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--effort", type=int, default=1)
     parser.add_argument("--no_lpips", action="store_true")
     parser.add_argument(
-        "--keep", action="store_true", help="keep what OUTPUT.json has of other codecs"
+        "--keep", action="store_true", help="do not measure again what OUTPUT.json has"
     )
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
@@ -192,15 +192,16 @@ def main() -> None:
     ours = {Path(run).name: codec.load(run) for run in arguments.ours}
     output = arguments.output
     kept = json.loads(output.with_suffix(".json").read_text())["codecs"] if arguments.keep else {}
-    curves: dict[str, list[dict]] = {}
+    curves: dict[str, list[dict]] = dict(kept)
     for name, opened in ours.items():
+        if name in curves:
+            continue
         opened.decompress(opened.compress(images[0]))  # compile
         curves[name] = measured(
             images,
             lambda image, q, opened=opened: by_us(opened, image, q, arguments.effort),
             OURS, OURS_LPIPS, measure_lpips,
         )  # fmt: skip
-    curves |= {name: points for name, points in kept.items() if name not in curves}
     for name, settings in PEERS.items():
         if name in curves:
             continue
