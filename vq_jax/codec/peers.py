@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, features
 
+from vq_jax.errors import UserError
+
 # name -> (settings, largest quality)
 FORMATS: dict[str, tuple[dict[str, Any], int]] = {
     "JPEG": ({"format": "JPEG", "optimize": True, "progressive": True}, 95),
@@ -20,10 +22,18 @@ def available() -> list[str]:
 
 
 def encode(name: str, image: np.ndarray, quality: int) -> bytes:
-    """Encodes an image uint8 [H, W, C] to a file."""
+    """Encodes an image uint8 [H, W, C] to a file.
+
+    Raises:
+      UserError: the format does not have images of this size.
+    """
     file = io.BytesIO()
     plain = image[..., 0] if image.shape[-1] == 1 else image
-    Image.fromarray(plain).save(file, quality=quality, **FORMATS[name][0])
+    try:
+        Image.fromarray(plain).save(file, quality=quality, **FORMATS[name][0])
+    except (OSError, ValueError) as e:
+        height, width = image.shape[:2]
+        raise UserError(f"{name} cannot have an image of {width}x{height} pixels: {e}") from e
     return file.getvalue()
 
 
@@ -43,7 +53,10 @@ def at_most(name: str, image: np.ndarray, size: int) -> tuple[int, bytes]:
       size: in bytes.
 
     Returns:
-      the quality, and the file.
+      the quality, and the file, which is larger than `size` if no file of the format is smaller.
+
+    Raises:
+      UserError: see `encode`.
     """
     low, high = 0, FORMATS[name][1]
     while low < high:

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import math
 import threading
 from pathlib import Path
 from typing import BinaryIO
@@ -49,7 +50,13 @@ _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by number of channels
 _limit = threading.Lock()
 
 
-def decode(file: str | Path | BinaryIO, min_side: int = 0, *, alpha: bool = False) -> np.ndarray:
+def decode(
+    file: str | Path | BinaryIO,
+    min_side: int = 0,
+    *,
+    alpha: bool = False,
+    most_pixels: int | None = None,
+) -> np.ndarray:
     """Decodes any image that Pillow reads to uint8 [H, W, 3] in sRGB.
 
     Applies the Exif orientation and an embedded ICC profile. Puts transparent images on white.
@@ -60,12 +67,17 @@ def decode(file: str | Path | BinaryIO, min_side: int = 0, *, alpha: bool = Fals
       min_side: a JPEG may be decoded at a fraction of its size, with sides of at least this number
         of pixels; 0 decodes it at its full size.
       alpha: whether to keep transparency: an image that has it is returned as uint8 [H, W, 4].
+      most_pixels: largest number of pixels; None is no limit.
 
     Raises:
-      OSError, SyntaxError, ValueError: the file is not an image, is damaged, or needs more memory
-        than is free.
+      OSError, SyntaxError, ValueError: the file is not an image, is damaged, has too many pixels, or needs more
+        memory than is free.
     """
     with _open(file) as opened:
+        if most_pixels is not None and math.prod(opened.size) > most_pixels:
+            raise ValueError(
+                f"it has {math.prod(opened.size) / 1e6:.0f} megapixels, and at most {most_pixels / 1e6:.0f} are taken"
+            )
         if min_side:
             opened.draft("RGB", (min_side, min_side))
         _check_memory(*opened.size)
@@ -101,13 +113,21 @@ def decode(file: str | Path | BinaryIO, min_side: int = 0, *, alpha: bool = Fals
 
 
 def _open(file: str | Path | BinaryIO) -> Image.Image:
-    """Calls `Image.open` without Pillow's limit on pixels, which `_check_memory` replaces."""
+    """Calls `Image.open` without Pillow's limit on pixels, which `_check_memory` replaces.
+
+    Raises:
+      UnidentifiedImageError: it is no image, or EPS, which is a program that Pillow lets Ghostscript run.
+    """
     with _limit:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(file)
+            opened = Image.open(file)
         finally:
             Image.MAX_IMAGE_PIXELS = before
+    if opened.format == "EPS":
+        opened.close()
+        raise UnidentifiedImageError("EPS files are programs, which are not run")
+    return opened
 
 
 def _check_memory(width: int, height: int) -> None:
@@ -178,13 +198,16 @@ def _to_srgb(image: Image.Image, data: bytes) -> Image.Image:
         return image
 
 
-def read_image(path: Path, channels: int = 3, *, alpha: bool = False) -> np.ndarray:
+def read_image(
+    path: Path, channels: int = 3, *, alpha: bool = False, most_pixels: int | None = None
+) -> np.ndarray:
     """Reads an image file to uint8 [H, W, channels].
 
     Args:
       path: the file; `STDIO` is standard input.
       channels: number of colour channels, 1 or 3.
       alpha: whether an image with transparency gets one more channel, its opacity.
+      most_pixels: see `decode`.
 
     Raises:
       UserError: it cannot be read.
@@ -192,7 +215,8 @@ def read_image(path: Path, channels: int = 3, *, alpha: bool = False) -> np.ndar
     try:
         # Pillow seeks, which is impossible in a pipe.
         is_pipe = path == STDIO or (path.exists() and not path.is_file() and not path.is_dir())
-        image = decode(io.BytesIO(read(path)) if is_pipe else path, alpha=alpha)
+        source = io.BytesIO(read(path)) if is_pipe else path
+        image = decode(source, alpha=alpha, most_pixels=most_pixels)
     except UnidentifiedImageError as e:
         raise UserError(
             f"cannot read {path} as an image: it is empty, or has no known format"
@@ -387,3 +411,9 @@ def rows_of(*rows: np.ndarray, gap: int = 2) -> np.ndarray:
         padded = np.pad(row, ((0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
         lines.append(np.concatenate(list(padded), axis=1))
     return np.concatenate(lines, axis=0)[:-gap, :-gap]
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Computes the PSNR of two images uint8 [H, W, C] in dB, at most 88 for equal ones."""
+    error = np.square(a.astype(np.float64) - b).mean()
+    return float(10 * np.log10(255**2 / max(error, 1e-4)))

@@ -11,8 +11,10 @@ from vq_jax import editing
 from vq_jax.errors import UserError
 from vq_jax.page import parts
 from vq_jax.page.models import Described, chosen, prior_of
+from vq_jax.page.parts import ONE, whole
 
 _NO_CLASS = "any"
+_AT_ONCE = 8  # samples of one call, always, so that few programs are compiled
 # edit -> the condition of the prior that it needs
 _EDITS = {
     "inpaint": "none",
@@ -21,14 +23,35 @@ _EDITS = {
     "upscale": "upscale",
     "restore": "restore",
 }
+_NO_IMAGE = "image yet: upload one, or choose an example below"
 
 
-def _classes(model: Described) -> list[str]:
-    return [_NO_CLASS, *model.config.codes.classes]
+def _class_menu(model: Described) -> gr.Dropdown:
+    """A menu of a prior's classes; hidden if it has none. A prior that needs a class has no "any"."""
+    names = list(model.config.codes.classes)
+    if model.config.loss.label_dropout:
+        names.insert(0, _NO_CLASS)
+    return gr.Dropdown(
+        names, value=names[0] if names else None, label="Class", visible=len(names) > 1
+    )
 
 
-def _label(name: str | None) -> str | None:
-    return None if name in (None, _NO_CLASS) else name
+def _guidance_of(model: Described) -> gr.Slider:
+    guided = bool(model.config.codes.classes) and bool(model.config.loss.label_dropout)
+    return gr.Slider(1, 8, 2, step=1, label="Guidance by the class", visible=guided)
+
+
+def _temperature_of(model: Described) -> gr.Slider:
+    own = round(float(model.config.sampling.temperature), 1)
+    return gr.Slider(0, 1.5, own, step=0.1, label="Temperature")
+
+
+def _settings(model: Described, label: str | None, guidance: float | None = None) -> dict[str, Any]:
+    """What a prior takes of a class and a guidance."""
+    if label is None or label == _NO_CLASS:
+        return {}
+    guided = guidance is not None and model.config.loss.label_dropout
+    return {"label": label} | ({"guidance": float(guidance or 1)} if guided else {})
 
 
 def generate_tab(models: Sequence[Described]) -> None:
@@ -37,36 +60,34 @@ def generate_tab(models: Sequence[Described]) -> None:
     with gr.Row():
         with gr.Column(scale=1):
             name = parts.menu(models)
-            label = gr.Dropdown(_classes(models[0]), value=_NO_CLASS, label="Class")
+            label = _class_menu(models[0])
             count = gr.Slider(1, 32, 16, step=1, label="Number of images")
-            start = float(models[0].config.sampling.temperature)
-            temperature = gr.Slider(0, 1.5, start, step=0.05, label="Temperature")
-            guidance = gr.Slider(1, 8, 2, step=0.5, label="Guidance by the class")
+            temperature = _temperature_of(models[0])
+            guidance = _guidance_of(models[0])
             seed = gr.Number(0, label="Seed", precision=0, minimum=0)
             run = gr.Button("Generate", variant="primary")
         gallery = gr.Gallery(label="Samples", columns=8, format="png", height="auto", scale=3)
 
-    def classes(name: str) -> Any:
-        return gr.Dropdown(_classes(chosen(models, name)), value=_NO_CLASS)
+    def of_model(name: str) -> tuple:
+        model = chosen(models, name)
+        return _class_menu(model), _temperature_of(model), _guidance_of(model)
 
     @parts.guarded
     def generate(name, label, count, temperature, guidance, seed, progress: Any = parts.PROGRESS):
         progress(0.1, "opening the model")
-        prior = prior_of(chosen(models, name).folder)
-        how: dict[str, Any] = {"guidance": float(guidance)} if _label(label) is not None else {}
-        made = []
-        for first in range(0, int(count), 8):
+        model, count, seed = chosen(models, name), whole(count, "the number"), whole(seed, "seed")
+        prior, how = prior_of(model.folder), _settings(model, label, guidance)
+        made: list[np.ndarray] = []
+        for first in range(0, count, _AT_ONCE):
             progress(first / count, "sampling")
-            rows = min(8, int(count) - first)
             samples = prior.sample(
-                rows, label=_label(label), temperature=float(temperature), seed=int(seed),
-                first=first, **how,
-            )  # fmt: skip
+                _AT_ONCE, temperature=round(temperature, 1), seed=seed, first=first, **how
+            )
             made += [parts.enlarged(parts.shown(x), 128) for x in prior.modality.to_raw(samples)]
-        return made
+        return made[:count]
 
-    name.change(classes, name, label)
-    run.click(generate, [name, label, count, temperature, guidance, seed], gallery)
+    name.change(of_model, name, [label, temperature, guidance])
+    run.click(generate, [name, label, count, temperature, guidance, seed], gallery, **ONE)
 
 
 def edits_of(models: Sequence[Described]) -> dict[str, list[Described]]:
@@ -83,21 +104,21 @@ def edits_of(models: Sequence[Described]) -> dict[str, list[Described]]:
 def edit_tab(models: Sequence[Described]) -> None:
     """A drawn mask is filled; an image is extended, varied, enlarged or restored."""
     edits = edits_of(models)
-    own = int(models[0].config.data.resolution)
+    first = next(iter(edits))
+    own = min(256, int(edits[first][0].config.data.resolution))
     gr.Markdown(
-        "Draw over what to replace, and inpaint it. `upscale` and `restore` take the whole image. Images are scaled to "
-        "the size chosen before the edit; what is not edited stays as it is."
+        "Draw over what to replace, and inpaint it. The other edits take the whole image. Larger images are scaled down "
+        "before the edit; what is not edited stays as it is then."
     )
     with gr.Row():
         with gr.Column():
-            editor = gr.ImageEditor(
-                label="Image", type="numpy", image_mode="RGBA", layers=False, format="png",
-                sources=["upload", "clipboard"], transforms=[], canvas_size=(512, 512),
-                brush=gr.Brush(default_size=24, colors=["#ff00ff"], color_mode="fixed"),
-            )  # fmt: skip
-            edit = gr.Radio(list(edits), value=next(iter(edits)), label="Edit")
+            editor = _editor()
+            edit = gr.Radio(list(edits), value=first, label="Edit")
             with gr.Row():
-                side = gr.Slider(8, 256, own, step=8, label="Longer side in pixels")
+                name = parts.menu(edits[first])
+                label = _class_menu(edits[first][0])
+            with gr.Row():
+                side = gr.Slider(8, 256, own, step=8, label="Longest side in pixels")
                 margin = gr.Slider(8, 64, 16, step=8, label="Pixels to add, for outpaint")
             with gr.Row():
                 share = gr.Slider(0.1, 1, 0.5, step=0.1, label="Share to redraw, for variations")
@@ -109,27 +130,71 @@ def edit_tab(models: Sequence[Described]) -> None:
     if samples := parts.example_images()["large emoji"]:
         gr.Examples([[p] for p in samples], [editor], label="Examples")
 
+    def of_edit(edit: str) -> tuple:
+        return parts.menu(edits[edit]), _class_menu(edits[edit][0])
+
     @parts.guarded
-    def apply(drawn, edit, side, margin, share, seed, progress: Any = parts.PROGRESS):
+    def apply(
+        drawn, edit, name, label, side, margin, share, seed, progress: Any = parts.PROGRESS
+    ) -> list:
         progress(0.1, "opening the model")
-        prior = prior_of(edits[edit][0].folder)
+        model, seed = chosen(edits[edit], name), whole(seed, "seed")
+        prior = prior_of(model.folder)
         image, mask = drawn_mask(drawn, prior.tokenizer.config.data.channels, int(side))
         progress(0.3, edit)
-        how = {"seed": int(seed)}
-        if edit == "inpaint":
-            if not mask.any():
-                raise UserError("nothing is drawn: paint over what to replace")
-            made = [editing.inpaint(prior, image, mask, **how)]
-        elif edit == "outpaint":
-            made = [editing.outpaint(prior, image, int(margin), **how)]
-        elif edit == "variations":
-            made = list(editing.variations(prior, image, float(share), 4, **how))
-        else:
-            made = [getattr(editing, edit)(prior, image, **how)]
+        how = _settings(model, label) | {"seed": seed}
+        made = _edited(prior, edit, image, mask, int(margin), round(share, 1), how)
         results = [(parts.enlarged(parts.shown(x)), f"{edit}, seed {seed}") for x in made]
         return [(parts.enlarged(parts.shown(image)), "original"), *results]
 
-    run.click(apply, [editor, edit, side, margin, share, seed], gallery)
+    edit.change(of_edit, edit, [name, label])
+    inputs = [editor, edit, name, label, side, margin, share, seed]
+    run.click(apply, inputs, gallery, **ONE)
+
+
+def _editor() -> gr.ImageEditor:
+    """A place to draw a mask; a damaged image is described."""
+    editor: Any = gr.ImageEditor(
+        label="Image",
+        type="numpy",
+        image_mode="RGBA",
+        layers=False,
+        format="png",
+        sources=["upload", "clipboard"],
+        transforms=[],
+        canvas_size=(512, 512),
+        brush=gr.Brush(default_size=24, colors=["#ff00ff"], color_mode="fixed"),
+    )
+    read = editor.preprocess
+
+    def preprocess(payload: Any) -> Any:
+        try:
+            return read(payload)
+        except Exception as e:
+            raise gr.Error("this image cannot be read", print_exception=False) from e
+
+    editor.preprocess = preprocess
+    return editor
+
+
+def _edited(
+    prior: Any,
+    edit: str,
+    image: np.ndarray,
+    mask: np.ndarray,
+    margin: int,
+    share: float,
+    how: dict[str, Any],
+) -> list[np.ndarray]:
+    if edit == "inpaint":
+        if not mask.any():
+            raise UserError("nothing is drawn: paint over what to replace")
+        return [editing.inpaint(prior, image, mask, **how)]
+    if edit == "outpaint":
+        return [editing.outpaint(prior, image, margin, **how)]
+    if edit == "variations":
+        return list(editing.variations(prior, image, share, 4, **how))
+    return [getattr(editing, edit)(prior, image, **how)]
 
 
 def drawn_mask(drawn: Any, channels: int, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -144,19 +209,21 @@ def drawn_mask(drawn: Any, channels: int, side: int) -> tuple[np.ndarray, np.nda
       uint8 [H, W, channels], and bool [H, W].
 
     Raises:
-      UserError: there is no image.
+      UserError: there is no image, it has too many pixels, or a layer has another size.
     """
-    background = drawn.get("background") if drawn else None
-    if background is None or not np.asarray(background)[..., 3].any():
-        raise UserError("there is no image yet: upload one, or choose an example below")
+    background = parts.needed(drawn and drawn.get("background"), _NO_IMAGE)
     background = np.asarray(background)
-    opacity = background[..., 3:].astype(np.float32) / 255
-    plain = np.round(background[..., :3] * opacity + 255 * (1 - opacity)).astype(np.uint8)
-    mask = np.zeros(plain.shape[:2], np.uint8)
+    if not background[..., 3].any():
+        raise UserError(f"there is no {_NO_IMAGE}")
+    if background.shape[0] * background.shape[1] > parts.PIXELS:
+        raise UserError(f"the image has more than {parts.PIXELS / 1e6:.0f} megapixels")
+    canvas = Image.new("RGBA", background.shape[1::-1], "white")
+    canvas.alpha_composite(Image.fromarray(background))
+    plain = np.asarray(canvas.convert("L" if channels == 1 else "RGB"))
+    mask = np.zeros(background.shape[:2], np.uint8)
     for layer in drawn.get("layers") or []:
-        if layer is not None and layer.shape[:2] == mask.shape:
-            mask = np.maximum(mask, np.where(layer[..., 3] > 127, 255, 0).astype(np.uint8))
-    if channels == 1:
-        plain = np.asarray(Image.fromarray(plain).convert("L"))[..., None]
-    image = parts.shrunk(plain, side)
+        if layer.shape[:2] != mask.shape:
+            raise UserError("the drawing has another size than the image: remove it and draw again")
+        mask[layer[..., 3] > 127] = 255
+    image = parts.shrunk(plain.reshape(*mask.shape, channels), side)
     return image, parts.shrunk(mask, side, Image.Resampling.BOX) > 63

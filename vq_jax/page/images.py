@@ -9,19 +9,15 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from vq_jax.codec import Codec, peers
+from vq_jax.codec import Codec, bitstream, peers
 from vq_jax.codec.bitstream import SUFFIX
+from vq_jax.data.images import psnr
 from vq_jax.errors import UserError
 from vq_jax.page import parts
 from vq_jax.page.models import Described, chosen, codec_of, tokens
+from vq_jax.page.parts import ONE, whole
 
 _TOKENS_SIDE = 256  # larger images are scaled down for the code map
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Returns the PSNR of two images uint8 [H, W, C] in dB."""
-    error = np.square(a.astype(np.float64) - b).mean()
-    return float(10 * np.log10(255**2 / max(error, 1e-4)))
 
 
 def code_colours(codes: np.ndarray) -> np.ndarray:
@@ -63,45 +59,60 @@ def tokens_tab(models: Sequence[Described]) -> None:
     @parts.guarded
     def encode(path: str | None, name: str, progress: Any = parts.PROGRESS) -> tuple:
         progress(0.1, "opening the model")
-        opened = codec_of(chosen(models, name).folder)
+        model = chosen(models, name)
+        opened = codec_of(model.folder)
         image = parts.read_upload(path, opened.tokenizer.config.data.channels, _TOKENS_SIDE)
         progress(0.5, "encoding")
-        now = {"name": name, "codes": tokens(opened, image), "shape": image.shape[:2]}
-        result = _decoded(opened, now)
-        text = _described(opened, now, psnr(image, result))
-        return now, _map_of(opened, now, 0), parts.enlarged(parts.shown(result)), text, "", 0
+        now = {"name": name, "codes": tokens(opened, image), "image": image}
+        return now, _map_of(opened, now, 0), *_decoded(opened, now, model), "", 0
+
+    @parts.guarded
+    def show_level(now: Any, level: float) -> tuple:
+        parts.needed(now, _NO_CODES)
+        opened = codec_of(chosen(models, now["name"]).folder)
+        return now | {"place": None}, _map_of(opened, now, whole(level, "level")), ""
 
     @parts.guarded
     def select(now: Any, level: float, event: gr.SelectData) -> tuple:
-        parts.needed(now, "grid of codes")
-        return _selected(codec_of(chosen(models, now["name"]).folder), now, int(level), event.index)
+        parts.needed(now, _NO_CODES)
+        opened = codec_of(chosen(models, now["name"]).folder)
+        return _selected(opened, now, whole(level, "level"), event.index)
 
     @parts.guarded
     def update(now: Any, level: float, code: float) -> tuple:
-        parts.needed(now, "grid of codes")
-        opened = codec_of(chosen(models, now["name"]).folder)
-        now = _changed(opened, now, int(level), int(code))
-        picture = parts.enlarged(parts.shown(_decoded(opened, now)))
-        return now, _map_of(opened, now, int(level)), picture
+        parts.needed(now, _NO_CODES)
+        model = chosen(models, now["name"])
+        opened = codec_of(model.folder)
+        now = _changed(opened, now, whole(level, "level"), whole(code, "code"))
+        return now, _map_of(opened, now, whole(level, "level")), *_decoded(opened, now, model)
 
-    run.click(encode, [picture, name], [state, code_map, decoded, said, place, level])
-    code_map.select(select, [state, level], [state, place, code])
-    change.click(update, [state, level, code], [state, code_map, decoded])
+    outputs = [state, code_map, decoded, said]
+    run.click(encode, [picture, name], [*outputs, place, level], **ONE)
+    level.input(show_level, [state, level], [state, code_map, place], **ONE)
+    code_map.select(select, [state, level], [state, place, code], **ONE)
+    change.click(update, [state, level, code], outputs, **ONE)
 
 
-# What the tab knows of an image: {"name": of the model, "codes": int32 [*grid, *code_shape], "shape": (H, W), and
-# "place": (row, column) once a code is chosen}.
+# What the tab knows of an image: {"name": of the model, "codes": int32 [*grid, *code_shape], "image": uint8
+# [H, W, C], and "place": (row, column) of the chosen code, or None}.
 _Now = dict[str, Any]
+_NO_CODES = "grid of codes yet: encode an image"
 
 
-def _described(opened: Codec, now: _Now, ratio: float) -> str:
-    rate = math.log2(opened.tokenizer.codes.num_codes)
-    codes, (height, width) = now["codes"], now["shape"]
-    bits = codes.size * rate
-    return (
-        f"{width}x{height} pixels, {codes.size:,} codes of {rate:.1f} bits: {math.ceil(bits / 8):,} bytes before "
-        f"entropy coding, {bits / (height * width):.3f} bits a pixel. PSNR {ratio:.2f} dB."
-    )
+def _decoded(opened: Codec, now: _Now, model: Described) -> tuple[np.ndarray, str]:
+    """What the codes decode to, for the page, and a description."""
+    codes, (height, width) = now["codes"], now["image"].shape[:2]
+    result = next(iter(opened.tiler.decode([codes], [(height, width)])))
+    text = f"{width}x{height} pixels, {codes.size:,} codes"
+    if not model.integers:  # Their bits depend on the entropy model alone.
+        rate = math.log2(opened.tokenizer.codes.num_codes)
+        bits = codes.size * rate
+        text += (
+            f" of {rate:.1f} bits: {math.ceil(bits / 8):,} bytes before entropy coding, "
+            f"{bits / (height * width):.3f} bits a pixel"
+        )
+    text += f". PSNR {psnr(now['image'], result):.2f} dB."
+    return parts.enlarged(parts.shown(result)), text
 
 
 def _selected(opened: Codec, now: _Now, level: int, place: Any) -> tuple:
@@ -115,7 +126,7 @@ def _selected(opened: Codec, now: _Now, level: int, place: Any) -> tuple:
 
 
 def _changed(opened: Codec, now: _Now, level: int, code: int) -> _Now:
-    if "place" not in now:
+    if now.get("place") is None:
         raise UserError("no code is chosen: click one on the map")
     if not 0 <= code < (count := opened.tokenizer.codes.num_codes):
         raise UserError(f"code is {code}: use 0 to {count - 1}")
@@ -143,21 +154,16 @@ def _map_of(opened: Codec, now: _Now, level: int) -> np.ndarray:
     return code_colours(codes).repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def _decoded(opened: Codec, now: _Now) -> np.ndarray:
-    return next(iter(opened.tiler.decode([now["codes"]], [now["shape"]])))
-
-
 def compress_tab(models: Sequence[Described]) -> None:
     """An image as a .vqz file, beside JPEG, WebP and AVIF of as many bytes."""
     gr.Markdown(
-        "A photograph as a `.vqz` file, beside JPEG, WebP and AVIF with no more bytes. `photo-codec` has 100 qualities; "
-        "the tokenizers of other models have one."
+        "An image as a `.vqz` file, beside JPEG, WebP and AVIF with no more bytes, or with their fewest."
     )
     with gr.Row():
         with gr.Column(scale=1):
             picture = parts.upload()
             name = parts.menu(models)
-            quality = gr.Slider(1, 100, 25, step=1, label="Quality")
+            quality = _quality_of(models[0])
             run = gr.Button("Compress", variant="primary")
             save = gr.DownloadButton("Download the .vqz file", interactive=False)
         with gr.Column(scale=2):
@@ -181,17 +187,22 @@ def compress_tab(models: Sequence[Described]) -> None:
         path: str | None, name: str, quality: float, progress: Any = parts.PROGRESS
     ) -> tuple:
         progress(0.1, "opening the model")
-        opened = codec_of(chosen(models, name).folder)
+        model = chosen(models, name)
+        opened = codec_of(model.folder)
         image = parts.read_upload(path, opened.tokenizer.config.data.channels)
         progress(0.2, "compressing")
-        data = opened.compress(image, quality=int(quality) if opened.has_context else None)
+        given = int(quality) if model.integers or model.levels > 1 else None
+        data = opened.compress(image, quality=given)
         target = parts.temporary(SUFFIX)
         target.write_bytes(data)
         progress(0.6, "decompressing")
         made = {"vq_jax": (len(data), opened.decompress(data))}
         for peer in peers.available():
             progress(0.7, f"{peer} at equal bytes")
-            _, other = peers.at_most(peer, image, len(data))
+            try:
+                _, other = peers.at_most(peer, image, len(data))
+            except UserError:
+                continue  # The format does not have images of this size.
             made[peer] = (len(other), peers.decode(other, image.shape[-1]))
         button = gr.DownloadButton(value=str(target), interactive=True)
         return *_compared(image, made), button
@@ -200,11 +211,24 @@ def compress_tab(models: Sequence[Described]) -> None:
     def open_file(path: str | None, name: str) -> np.ndarray | None:
         if path is None:
             return None
-        opened = codec_of(chosen(models, name).folder)
-        return parts.shown(opened.decompress(Path(path).read_bytes()))
+        opened, data = codec_of(chosen(models, name).folder), Path(path).read_bytes()
+        header, _ = bitstream.unpack(data)
+        if math.prod(header.shape) > parts.PIXELS:
+            raise UserError(
+                f"this file has more than {parts.PIXELS / 1e6:.0f} megapixels: use the command line"
+            )
+        return parts.shown(opened.decompress(data))
 
-    run.click(compress, [picture, name, quality], [slider, gallery, said, save])
-    file.change(open_file, [file, name], opened_image)
+    name.change(lambda name: _quality_of(chosen(models, name)), name, quality)
+    run.click(compress, [picture, name, quality], [slider, gallery, said, save], **ONE)
+    file.change(open_file, [file, name], opened_image, **ONE)
+
+
+def _quality_of(model: Described) -> gr.Slider:
+    """Qualities 1 to 100, or levels; hidden for a tokenizer with one rate."""
+    most = 100 if model.integers else model.levels
+    value = 25 if model.integers else most
+    return gr.Slider(1, max(2, most), value, step=1, label="Quality", visible=most > 1)
 
 
 def _compared(image: np.ndarray, made: dict[str, tuple[int, np.ndarray]]) -> tuple:
@@ -215,6 +239,6 @@ def _compared(image: np.ndarray, made: dict[str, tuple[int, np.ndarray]]) -> tup
     for name, (size, result) in made.items():
         pictures.append((parts.shown(result), f"{name}, {size:,} bytes"))
         rate = 8 * size / math.prod(image.shape[:2])
-        mark = " (has no smaller file)" if size > made["vq_jax"][0] else ""
+        mark = ", its smallest file" if size > made["vq_jax"][0] else ""
         lines.append(f"| {name}{mark} | {size:,} | {rate:.3f} | {psnr(image, result):.2f} |")
     return (original, parts.shown(made["vq_jax"][1])), pictures, "\n".join(lines)

@@ -10,6 +10,7 @@ import numpy as np
 
 from vq_jax import codec, modalities, runs
 from vq_jax import config as configs
+from vq_jax.console import stderr
 from vq_jax.errors import UserError
 from vq_jax.prior import TrainedPrior
 
@@ -34,6 +35,17 @@ class Described:
     condition: str
     config: Any
 
+    @property
+    def integers(self) -> bool:
+        """Whether its codes are the integers of a codec with 100 qualities."""
+        return self.kind == "tokenizer" and self.config.quantizer.name == "integer"
+
+    @property
+    def levels(self) -> int:
+        """Number of levels of a residual tokenizer, which may keep fewer; otherwise 1."""
+        residual = self.kind == "tokenizer" and self.config.quantizer.name == "residual"
+        return int(self.config.quantizer.levels) if residual else 1
+
 
 def described(folder: Path) -> Described:
     """Describes a model from its config alone."""
@@ -46,20 +58,34 @@ def described(folder: Path) -> Described:
 def served(folder: Path) -> list[Described]:
     """Describes the model in a folder, and the tokenizer of a prior; or all models in its folders.
 
+    Of a folder of runs, those that cannot be opened are left out, and named.
+
     Raises:
-      UserError: there is no model.
+      UserError: there is no trained model.
     """
     folder = runs.find(folder)
     if (folder / configs.FILE).is_file():
+        if not _is_trained(folder):
+            raise UserError(f"{folder} holds no trained model yet")
         found = [described(folder)]
         if found[0].kind == "prior" and not runs.is_built_in(runs.tokenizer_folder(folder)):
             found.append(described(runs.tokenizer_folder(folder)))
         return found
-    folders = sorted(path.parent for path in folder.glob(f"*/{configs.FILE}"))
-    usable = [f for f in folders if runs.in_one_file(f) or runs.has_checkpoints(f)]
-    if not usable:
+    found = []
+    for path in sorted(folder.glob(f"*/{configs.FILE}")):
+        if not _is_trained(path.parent):
+            continue
+        try:
+            found.append(described(path.parent))
+        except UserError as e:
+            stderr(f"{path.parent} is left out: {e}")
+    if not found:
         raise UserError(f"{folder} holds no trained model: give workdir a run, or a folder of runs")
-    return [described(one) for one in usable]
+    return found
+
+
+def _is_trained(folder: Path) -> bool:
+    return runs.in_one_file(folder) or runs.has_checkpoints(folder)
 
 
 def among(
@@ -83,8 +109,15 @@ def prior_of(folder: Path) -> TrainedPrior:
 
 
 def chosen(models: Sequence[Described], name: str) -> Described:
-    """Returns the model that a menu names."""
-    return next(m for m in models if m.name == name)
+    """Returns the model that a menu names.
+
+    Raises:
+      UserError: there is none of this name.
+    """
+    for model in models:
+        if model.name == name:
+            return model
+    raise UserError("there is no such model: choose one")
 
 
 def tokens(opened: codec.Codec, x: Any) -> np.ndarray:

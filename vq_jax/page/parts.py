@@ -1,8 +1,13 @@
 """What the tabs of the page share: errors, uploads, pictures and examples."""
 
+import atexit
+import contextlib
 import functools
+import logging
+import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +19,13 @@ from vq_jax.data.images import decode, read_image, save_image
 from vq_jax.errors import UserError
 from vq_jax.page.models import Described
 
+log = logging.getLogger("vq_jax")
+
 UPLOAD = 64 * 2**20  # largest file, in bytes
 PIXELS = 16_000_000  # of the largest image
+HOUR = 3600  # seconds after which results are removed
+# All work waits in one queue: models are compiled and cached by one call at a time.
+ONE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 PROGRESS: Any = gr.Progress()  # as a default, Gradio gives a function its own
 _SHOWN = 256  # smaller pictures are enlarged by a whole factor up to this side
 
@@ -30,14 +40,19 @@ def upload() -> gr.Image:
 
 
 def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Shows the message of a UserError on the page."""
+    """Shows the message of a user's mistake on the page; other errors are logged, and shown as one line."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
-        except UserError as e:
+        except (UserError, ValueError) as e:
             raise gr.Error(str(e), duration=20, print_exception=False) from e
+        except Exception as e:
+            log.exception("the page: %s failed", function.__name__)
+            raise gr.Error(
+                "this did not work; the server's log says why", print_exception=False
+            ) from e
 
     return wrapped
 
@@ -46,11 +61,22 @@ def needed(value: Any, what: str) -> Any:
     """Returns a value.
 
     Raises:
-      UserError: it is missing.
+      UserError: it is missing; `what` says what to give.
     """
-    if value is None or value == "":
-        raise UserError(f"there is no {what} yet: give one, or choose an example below")
+    if value is None or (isinstance(value, str) and not value):
+        raise UserError(f"there is no {what}")
     return value
+
+
+def whole(value: float | None, name: str) -> int:
+    """Returns the whole number in a field.
+
+    Raises:
+      UserError: the field is empty, or negative.
+    """
+    if value is None or not value >= 0:
+        raise UserError(f"{name} is empty: give a whole number from 0")
+    return int(value)
 
 
 def read_upload(path: str | None, channels: int = 3, most: int | None = None) -> np.ndarray:
@@ -64,22 +90,19 @@ def read_upload(path: str | None, channels: int = 3, most: int | None = None) ->
     Raises:
       UserError: there is none, it cannot be read, or has more pixels than `PIXELS`.
     """
-    file = Path(needed(path, "image"))
-    try:
-        with Image.open(file) as opened:
-            width, height = opened.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        width = height = 0  # `read_image` says why
-    if width * height > PIXELS:
-        raise UserError(
-            f"the image has {width * height / 1e6:.0f} megapixels: this page takes up to "
-            f"{PIXELS / 1e6:.0f}; the command line takes any"
-        )
-    try:
-        image = read_image(file, channels)
-    except UserError as e:  # without Gradio's folder
-        raise UserError(str(e).replace(str(file), file.name)) from e
+    file = Path(needed(path, "image yet: upload one, or choose an example below"))
+    with without_folder(file):
+        image = read_image(file, channels, most_pixels=PIXELS)
     return image if most is None else shrunk(image, most)
+
+
+@contextlib.contextmanager
+def without_folder(file: Path) -> Iterator[None]:
+    """Leaves Gradio's folder out of messages on an uploaded file."""
+    try:
+        yield
+    except UserError as e:
+        raise UserError(str(e).replace(str(file), file.name)) from e
 
 
 def shrunk(image: np.ndarray, most: int, resample: Any = Image.Resampling.LANCZOS) -> np.ndarray:
@@ -105,9 +128,21 @@ def shown(image: np.ndarray) -> np.ndarray:
     return np.broadcast_to(image, (*image.shape[:2], 3)) if image.shape[-1] == 1 else image
 
 
+@functools.cache
+def folder() -> Path:
+    """Returns the folder of this server's results and examples, which is removed when it ends."""
+    made = tempfile.mkdtemp(prefix="vq_jax_page_")
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return Path(made)
+
+
 def temporary(suffix: str) -> Path:
-    """Returns the path of a new file, which Gradio copies into its cache."""
-    return Path(tempfile.mkdtemp(prefix="vq_jax_page_")) / f"result{suffix}"
+    """Returns the path of a new file, which Gradio copies into its cache; removes those older than an hour."""
+    for old in folder().glob("result_*"):
+        with contextlib.suppress(OSError):
+            if time.time() - old.stat().st_mtime > HOUR:
+                shutil.rmtree(old)
+    return Path(tempfile.mkdtemp(prefix="result_", dir=folder())) / f"result{suffix}"
 
 
 def menu(models: Sequence[Described], label: str = "Model") -> gr.Dropdown:
@@ -121,13 +156,12 @@ def example_images() -> dict[str, list[str]]:
     """Writes images of installed packages to files: "emoji", "large emoji" and "photos"; none where they are missing."""
     from vq_jax.data import builders  # TensorFlow Datasets takes a while
 
-    folder = Path(tempfile.mkdtemp(prefix="vq_jax_examples_"))
     found: dict[str, list[str]] = {"emoji": [], "large emoji": [], "photos": []}
     try:
         for path in builders.emoji_splits()["test"][::60][:8]:
             emoji = Image.fromarray(decode(path))
             for kind, side in (("emoji", 32), ("large emoji", 256)):
-                target = folder / f"{path.stem}_{side}.png"
+                target = folder() / f"{path.stem}_{side}.png"
                 save_image(np.asarray(emoji.resize((side, side), Image.Resampling.LANCZOS)), target)
                 found[kind].append(str(target))
         for place in builders.TEST_PHOTOS.values():

@@ -12,6 +12,7 @@ from vq_jax.codec.bitstream import SUFFIX
 from vq_jax.errors import UserError
 from vq_jax.page import parts
 from vq_jax.page.models import Described, among, chosen, codec_of, prior_of
+from vq_jax.page.parts import ONE, whole
 
 _MOST_BYTES = 20_000  # that are compressed at once: a prior takes seconds a kilobyte
 _PROMPT = "And Jesus said unto them, "
@@ -35,7 +36,7 @@ def _continue(priors: Sequence[Described]) -> None:
             name = parts.menu(priors)
             prompt = gr.Textbox(_PROMPT, label="Prompt", lines=3, max_length=400)
             count = gr.Slider(1, 8, 3, step=1, label="Number of texts")
-            temperature = gr.Slider(0, 1.5, 0.8, step=0.05, label="Temperature")
+            temperature = gr.Slider(0, 1.5, 0.8, step=0.1, label="Temperature")
             seed = gr.Number(0, label="Seed", precision=0, minimum=0)
             run = gr.Button("Write", variant="primary")
         written = gr.Textbox(label="Texts", lines=16, scale=2, interactive=False)
@@ -46,12 +47,15 @@ def _continue(priors: Sequence[Described]) -> None:
         prior = prior_of(chosen(priors, name).folder)
         progress(0.3, "sampling")
         samples = prior.sample(
-            int(count), prompt=prompt or None, temperature=float(temperature), seed=int(seed)
+            whole(count, "the number"),
+            prompt=prompt or None,
+            temperature=round(temperature, 1),
+            seed=whole(seed, "seed"),
         )
         texts = [prior.modality.shown(x) for x in prior.modality.to_raw(samples)]
         return "\n\n---\n\n".join(str(text) for text in texts)
 
-    run.click(write, [name, prompt, count, temperature, seed], written)
+    run.click(write, [name, prompt, count, temperature, seed], written, **ONE)
 
 
 def _compress(models: Sequence[Described]) -> None:
@@ -67,7 +71,7 @@ def _compress(models: Sequence[Described]) -> None:
 
     @parts.guarded
     def compress(name: str, text: str, progress: Any = parts.PROGRESS) -> tuple:
-        plain = parts.needed(text, "text").encode()
+        plain = parts.needed(text, "text: write one").encode()
         if len(plain) > _MOST_BYTES:
             raise UserError(
                 f"the text has {len(plain):,} bytes: this page takes up to {_MOST_BYTES:,}"
@@ -92,4 +96,4 @@ def _compress(models: Sequence[Described]) -> None:
         lines.append(f"\n{len(plain):,} bytes, which came back unchanged.")
         return "\n".join(lines), gr.DownloadButton(value=str(target), interactive=True)
 
-    run.click(compress, [name, text], [said, save])
+    run.click(compress, [name, text], [said, save], **ONE)

@@ -11,9 +11,9 @@ import numpy as np
 from vq_jax import video_editing
 from vq_jax.codec.bitstream import SUFFIX
 from vq_jax.data.video import Clip, as_clip, read_frames, write_clip
-from vq_jax.errors import UserError
 from vq_jax.page import parts
 from vq_jax.page.models import Described, among, chosen, codec_of, prior_of
+from vq_jax.page.parts import ONE, whole
 
 _SECONDS = 10  # of an uploaded clip that are used
 _FRAMES = 240
@@ -28,8 +28,10 @@ def video_tab(models: Sequence[Described]) -> None:
 
 
 def _saved(frames: np.ndarray, rate: Any) -> str:
-    """Writes frames uint8 [T, H, W, C] as an .mp4 that a browser shows without blur."""
+    """Writes frames uint8 [T, H, W, C] as an .mp4 with even sides, which every browser plays."""
     target = parts.temporary(".mp4")
+    odd = [side % 2 for side in frames.shape[1:3]]
+    frames = np.pad(frames, ((0, 0), (0, odd[0]), (0, odd[1]), (0, 0)), mode="edge")
     large = np.stack([parts.enlarged(parts.shown(frame)) for frame in frames])
     write_clip(as_clip(large, rate), target)
     return str(target)
@@ -37,10 +39,12 @@ def _saved(frames: np.ndarray, rate: Any) -> str:
 
 def _read(path: str | None, channels: int, side: int) -> Clip:
     """Reads the beginning of an uploaded clip, scaled down."""
-    clip = read_frames(Path(parts.needed(path, "video")), channels)
-    count = min(clip.shape[0], _FRAMES, max(1, int(_SECONDS * clip.rate)))
-    frames = itertools.islice(clip.frames(), count)
-    return as_clip(np.stack([parts.shrunk(frame, side) for frame in frames]), clip.rate)
+    file = Path(parts.needed(path, "video yet: upload one"))
+    with parts.without_folder(file):
+        clip = read_frames(file, channels)
+        count = min(clip.shape[0], _FRAMES, max(1, int(_SECONDS * clip.rate)))
+        frames = [parts.shrunk(frame, side) for frame in itertools.islice(clip.frames(), count)]
+    return as_clip(np.stack(frames), clip.rate)
 
 
 def _generate(priors: Sequence[Described]) -> None:
@@ -60,14 +64,14 @@ def _generate(priors: Sequence[Described]) -> None:
         prior = prior_of(chosen(priors, name).folder)
         progress(0.3, "sampling")
         if path is None:
-            samples = prior.modality.to_raw(prior.sample(1, seed=int(seed)))
+            samples = prior.modality.to_raw(prior.sample(1, seed=whole(seed, "seed")))
             return _saved(samples[0], as_clip(samples[0]).rate)
         side = 2 * max(prior.tokenizer.spec.shape[1:3])
         clip = _read(path, prior.tokenizer.config.data.channels, side)
-        result = video_editing.predict(prior, clip.array(), int(frames), seed=int(seed))
+        result = video_editing.predict(prior, clip.array(), int(frames), seed=whole(seed, "seed"))
         return _saved(result, clip.rate)
 
-    run.click(generate, [name, video, frames, seed], made)
+    run.click(generate, [name, video, frames, seed], made, **ONE)
 
 
 def _reconstruct(tokenizers: Sequence[Described]) -> None:
@@ -90,8 +94,6 @@ def _reconstruct(tokenizers: Sequence[Described]) -> None:
         progress(0.1, "opening the model")
         opened = codec_of(chosen(tokenizers, name).folder)
         clip = _read(path, opened.tokenizer.config.data.channels, int(side))
-        if clip.shape[0] < 1:
-            raise UserError("the clip has no frames")
         progress(0.3, "compressing")
         data = opened.compress(clip)
         progress(0.6, "decompressing")
@@ -110,4 +112,4 @@ def _reconstruct(tokenizers: Sequence[Described]) -> None:
             gr.DownloadButton(value=str(target), interactive=True),
         )
 
-    run.click(reconstruct, [name, video, side], [made, said, save])
+    run.click(reconstruct, [name, video, side], [made, said, save], **ONE)
