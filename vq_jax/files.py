@@ -35,7 +35,7 @@ _ADVICE = {
 
 def ships(folder: Path) -> bool:
     """Whether a folder is that of a model that ships with the package, where nothing is written."""
-    return folder.parent == WEIGHTS
+    return folder.resolve().parent == WEIGHTS.resolve()
 
 
 def expanded(path: str | Path) -> Path:

@@ -23,7 +23,7 @@ import numpy as np
 
 from vq_jax import codec
 from vq_jax.codec import peers
-from vq_jax.data.images import decode, save_image, to_float
+from vq_jax.data.images import decode, psnr, save_image, to_float
 from vq_jax.interop.lpips import load_lpips
 from vq_jax.models.perceptual import lpips
 
@@ -44,10 +44,6 @@ PUBLISHED = {
     "hyperprior": [(.131, 27.58), (.209, 29.20), (.320, 30.97), (.478, 32.84), (.669, 34.53)],
 }  # fmt: skip
 RATES = (0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / np.square(a.astype(float) - b).mean()))
 
 
 def by_pillow(name: str, image: np.ndarray, quality: int) -> tuple[bytes, np.ndarray, float, float]:
@@ -191,7 +187,9 @@ def main() -> None:
     measure_lpips = None if arguments.no_lpips else Lpips()
     ours = {Path(run).name: codec.load(run) for run in arguments.ours}
     output = arguments.output
-    kept = json.loads(output.with_suffix(".json").read_text())["codecs"] if arguments.keep else {}
+    before = output.with_suffix(".json")
+    known = json.loads(before.read_text())["codecs"] if arguments.keep and before.exists() else {}
+    kept = {name: points for name, points in known.items() if name in (*ours, *PEERS)}
     curves: dict[str, list[dict]] = dict(kept)
     for name, opened in ours.items():
         if name in curves:

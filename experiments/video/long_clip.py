@@ -8,7 +8,7 @@ on it. Memory is the largest of the process, video codec included.
 
 import argparse
 import json
-import resource
+import os
 import subprocess
 import sys
 import tempfile
@@ -37,11 +37,14 @@ def stripes(frames: int) -> Clip:
 
 
 def run(*arguments: str) -> dict[str, float]:
-    """Runs the program; returns its seconds and its largest memory so far in MB."""
+    """Runs the program; returns its seconds and its largest memory in MB."""
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "vq_jax.main", *arguments], check=True)
-    used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
-    return {"seconds": round(time.perf_counter() - started, 1), "peak_mb": round(used)}
+    process = subprocess.Popen([sys.executable, "-m", "vq_jax.main", *arguments])
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"the program failed: {' '.join(arguments)}")
+    seconds = round(time.perf_counter() - started, 1)
+    return {"seconds": seconds, "peak_mb": round(usage.ru_maxrss / 1e3)}
 
 
 def main() -> None:

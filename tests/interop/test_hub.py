@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 from hub_server import serving
 from running import environment, process
-from small import make_tokenizer, write
+from small import make_prior, make_tokenizer, write
 
 import vq_jax
+from vq_jax import runs
 from vq_jax.errors import UserError
 from vq_jax.interop import hub
 from vq_jax.interop.hub import Place
+from vq_jax.tasks.model_card import model_card
 
 pytest.importorskip("huggingface_hub")
 
@@ -36,6 +38,9 @@ def test_names_of_files_and_folders():
          ["vqvae/x.safetensors", "vqvae/config.json"], "vqvae"),
         (["w-00001-of-00002.bin", "w-00002-of-00002.bin", "w.bin.index.json"], "",
          ["w-00001-of-00002.bin", "w-00002-of-00002.bin", "w.bin.index.json"], ""),
+        ([".x/a.ckpt", "x/config.json"], ".x/a.ckpt", [".x/a.ckpt"], ".x/a.ckpt"),
+        (["w-00001-of-00001.bin", "w.bin.index.json", "v-00001-of-00001.ckpt"], "w.bin.index.json",
+         ["w.bin.index.json", "w-00001-of-00001.bin"], "w.bin.index.json"),
         (["sub/model.msgpack"], "sub", ["sub/model.msgpack"], "sub"),
     ],
 )  # fmt: skip
@@ -48,6 +53,13 @@ def test_several_or_no_weight_files_are_refused_with_a_name_to_give():
         hub.choose(["a.ckpt", "b.ckpt"], Place("o/n"))
     with pytest.raises(UserError, match="no weight file"):
         hub.choose(["README.md"], Place("o/n"))
+
+
+def test_names_of_a_stranger_are_shown_without_control_characters_and_not_all():
+    names = [f"a\x1b[2J{i}.ckpt" for i in range(20)]
+    with pytest.raises(UserError) as e:
+        hub.choose(names, Place("o/n"))
+    assert "\x1b" not in str(e.value) and "and 12 more" in str(e.value)
 
 
 @pytest.fixture
@@ -84,13 +96,50 @@ def test_a_pushed_model_comes_back_the_same(model, tmp_path):
     np.testing.assert_array_equal(*codes)
 
 
+def test_the_card_of_a_prior_names_no_folder_of_this_machine(model, tmp_path):
+    prior = make_prior(make_tokenizer())
+    with prior.config.unlocked():
+        prior.config.tokenizer = str(model)
+        prior.config.phases.prior = 1
+    (tmp_path / "prior").mkdir()
+    write(prior, tmp_path / "prior")
+    with serving({}) as server:
+        run(
+            server.address, tmp_path / "home", "--mode=export", f"--workdir={tmp_path / 'prior'}",
+            "--format=vq_jax", f"--output={tmp_path / 'out'}", "--push=hf:me/prior",
+        )  # fmt: skip
+        pushed = server.repositories["me/prior"]
+        for name in ("README.md", "config.json"):
+            assert str(tmp_path) not in pushed[name].decode(), name
+        assert "--tokenizer=PATH" in pushed["README.md"].decode()
+        run(
+            server.address, tmp_path / "home", "--mode=import", "--input=hf:me/prior",
+            f"--tokenizer={model}", f"--workdir={tmp_path / 'back'}",
+        )  # fmt: skip
+    assert vq_jax.load(tmp_path / "back").sample(1).shape == (1, 16, 16, 3)
+
+
+def test_cards_say_what_is_true(model, tmp_path):
+    place, tokenizer = Place("o/n"), make_tokenizer()
+    (model / "evaluation.json").write_text('{"psnr": 23.5}')
+    assert "| psnr | 23.5 |" in model_card(tokenizer, model, place, "vq_jax")
+    assert "psnr" not in model_card(tokenizer, model, place, "vq_jax", half=True)
+    (model / "evaluation.json").write_text("[1]")
+    assert "psnr" not in model_card(tokenizer, model, place, "vq_jax")
+    assert "library_name" not in model_card(tokenizer, model, place, "taming")
+    tokenizer.step = 0
+    assert "not trained with vq_jax" in model_card(tokenizer, model, place, "vq_jax")
+    shipped = runs.find("photo-codec")
+    assert "Kodak" in model_card(vq_jax.load("photo-codec"), shipped, place, "vq_jax")
+
+
 def mistake(result):
     assert result.returncode == 2, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     return result.stderr.strip().splitlines()[-1]
 
 
-def test_mistakes_are_one_line_and_nothing_is_written(model, tmp_path):
+def test_mistakes_are_one_line_and_say_what_to_do(model, tmp_path):
     home, back = tmp_path / "home", tmp_path / "back"
     get = ("--mode=import", f"--workdir={back}")
     put = ("--mode=export", f"--workdir={model}", "--format=vq_jax", "--push=hf:me/x")
@@ -107,7 +156,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(model, tmp_path):
         assert not (tmp_path / "o1").exists()
         out = f"--output={tmp_path / 'o2'}"
         said = mistake(run(here, home, *put, out, token="hf_wrong", check=False))
-        assert "cannot be pushed" in said and "log in" in said
+        assert "cannot be pushed" in said and "log in" in said and "export again" in said
     gone = mistake(run(here, home, *get, "--input=hf:me/tok", check=False))
     assert "the Hub cannot be reached" in gone
     assert not back.exists()

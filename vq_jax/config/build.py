@@ -135,9 +135,9 @@ def trace_shapes(config: ConfigDict) -> Shapes:
       ValueError, TypeError: the model and the quantizer do not fit together.
     """
     global _last
-    description = config.to_json_best_effort(sort_keys=True)
-    if _last is not None and _last[0] == description:
-        return _last[1]
+    description, last = config.to_json_best_effort(sort_keys=True), _last
+    if last is not None and last[0] == description:
+        return last[1]
     spec = spec_of(config)
     x = jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype)
 
@@ -148,8 +148,9 @@ def trace_shapes(config: ConfigDict) -> Shapes:
 
     init = partial(make_tokenizer(config).init_with_output, method=run)
     (output, latents, codes), variables = jax.eval_shape(init, jax.random.key(0), x)
-    _last = description, Shapes(output, latents, codes, variables)
-    return _last[1]
+    shapes = Shapes(output, latents, codes, variables)
+    _last = description, shapes
+    return shapes
 
 
 def code_spec(config: ConfigDict, tokenizer: Tokenizer) -> tuple[CodeSpec, tuple[int, ...] | None]:

@@ -15,6 +15,7 @@ from vq_jax.config.build import (
     make_discriminator,
     make_draw,
     make_prior,
+    make_tokenizer,
     spec_of,
     trace_shapes,
 )
@@ -164,6 +165,10 @@ def _check_shapes(config: ConfigDict) -> None:
         shapes = trace_shapes(config)
     except (ValueError, TypeError) as e:
         raise UserError(f"model or quantizer: {first_line(e)}") from e
+    if config.loss.quality_power != 1 and not make_tokenizer(config).takes_quality:
+        raise UserError(
+            f"loss.quality_power is for models that take a quality: {config.model.name!r} takes none"
+        )
     if "params" not in shapes.variables:
         raise UserError(
             f"model.name={config.model.name!r} has no params to train: a prior's config names it as "

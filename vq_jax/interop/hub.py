@@ -10,16 +10,19 @@ import importlib.util
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from vq_jax.console import stderr
 from vq_jax.errors import UserError, first_line
+from vq_jax.files import system_mistake
 from vq_jax.interop.weights import CONFIG, SUFFIXES
 
 PREFIX = "hf:"
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
+_INDEX = ".index.json"
+_SHOWN = 8  # names in a message
 _PARTS = ("vqvae", "vqgan", "movq", "vae")  # of a diffusers pipeline
-_BESIDE = (CONFIG, "config.yaml", "origin.json", "code_counts.npz", "used.npy", "README.md")
+_BESIDE = (CONFIG, "config.yaml", "origin.json", "code_counts.npz")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,17 +87,23 @@ def _as_user_errors(place: Place, verb: str) -> Iterator[None]:
         raise UserError(f"{place} cannot be {verb}: {first_line(e)}{login}") from e
     except errors.HFValidationError as e:
         raise UserError(f"{place} is no name of a repository: {first_line(e)}") from e
-    except (
-        errors.HTTPError,
-        errors.LocalEntryNotFoundError,
-        errors.OfflineModeIsEnabled,
-        ConnectionError,
-        TimeoutError,
-    ) as e:
+    except UserError:
+        raise
+    except errors.OfflineModeIsEnabled as e:
+        raise UserError(f"{place} cannot be {verb}: HF_HUB_OFFLINE is set") from e
+    except (errors.HTTPError, errors.LocalEntryNotFoundError, ConnectionError, TimeoutError) as e:
         raise UserError(
             f"{place} cannot be {verb}: the Hub cannot be reached; connect to the internet, or give a file "
             "that is on this machine"
         ) from e
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as e:  # such as a file of another size than announced
+        if system_mistake(e) is not None:
+            raise
+        raise UserError(f"{place} cannot be {verb}: {first_line(e)}") from e
 
 
 def fetch(place: Place) -> Path:
@@ -111,12 +120,14 @@ def fetch(place: Place) -> Path:
         be reached.
     """
     check_installed()
-    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub import HfApi, constants, hf_hub_download
 
     with _as_user_errors(place, "fetched"):
         info = HfApi().model_info(place.repository, files_metadata=True)
         sizes = {s.rfilename: s.size or 0 for s in info.siblings or []}
         sizes = {n: size for n, size in sizes.items() if all(map(_is_plain, n.split("/")))}
+        if not re.fullmatch("[0-9a-f]{40}", info.sha or ""):
+            raise UserError(f"{place} cannot be fetched: the Hub names no commit")
         wanted, found = choose(list(sizes), place)
         total = sum(sizes[name] for name in wanted)
         cache = Path(constants.HF_HUB_CACHE)
@@ -125,9 +136,11 @@ def fetch(place: Place) -> Path:
             raise UserError(
                 f"{place} has {total / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {cache}"
             )
-        stderr(f"fetching {', '.join(wanted)} ({total / 1e6:,.1f} MB) of {place.repository}")
-        folder = snapshot_download(place.repository, revision=info.sha, allow_patterns=wanted)
-    return Path(folder) / found
+        stderr(f"fetching {_listed(wanted)} ({total / 1e6:,.1f} MB) of {place.repository}")
+        for name in wanted:
+            path = Path(hf_hub_download(place.repository, name, revision=info.sha))
+            folder = path.parents[name.count("/")]
+    return folder / found
 
 
 def choose(names: Sequence[str], place: Place) -> tuple[list[str], str]:
@@ -145,8 +158,13 @@ def choose(names: Sequence[str], place: Place) -> tuple[list[str], str]:
     """
     folder = place.path
     if folder in names:
-        parent = str(PurePosixPath(folder).parent).removeprefix(".")
-        return [folder, *_beside(names, parent)], folder
+        parent = folder.rpartition("/")[0]
+        shards = []
+        if folder.endswith(_INDEX):
+            suffix = "." + folder.removesuffix(_INDEX).rpartition(".")[2]
+            inside = _files_in(names, parent)
+            shards = [_join(parent, n) for n in inside if n.endswith(suffix) and _SHARD.search(n)]
+        return [folder, *shards, *_beside(names, parent)], folder
     inside = _files_in(names, folder)
     if "model_index.json" in inside:
         part = next((p for p in _PARTS if _files_in(names, _join(folder, p))), "")
@@ -155,11 +173,11 @@ def choose(names: Sequence[str], place: Place) -> tuple[list[str], str]:
     for suffix in SUFFIXES:
         files = [name for name in inside if name.endswith(suffix)]
         whole = [name for name in files if not _SHARD.search(name)]
-        index = [name for name in inside if name.endswith(f"{suffix}.index.json")]
+        index = [name for name in inside if name.endswith(suffix + _INDEX)]
         if len(whole) > 1:
             raise UserError(
-                f"{place} has several weight files ({', '.join(whole)}): give one, as in "
-                f"{Place(place.repository, _join(folder, whole[0]))}"
+                f"{place} has several weight files ({_listed(whole)}): give one, as in "
+                f"{_listed([str(Place(place.repository, _join(folder, whole[0])))])}"
             )
         chosen = whole or (files + index if index else [])
         if chosen:
@@ -167,6 +185,12 @@ def choose(names: Sequence[str], place: Place) -> tuple[list[str], str]:
             return [*paths, *_beside(names, folder)], folder
     known = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
     raise UserError(f"{place} has no weight file ({known})")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names of a stranger's files for a message, without control characters."""
+    shown = ", ".join(ascii(name)[1:-1] for name in names[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
 
 
 def _join(folder: str, name: str) -> str:
@@ -196,7 +220,7 @@ def check_login(place: Place) -> None:
 
 
 def upload(folder: Path, place: Place) -> str:
-    """Uploads a folder as a commit; makes the repository if there is none.
+    """Uploads a folder as a commit, in place of weights of before; makes the repository if there is none.
 
     Returns:
       its address.
@@ -209,6 +233,9 @@ def upload(folder: Path, place: Place) -> str:
     with _as_user_errors(place, "pushed"):
         address = HfApi().create_repo(place.repository, exist_ok=True)
         HfApi().upload_folder(
-            repo_id=place.repository, folder_path=folder, commit_message="Upload by vq_jax"
+            repo_id=place.repository,
+            folder_path=folder,
+            commit_message="Upload by vq_jax",
+            delete_patterns=[f"*{suffix}" for suffix in SUFFIXES],
         )
     return str(address)

@@ -190,10 +190,17 @@ def _count(opened: Codec, folder: Path, data: ConfigDict | None, needed: bool) -
       needed: whether missing data are an error, or only a notice.
     """
     path = folder / counts.FILE
-    if is_built_in(folder) or (files.ships(folder) and "static" not in opened.models):
+    if is_built_in(folder):
         if needed:
             raise UserError(
                 f"tokenizer {folder} has no folder for counts of codes: use entropy='fixed'"
+            )
+        return
+    if files.ships(folder) and "static" not in opened.models:
+        if needed or data is not None:
+            raise UserError(
+                f"{folder.name} ships without counts of codes, and nothing is written into its folder: use "
+                "entropy='fixed'"
             )
         return
     if "static" in opened.models:

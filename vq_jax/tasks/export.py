@@ -1,6 +1,7 @@
 """Exports a trained model to diffusers, to taming, to vq_jax's own format, or to StableHLO."""
 
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,8 @@ def export(
     if half and format != "vq_jax":
         raise UserError(f"format is {format!r}: only 'vq_jax' has floats of 16 bits")
     check_new(output)
-    place = hub.parse(push) if push else None
-    if place:
+    place = None if push is None else hub.parse(push)
+    if place is not None:
         hub.check_login(place)
     folder = find(workdir)
     model = load(folder)
@@ -53,14 +54,33 @@ def export(
         raise UserError(f"{folder} holds a {kind}: use format 'vq_jax', the only one for a {kind}")
     with new_folder(output) as temporary:
         (_half if half else FORMATS[format])(model, folder, temporary)
-        if place:
-            (temporary / CARD).write_text(model_card(model, folder, place, format))
+        if place is not None:
+            (temporary / CARD).write_text(model_card(model, folder, place, format, half))
+            _hide_local_paths(temporary / CONFIG)
     files = ", ".join(
         f"{p.name} ({p.stat().st_size / 1e6:,.1f} MB)" for p in sorted(output.iterdir())
     )
     print(f"exported {folder} to {output}: {files}")
-    if place:
-        print(f"pushed {output} to {hub.upload(output, place)}")
+    if place is not None:
+        try:
+            print(f"pushed {output} to {hub.upload(output, place)}")
+        except UserError as e:
+            raise UserError(f"{e}; {output} is complete: remove it, and export again") from e
+
+
+def _hide_local_paths(path: Path) -> None:
+    """Leaves the last part only of the folders that a config names: others know no folder of this machine."""
+    if not path.exists():
+        return
+    config = json.loads(path.read_text())
+    for section, field in (
+        (config, "tokenizer"),
+        (config, "start_from"),
+        (config.get("data", {}), "folder"),
+    ):
+        if isinstance(section.get(field), str):
+            section[field] = Path(section[field]).name
+    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _vq_jax(model: Model, workdir: Path, output: Path) -> None:

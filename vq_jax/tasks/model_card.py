@@ -10,15 +10,22 @@ import yaml
 
 from vq_jax import config as configs
 from vq_jax.files import ships
+from vq_jax.interop.extras import read_origin
 from vq_jax.interop.hub import Place
 from vq_jax.tasks.model_files import Model
 
 CARD = "README.md"
 _TAGS = {"image": "image", "text": "text", "video": "video", "vector": "embeddings"}
-_LIBRARY = {"vq_jax": "vq_jax", "diffusers": "diffusers"}
+# format -> what opens the files
+_FILES = {
+    "vq_jax": "",
+    "diffusers": "The files are those of a `VQModel` of diffusers.",
+    "taming": "The files are those of taming-transformers; `config.yaml` is their config.",
+    "stablehlo": "The files are programs that contain the weights; `config.json` says how to call them.",
+}
 
 
-def model_card(model: Model, folder: Path, place: Place, format: str) -> str:
+def model_card(model: Model, folder: Path, place: Place, format: str, half: bool = False) -> str:
     """Returns a card in Markdown: what the model is, how to open it, its figures and its training.
 
     A model that ships keeps its own card, below the Hub's header.
@@ -27,39 +34,42 @@ def model_card(model: Model, folder: Path, place: Place, format: str) -> str:
       model, folder: the model, and where it was loaded from.
       place: the repository.
       format: of the files.
+      half: whether params are stored in 16 bits: the figures of the run are then not those of the files.
     """
     kind = configs.kind_of(model.config)
-    name = place.repository.partition("/")[2]
-    header = {
-        "library_name": _LIBRARY.get(format, "vq_jax"),
-        "tags": ["vq_jax", f"{kind}", _TAGS.get(model.modality.name, model.modality.name), "jax"],
+    header: dict[str, Any] = {
+        "tags": ["vq_jax", kind, _TAGS.get(model.modality.name, model.modality.name), "jax"]
     }
+    if format in ("vq_jax", "diffusers"):
+        header = {"library_name": format, **header}
     front = f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n"
     own = folder / CARD
     if ships(folder) and own.is_file():
         return front + own.read_text()
+    name = place.repository.partition("/")[2]
     lines = [f"# {name}", "", _described(model, kind), "", "## Use", ""]
-    if format == "vq_jax":
-        lines += [
-            "    pip install vq_jax",
-            f"    python -m vq_jax.main --mode=import --input={place} --workdir=runs/{name}",
-        ]
-        lines += [
-            "",
-            "```python",
-            "import vq_jax",
-            "",
-            f'model = vq_jax.load("runs/{name}")',
-            "```",
-        ]
-    else:
-        lines += [f"The files are in the format of {format}; see `config.json`."]
-    if kind == "prior":
-        lines += ["", f"Its tokenizer is `{model.config.tokenizer}`, a model of its own."]
-    if figures := _figures(folder):
+    lines += [_FILES[format]] if _FILES[format] else _usage(place, name, kind)
+    if not half and (figures := _figures(folder)):
         lines += ["", "## Figures", "", "Held out, by `--mode=evaluate`.", ""]
         lines += ["| figure | value |", "|---|---|", *figures]
-    return front + "\n".join([*lines, "", "## Training", "", _trained(model)]) + "\n"
+    return front + "\n".join([*lines, "", "## Training", "", _trained(model, folder)]) + "\n"
+
+
+def _usage(place: Place, name: str, kind: str) -> list[str]:
+    tokenizer = " --tokenizer=PATH" if kind == "prior" else ""
+    lines = [
+        "    pip install 'vq_jax[hub]'",
+        f"    python -m vq_jax.main --mode=import --input={place} --workdir=runs/{name}{tokenizer}",
+        "",
+        "```python",
+        "import vq_jax",
+        "",
+        f'model = vq_jax.load("runs/{name}")',
+        "```",
+    ]
+    if tokenizer:
+        lines += ["", "`PATH` is the folder of its tokenizer, which is a model of its own."]
+    return lines
 
 
 def _described(model: Model, kind: str) -> str:
@@ -73,20 +83,24 @@ def _described(model: Model, kind: str) -> str:
     )
     grid = "x".join(map(str, codes.shape))
     return (
-        f"{what}, trained with vq_jax: {count:.2f} million params; "
+        f"{what}, for vq_jax: {count:.2f} million params; "
         f"{grid} codes of {math.log2(codes.num_codes):.1f} bits for an example of the training size."
     )
 
 
 def _figures(folder: Path) -> list[str]:
     try:
-        found: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
+        found: Any = json.loads((folder / "evaluation.json").read_text())
     except (OSError, ValueError):
+        return []
+    if not isinstance(found, dict):
         return []
     return [f"| {k} | {v:.4g} |" for k, v in found.items() if type(v) in (int, float)]
 
 
-def _trained(model: Model) -> str:
+def _trained(model: Model, folder: Path) -> str:
+    if not model.step or read_origin(folder):
+        return "The weights are imported: they were not trained with vq_jax."
     data = model.config.data
     phases = {k: v for k, v in model.config.phases.to_dict().items() if v}
     steps = ", ".join(f"{name} {count:,}" for name, count in phases.items()) or "none"

@@ -298,7 +298,8 @@ def _draw_quality(recipe: Recipe, key, examples: int, axis_name: str | None):
     if not recipe.tokenizer.takes_quality:
         return None
     keys = row_keys(jax.random.fold_in(key, _QUALITY), examples, axis_name)
-    return jax.vmap(lambda key: jax.random.uniform(key))(keys) ** recipe.quality_power
+    drawn = jax.vmap(lambda key: jax.random.uniform(key))(keys) ** recipe.quality_power
+    return jnp.minimum(drawn, 1 - 2.0**-24)  # A small power rounds to 1.
 
 
 def _reconstruction_loss(output, x, quality, recipe: Recipe, phase: TokenizerPhase):
