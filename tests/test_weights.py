@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from running import program
+from running import program, user_error
+from small import make_tokenizer, write
 
 import vq_jax
 from vq_jax import codec, files, runs
 from vq_jax.data.builders import TEST_PHOTOS, package_folder
-from vq_jax.data.images import decode
+from vq_jax.data.images import decode, psnr
 
 SHIPPED = sorted(p.name for p in files.WEIGHTS.iterdir() if p.is_dir())
 FILES = Path(__file__).parent / "data"
@@ -49,8 +50,31 @@ def test_a_folder_of_the_same_name_comes_first(tmp_path, monkeypatch):
     assert runs.find("photo-codec") == Path("photo-codec")
 
 
-def psnr(a, b):
-    return 10 * np.log10(255**2 / np.square(a.astype(float) - b).mean())
+def test_all_models_together_are_small():
+    assert sum(p.stat().st_size for p in files.WEIGHTS.rglob("*") if p.is_file()) < 30e6
+
+
+def test_a_prior_that_ships_takes_the_tokenizer_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "emoji").mkdir()
+    write(make_tokenizer(), tmp_path / "emoji")
+    assert runs.find("emoji") == Path("emoji")
+    prior = vq_jax.load("emoji-prior")
+    assert prior.tokenizer.spec.shape == (32, 32, 3)
+
+
+def test_nothing_is_written_into_a_model_that_ships(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(files.WEIGHTS.rglob("*"))
+    for name in ("emoji-prior", files.WEIGHTS / "emoji-prior"):
+        program("--mode=sample", f"--workdir={name}", "--count=1", "--seed=3")
+        assert (tmp_path / "samples" / "00000.png").is_file()
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "x.png")
+    program(
+        "--mode=compress", "--workdir=emoji", "--entropy=static", "--input=x.png", "--output=x.vqz"
+    )
+    assert "nothing is written" in user_error("--mode=evaluate", "--workdir=emoji")
+    assert sorted(files.WEIGHTS.rglob("*")) == before
 
 
 @pytest.mark.parametrize("quality", [20, 60])
