@@ -260,7 +260,7 @@ def test_the_readme_of_video_shows_the_real_clips():
         assert row[-4] == f"{point['psnr']:.1f}"
 
 
-@pytest.mark.parametrize("codec", ["photo-codec", "JPEG", "WebP", "AVIF"])
+@pytest.mark.parametrize("codec", ["photo-codec", "photo-codec-perceptual", "JPEG", "WebP", "AVIF"])
 def test_the_pages_on_the_photo_codec_show_its_figures(codec):
     at = read_json("photo_codec/kodak.json")["at_rates"]
     rows = []
@@ -268,7 +268,8 @@ def test_the_pages_on_the_photo_codec_show_its_figures(codec):
         if line.startswith(f"| {codec} |"):
             rows.append([cell.strip() for cell in line.strip("| ").split("|")][1:])
     tables = [at["psnr"], at["lpips_alex"], at["lpips_vgg"]]
-    tables.append(read_json("photo_codec/bsds.json")["at_rates"]["psnr"])
+    if codec in (held_out := read_json("photo_codec/bsds.json")["at_rates"]["psnr"]):
+        tables.append(held_out)
     for row, table in zip(rows, tables, strict=True):
         for cell, value in zip(row, table[codec].values(), strict=True):
             assert (cell == "-") == (value is None)
