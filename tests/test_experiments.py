@@ -295,3 +295,11 @@ def test_the_readme_of_ecvq_shows_its_figures():
                 )
                 shown.append(y0 + (y1 - y0) * (rate - x0) / (x1 - x0))
             assert_shows(cell, *shown)
+
+
+def test_the_readme_of_ecvq_shows_the_lattices():
+    for source, lattices in read_json("ecvq/lattices.json")["snr"].items():
+        for name, by_rate in lattices.items():
+            row = cells("experiments/ecvq/README.md", f"{name}, {source}")
+            for cell, value in zip(row, by_rate.values(), strict=True):
+                assert_shows(cell, value)
