@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from vq_jax.data.builders import TEST_PHOTOS, package_folder
 from vq_jax.data.images import decode, psnr
 
 SHIPPED = sorted(p.name for p in files.WEIGHTS.iterdir() if p.is_dir())
+ROOT = Path(__file__).parents[1]
 FILES = Path(__file__).parent / "data"
 
 
@@ -48,6 +50,13 @@ def test_a_folder_of_the_same_name_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photo-codec").mkdir()
     assert runs.find("photo-codec") == Path("photo-codec")
+
+
+def test_the_docs_list_all_models():
+    listed = re.findall(
+        r"^\| `([\w-]+)` \| .* \| [\d.]+ \|$", (ROOT / "docs/weights.md").read_text(), re.M
+    )
+    assert sorted(listed) == SHIPPED
 
 
 def test_all_models_together_are_small():
