@@ -54,7 +54,7 @@ def test_a_folder_of_the_same_name_comes_first(tmp_path, monkeypatch):
 
 def test_the_docs_list_all_models():
     listed = re.findall(
-        r"^\| `([\w-]+)` \| .* \| [\d.]+ \|$", (ROOT / "docs/weights.md").read_text(), re.M
+        r"^\| `([\w-]+)` \| .* \| [\d.]+ \|$", (ROOT / "docs/weights.md").read_text(), re.MULTILINE
     )
     assert sorted(listed) == SHIPPED
 
