@@ -174,11 +174,7 @@ def compress_tab(models: Sequence[Described]) -> None:
                 label="At equal bytes", columns=3, object_fit="contain", format="png"
             )
             said = gr.Markdown()
-    with gr.Accordion("Open a .vqz file", open=False), gr.Row():
-        file = gr.File(label=".vqz file", file_types=[SUFFIX], type="filepath")
-        opened_image = gr.Image(
-            label="Decompressed", interactive=False, format="png", elem_id="decompressed"
-        )
+    _open_files(models, name)
     if samples := parts.example_images()["photos"]:
         gr.Examples([[p] for p in samples], [picture], label="Examples")
 
@@ -207,6 +203,18 @@ def compress_tab(models: Sequence[Described]) -> None:
         button = gr.DownloadButton(value=str(target), interactive=True)
         return *_compared(image, made), button
 
+    name.change(lambda name: _quality_of(chosen(models, name)), name, quality)
+    run.click(compress, [picture, name, quality], [slider, gallery, said, save], **ONE)
+
+
+def _open_files(models: Sequence[Described], name: gr.Dropdown) -> None:
+    """A .vqz file as an image, by the model that a menu names."""
+    with gr.Accordion("Open a .vqz file", open=False), gr.Row():
+        file = gr.File(label=".vqz file", file_types=[SUFFIX], type="filepath")
+        opened_image = gr.Image(
+            label="Decompressed", interactive=False, format="png", elem_id="decompressed"
+        )
+
     @parts.guarded
     def open_file(path: str | None, name: str) -> np.ndarray | None:
         if path is None:
@@ -219,8 +227,6 @@ def compress_tab(models: Sequence[Described]) -> None:
             )
         return parts.shown(opened.decompress(data))
 
-    name.change(lambda name: _quality_of(chosen(models, name)), name, quality)
-    run.click(compress, [picture, name, quality], [slider, gallery, said, save], **ONE)
     file.change(open_file, [file, name], opened_image, **ONE)
 
 
