@@ -15,6 +15,7 @@ import vq_jax
 from vq_jax import codec, files, runs
 from vq_jax.data.builders import TEST_PHOTOS, package_folder
 from vq_jax.data.images import decode, psnr
+from vq_jax.errors import UserError
 
 SHIPPED = sorted(p.name for p in files.WEIGHTS.iterdir() if p.is_dir())
 ROOT = Path(__file__).parents[1]
@@ -102,6 +103,18 @@ def test_a_file_of_another_machine_has_the_same_codes(photo_codec):
     content = photo_codec.open((FILES / "coffee.vqz").read_bytes())
     digest = hashlib.sha256(np.ascontiguousarray(content.codes, "<i2").tobytes()).hexdigest()
     assert digest == (FILES / "coffee.sha256").read_text().strip()
+
+
+def test_a_file_of_another_model_that_ships_names_it(photo, photo_codec):
+    data = codec.load("photo-codec-perceptual").compress(photo[:64, :64])
+    with pytest.raises(UserError, match="made with photo-codec-perceptual: name it"):
+        photo_codec.decompress(data)
+
+
+def test_a_name_that_is_nearly_right_is_corrected():
+    assert "emoji-prior" in user_error("--mode=sample", "--workdir=emoji-prio")
+    assert "photo-codec" in user_error("--mode=serve", "--workdir=photo-code")
+    assert "emoji-upscale" in user_error("--mode=serve", "--workdir=quite-another")
 
 
 def test_the_commands_take_the_name(photo, tmp_path):

@@ -277,7 +277,9 @@ def _help_of_command(mode: str, command: Command) -> str:
         "data": "A recipe or config file whose section `data` is used instead of the run's.",
         "name": "A recipe or config file that names the run, if there is no --workdir.",
     }
-    workdir_help = command.flag_help.get("workdir", "The run's folder.")
+    workdir_help = command.flag_help.get(
+        "workdir", "The run's folder, or the name of a model that ships."
+    )
     named = ", or runs/NAME with --config=NAME" if command.config else ""
     rows = {"workdir": f"{workdir_help} Default: {command.workdir}{named}."}
     if command.config:

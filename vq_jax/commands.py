@@ -417,7 +417,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "list": Command(
         "list_runs:list_runs",
-        "list the recipes, and the runs with their figures",
+        "list the recipes, the models that ship, and the runs with their figures",
         "",
         {},
         config="",

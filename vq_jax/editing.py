@@ -286,7 +286,9 @@ def upscale(
     Returns:
       uint8 [factor * H, factor * W, C].
     """
-    spans = _check(prior, image, "upscale", "train one with the recipe prior_upscale")
+    spans = _check(
+        prior, image, "upscale", "name emoji-upscale, or train one with the recipe prior_upscale"
+    )
     own = prior.config.condition.factor
     factor = own if factor is None else factor
     rounds = round(math.log(max(factor, 1), own))
@@ -318,7 +320,9 @@ def restore(prior: TrainedPrior, image: np.ndarray, **how: Any) -> np.ndarray:
     Returns:
       uint8 [H, W, C].
     """
-    factor = _check(prior, image, "restore", "train one with the recipe prior_restore")
+    factor = _check(
+        prior, image, "restore", "name emoji-restore, or train one with the recipe prior_restore"
+    )
     worse = mirror_pad(image, *_multiple(prior, factor))
     codes = _redraw(prior, worse, **how)
     return to_uint8(decode_one(prior, codes))[: image.shape[0], : image.shape[1]]

@@ -107,7 +107,8 @@ def load_prior(name_or_path: str | Path, tokenizer: str | Path | None = None) ->
     config = configs.load(folder / configs.FILE)
     if configs.kind_of(config) != "prior":
         raise UserError(
-            f"{folder} holds a tokenizer, not a prior: train a prior with tokenizer={folder}"
+            f"{folder} holds a tokenizer, not a prior: name a prior over its codes, or train one whose config "
+            "has it as tokenizer"
         )
     opened = load_tokenizer_of(tokenizer or _tokenizer_of(folder, config), config.data)
     module = configs.make_prior(config)

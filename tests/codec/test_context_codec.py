@@ -155,8 +155,16 @@ def test_a_damaged_tile_is_lost_alone(opened, image, small_tiles):
     assert (content.codes[place] == 511).all()
     content.codes[place] = whole[place]
     chex.assert_trees_all_equal(content.codes, whole)
-    assert "rows 9" in opened.describe(content.damaged)
+    height, width = image.shape[:2]
+    said = opened.describe(content)
+    assert "rows 9" in said and said.endswith(f"-{width - 1}") and f"-{height - 1}," in said
     assert next(opened.decode([content])).shape == image.shape
+
+
+def test_a_file_without_a_whole_tile_is_an_error(opened, image):
+    data = opened.compress(image[:64, :64], quality=60)
+    with pytest.raises(UserError, match="every part of this file is damaged"):
+        opened.open(damaged_at(data, len(data) - 10), salvage=True)
 
 
 def test_a_truncated_file_is_salvaged_up_to_its_end(opened, image, small_tiles):

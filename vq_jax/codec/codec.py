@@ -31,6 +31,7 @@ from vq_jax.codec.lossless import PORTABLE_TEXT, Lossless
 from vq_jax.codec.text_tiler import TextTiler
 from vq_jax.codec.tilers import Tiler, make_tiler
 from vq_jax.errors import UserError
+from vq_jax.files import WEIGHTS
 from vq_jax.prior import TrainedPrior
 from vq_jax.quantizers.integer import IntegerQuantizer
 from vq_jax.tokenizer import TrainedTokenizer
@@ -188,10 +189,10 @@ class Codec:
         """Whether codes can be coded by the entropy model "context"."""
         return self._context is not None
 
-    def describe(self, damaged: Sequence[tuple[slice, ...]]) -> str:
-        """Names the pixels of `Content.damaged`."""
+    def describe(self, content: Content) -> str:
+        """Names the pixels that are damaged."""
         assert isinstance(self.tiler, ImageTiler)
-        return self.tiler.describe(damaged)
+        return self.tiler.describe(content.damaged, content.shape)
 
     @property
     def _takes_fewer(self) -> bool:
@@ -282,8 +283,11 @@ class Codec:
         header, payload = bitstream.unpack(data, salvage)
         own = self.tokenizer.fingerprint[: bitstream.FINGERPRINT]
         if header.fingerprint != own:
+            made_with = _that_ships(header.fingerprint)
             raise UserError(
-                f"this file was made with another model (fingerprint {header.fingerprint.hex()}..., this "
+                f"this file was made with {made_with}: name it"
+                if made_with
+                else f"this file was made with another model (fingerprint {header.fingerprint.hex()}..., this "
                 f"one's is {own.hex()}...): name the run it was made with"
             )
         levels = header.levels
@@ -318,6 +322,16 @@ class Codec:
         bitstream.check_size(math.prod(self.tiler.grid(header.shape)) * self.levels, payload)
         x = self._lossless.take(Decoder(payload), header.metadata, length)
         return Content(header.shape, x=x)
+
+
+def _that_ships(fingerprint: bytes) -> str | None:
+    """Returns the name of the tokenizer that ships and has this fingerprint, or None."""
+    for folder in sorted(WEIGHTS.iterdir()):
+        if (folder / configs.FILE).is_file() and configs.kind_of_run(folder) == "tokenizer":
+            shipped = runs.load_tokenizer(folder).fingerprint
+            if shipped.startswith(fingerprint):
+                return folder.name
+    return None
 
 
 def load(name_or_path: str | Path, tokenizer: str | Path | None = None) -> Codec:

@@ -215,6 +215,8 @@ class ContextModel:
                 if not salvage:
                     raise
                 damaged.append(place)
+        if len(damaged) == len(places):
+            raise UserError("every part of this file is damaged: nothing can be read")
         return codes, quality, damaged
 
     def decode(self, codes: np.ndarray, shape: tuple[int, ...], quality: int) -> np.ndarray:

@@ -80,12 +80,16 @@ class ImageTiler:
             return rows, columns
         return rows * columns, *self.tokenizer.codes.grid
 
-    def describe(self, places: Sequence[tuple[slice, ...]]) -> str:
-        """Names the pixels of parts of a grid of codes."""
+    def describe(self, places: Sequence[tuple[slice, ...]], shape: Sequence[int]) -> str:
+        """Names the pixels of parts of a grid of codes, of an image of these sizes."""
         factor = self._factor
         return ", ".join(
             "rows {}-{}, columns {}-{}".format(
-                *(n for s in place for n in (s.start * factor, s.stop * factor - 1))
+                *(
+                    n
+                    for s, side in zip(place, shape, strict=True)
+                    for n in (s.start * factor, min(s.stop * factor, side) - 1)
+                )
             )
             for place in places
         )

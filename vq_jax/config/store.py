@@ -1,5 +1,6 @@
 """Configs on disk, and the comparison of two configs."""
 
+import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from vq_jax import modalities
 from vq_jax.config.check import check
 from vq_jax.config.schema import base, base_prior, kind_of, section_name
 from vq_jax.errors import UserError, first_line
-from vq_jax.files import write
+from vq_jax.files import WEIGHTS, write
 
 FILE = "config.json"  # in the folder of a run
 
@@ -42,7 +43,7 @@ def load(path: Path) -> ConfigDict:
         problem = (
             f"no {path.name} in {folder}" if folder.is_dir() else f"there is no folder {folder}"
         )
-        raise UserError(f"{problem}: train there first, or name another workdir") from e
+        raise UserError(f"{problem}: train there first, or name {_others(folder)}") from e
     except OSError as e:
         raise UserError(f"{path} cannot be read: {e.strerror or e}") from e
     except json.JSONDecodeError as e:
@@ -51,6 +52,15 @@ def load(path: Path) -> ConfigDict:
         raise UserError(f"{path} is not a config of this version: {first_line(e)}") from e
     check(config)
     return config.lock()
+
+
+def _others(folder: Path) -> str:
+    """Names what a user may have meant instead of a folder: models that ship."""
+    known = sorted(file.parent.name for file in WEIGHTS.glob(f"*/{FILE}"))
+    near = difflib.get_close_matches(folder.name, known, n=3)
+    if near:
+        return f"a model that ships: {' or '.join(near)}"
+    return f"another folder, or a model that ships: {', '.join(known)}"
 
 
 def _base_of_tokenizer(saved: dict[str, Any]) -> ConfigDict:

@@ -64,6 +64,8 @@ def served(folder: Path) -> list[Described]:
       UserError: there is no trained model.
     """
     folder = runs.find(folder)
+    if not folder.exists():
+        described(folder)  # which says what else there is
     if (folder / configs.FILE).is_file():
         if not _is_trained(folder):
             raise UserError(f"{folder} holds no trained model yet")

@@ -131,7 +131,7 @@ def decompress(
         data = files.read(path)
         content = opened.open(data, salvage)
         if content.damaged:
-            stderr(f"{path}: damaged: {opened.describe(content.damaged)}")
+            stderr(f"{path}: damaged: {opened.describe(content)}")
         return content, len(data)
 
     def unpack(items: list[tuple[Content, int]]) -> Iterator[tuple[Any, int]]:

@@ -61,6 +61,10 @@ def export(
         f"{p.name} ({p.stat().st_size / 1e6:,.1f} MB)" for p in sorted(output.iterdir())
     )
     print(f"exported {folder} to {output}: {files}")
+    if half:
+        print(
+            "params of 16 bits make it another model: .vqz files and priors of the run do not fit it"
+        )
     if place is not None:
         try:
             print(f"pushed {output} to {hub.upload(output, place)}")
