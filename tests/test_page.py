@@ -66,10 +66,13 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def url(models):
+def url(models, tmp_path_factory):
     """The address of a server in a process of its own."""
-    port = free_port()
-    server = start("--mode=serve", f"--workdir={models}", f"--port={port}")
+    port, own = free_port(), tmp_path_factory.mktemp("of_the_server")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(own))
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+        server = start("--mode=serve", f"--workdir={models}", f"--port={port}")
     address = f"http://127.0.0.1:{port}"
     for _ in range(240):
         assert server.poll() is None, server.stdout.read()
@@ -84,6 +87,7 @@ def url(models):
     server.send_signal(signal.SIGINT)
     said = server.communicate(timeout=60)[0]
     assert server.returncode == 130, said
+    assert not list(own.iterdir()), "temporary files stay"
     # Gradio logs a traceback where it refuses a file of the server.
     assert "Traceback" not in said or "InvalidPathError" in said, said
 

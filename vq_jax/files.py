@@ -1,5 +1,6 @@
 """Atomic file writes, standard streams, and the cache folder."""
 
+import atexit
 import contextlib
 import errno
 import importlib.util
@@ -89,6 +90,14 @@ def unfinished(path: Path) -> Iterator[Path]:
     finally:
         _remove(temporary)
         _unfinished.discard(temporary)
+
+
+def folder_of_process(prefix: str) -> Path:
+    """Makes a temporary folder, which is removed when the process ends, by Ctrl-C, too."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    _unfinished.add(folder)
+    atexit.register(_remove, folder)
+    return folder
 
 
 def _remove(path: Path) -> None:

@@ -1,6 +1,5 @@
 """What the tabs of the page share: errors, uploads, pictures and examples."""
 
-import atexit
 import contextlib
 import functools
 import logging
@@ -15,6 +14,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from vq_jax import files
 from vq_jax.data.images import decode, read_image, save_image
 from vq_jax.errors import UserError
 from vq_jax.page.models import Described
@@ -131,9 +131,7 @@ def shown(image: np.ndarray) -> np.ndarray:
 @functools.cache
 def folder() -> Path:
     """Returns the folder of this server's results and examples, which is removed when it ends."""
-    made = tempfile.mkdtemp(prefix="vq_jax_page_")
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
-    return Path(made)
+    return files.folder_of_process("vq_jax_page_")
 
 
 def temporary(suffix: str) -> Path:
