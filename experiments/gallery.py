@@ -22,13 +22,13 @@ from vq_jax.data.images import decode, rows_of, save_image, to_float, to_uint8
 CLASSES = ("Animals & Nature", "Food & Drink", "People & Body", "Smileys & Emotion", "Flags")
 
 
-def held_out(side: int, count: int) -> np.ndarray:
-    """Returns held-out emoji, uint8 [count, side, side, 3]."""
+def held_out(count: int) -> np.ndarray:
+    """Returns held-out emoji, uint8 [count, 32, 32, 3]."""
     files = emoji_splits()["test"]
     chosen = files[:: len(files) // count][:count]
     return np.stack(
         [
-            np.asarray(Image.fromarray(decode(f)).resize((side, side), Image.Resampling.LANCZOS))
+            np.asarray(Image.fromarray(decode(f)).resize((32, 32), Image.Resampling.LANCZOS))
             for f in chosen
         ]
     )
@@ -48,7 +48,7 @@ def edits(prior, output: Path) -> None:
     """Columns: original, covered, four drawings."""
     rows, half = [], np.zeros((32, 32), bool)
     half[:, 16:] = True
-    for image in held_out(32, 12)[::2]:
+    for image in held_out(12)[::2]:
         covered = np.where(half[..., None], 160, image).astype(np.uint8)
         drawn = [editing.inpaint(prior, image, half, seed=seed) for seed in range(4)]
         rows.append(np.stack([image, covered, *drawn]))
@@ -58,7 +58,7 @@ def edits(prior, output: Path) -> None:
 
 def enlarged(prior, output: Path) -> None:
     """Rows: 8x8 pixels, bicubic, the prior, the original."""
-    originals = held_out(32, 12)
+    originals = held_out(12)
     small = [np.asarray(Image.fromarray(x).resize((8, 8), Image.Resampling.BOX)) for x in originals]
     nearest = np.stack([x.repeat(4, 0).repeat(4, 1) for x in small])
     bicubic = np.stack(
@@ -70,7 +70,7 @@ def enlarged(prior, output: Path) -> None:
 
 def restored(prior, output: Path) -> None:
     """Rows: damaged, restored, the original."""
-    originals = held_out(32, 12)
+    originals = held_out(12)
     damage = configs.make_condition(prior.config)
     worse = np.stack([damage(x, np.random.default_rng(i)) for i, x in enumerate(originals)])
     better = np.stack([editing.restore(prior, x) for x in worse])
@@ -98,7 +98,7 @@ def photograph(output: Path) -> None:
 
 def reconstructed(output: Path) -> None:
     tokenizer = vq_jax.load("emoji")
-    images = held_out(32, 16)
+    images = held_out(16)
     back = to_uint8(np.asarray(tokenizer.decode(tokenizer.encode(to_float(images)))))
     save(rows_of(images, back), output / "gallery_reconstructions.png")
 

@@ -34,6 +34,11 @@ _ADVICE = {
 }
 
 
+def shipped() -> list[Path]:
+    """Returns the folders of the models that ship with the package."""
+    return sorted(path.parent for path in WEIGHTS.glob("*/config.json"))
+
+
 def ships(folder: Path) -> bool:
     """Whether a folder is that of a model that ships with the package, where nothing is written."""
     return folder.resolve().parent == WEIGHTS.resolve()

@@ -109,9 +109,8 @@ def main() -> None:
             snr = -10 * np.log10(errors)
             found[source][name] = {str(r): round(float(np.interp(r, rates, snr)), 2) for r in RATES}
             print(source, name, found[source][name], flush=True)
-        bound = {str(r): round(20 * math.log10(2) * r, 2) for r in RATES}
         if source == "Gaussian":
-            found[source]["bound"] = bound
+            found[source]["bound"] = {str(r): round(20 * math.log10(2) * r, 2) for r in RATES}
     output.write_text(
         json.dumps({"vectors": VECTORS, "places": PLACES, "snr": found}, indent=1) + "\n"
     )

@@ -31,7 +31,7 @@ from vq_jax.codec.lossless import PORTABLE_TEXT, Lossless
 from vq_jax.codec.text_tiler import TextTiler
 from vq_jax.codec.tilers import Tiler, make_tiler
 from vq_jax.errors import UserError
-from vq_jax.files import WEIGHTS
+from vq_jax.files import shipped
 from vq_jax.prior import TrainedPrior
 from vq_jax.quantizers.integer import IntegerQuantizer
 from vq_jax.tokenizer import TrainedTokenizer
@@ -326,11 +326,11 @@ class Codec:
 
 def _that_ships(fingerprint: bytes) -> str | None:
     """Returns the name of the tokenizer that ships and has this fingerprint, or None."""
-    for folder in sorted(WEIGHTS.iterdir()):
-        if (folder / configs.FILE).is_file() and configs.kind_of_run(folder) == "tokenizer":
-            shipped = runs.load_tokenizer(folder).fingerprint
-            if shipped.startswith(fingerprint):
-                return folder.name
+    for folder in shipped():
+        if configs.kind_of_run(folder) != "tokenizer":
+            continue
+        if runs.load_tokenizer(folder).fingerprint.startswith(fingerprint):
+            return folder.name
     return None
 
 

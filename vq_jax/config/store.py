@@ -11,7 +11,7 @@ from vq_jax import modalities
 from vq_jax.config.check import check
 from vq_jax.config.schema import base, base_prior, kind_of, section_name
 from vq_jax.errors import UserError, first_line
-from vq_jax.files import WEIGHTS, write
+from vq_jax.files import shipped, write
 
 FILE = "config.json"  # in the folder of a run
 
@@ -56,7 +56,7 @@ def load(path: Path) -> ConfigDict:
 
 def _others(folder: Path) -> str:
     """Names what a user may have meant instead of a folder: models that ship."""
-    known = sorted(file.parent.name for file in WEIGHTS.glob(f"*/{FILE}"))
+    known = [path.name for path in shipped()]
     near = difflib.get_close_matches(folder.name, known, n=3)
     if near:
         return f"a model that ships: {' or '.join(near)}"

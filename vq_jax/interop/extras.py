@@ -12,7 +12,7 @@ CARRIED = "carried"
 # All groups of arrays that may come with an imported tokenizer.
 _EXTRA_GROUPS = ("discriminator", "lpips", CARRIED)
 # The config.json that came with an imported tokenizer.
-_ORIGIN = "origin.json"
+ORIGIN = "origin.json"
 
 
 def read_extra_arrays(folder: Path) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def read_extra_arrays(folder: Path) -> dict[str, Any]:
 
 def save_origin(config_json: dict[str, Any], folder: Path) -> None:
     """Saves the content of the config.json that came with an imported tokenizer."""
-    save_json(config_json, folder / _ORIGIN)
+    save_json(config_json, folder / ORIGIN)
 
 
 def read_origin(folder: Path) -> dict[str, Any]:
@@ -32,8 +32,8 @@ def read_origin(folder: Path) -> dict[str, Any]:
       UserError: the file cannot be read.
     """
     try:
-        return json.loads((folder / _ORIGIN).read_text())
+        return json.loads((folder / ORIGIN).read_text())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as e:
-        raise UserError(f"{folder / _ORIGIN} cannot be read: {first_line(e)}") from e
+        raise UserError(f"{folder / ORIGIN} cannot be read: {first_line(e)}") from e

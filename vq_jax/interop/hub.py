@@ -15,14 +15,12 @@ from pathlib import Path
 from vq_jax.console import stderr
 from vq_jax.errors import UserError, first_line
 from vq_jax.files import system_mistake
-from vq_jax.interop.weights import CONFIG, SUFFIXES
+from vq_jax.interop.extras import ORIGIN
+from vq_jax.interop.weights import CONFIG, INDEX, PIPELINE_PARTS, SHARD, SUFFIXES, weight_files
 
 PREFIX = "hf:"
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
-_INDEX = ".index.json"
 _SHOWN = 8  # names in a message
-_PARTS = ("vqvae", "vqgan", "movq", "vae")  # of a diffusers pipeline
-_BESIDE = (CONFIG, "config.yaml", "origin.json", "code_counts.npz")
+_BESIDE = (CONFIG, "config.yaml", ORIGIN, "code_counts.npz")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +94,8 @@ def _as_user_errors(place: Place, verb: str) -> Iterator[None]:
             f"{place} cannot be {verb}: the Hub cannot be reached; connect to the internet, or give a file "
             "that is on this machine"
         ) from e
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ) as e:  # such as a file of another size than announced
+    except (OSError, ValueError, RuntimeError) as e:
+        # Such as a file of another size than announced.
         if system_mistake(e) is not None:
             raise
         raise UserError(f"{place} cannot be {verb}: {first_line(e)}") from e
@@ -158,33 +153,37 @@ def choose(names: Sequence[str], place: Place) -> tuple[list[str], str]:
     """
     folder = place.path
     if folder in names:
-        parent = folder.rpartition("/")[0]
-        shards = []
-        if folder.endswith(_INDEX):
-            suffix = "." + folder.removesuffix(_INDEX).rpartition(".")[2]
-            inside = _files_in(names, parent)
-            shards = [_join(parent, n) for n in inside if n.endswith(suffix) and _SHARD.search(n)]
-        return [folder, *shards, *_beside(names, parent)], folder
+        parent, _, name = folder.rpartition("/")
+        return [folder, *_shards(names, parent, name), *_beside(names, parent)], folder
     inside = _files_in(names, folder)
     if "model_index.json" in inside:
-        part = next((p for p in _PARTS if _files_in(names, _join(folder, p))), "")
+        part = next((p for p in PIPELINE_PARTS if _files_in(names, _join(folder, p))), "")
         folder = _join(folder, part)
         inside = _files_in(names, folder)
-    for suffix in SUFFIXES:
-        files = [name for name in inside if name.endswith(suffix)]
-        whole = [name for name in files if not _SHARD.search(name)]
-        index = [name for name in inside if name.endswith(suffix + _INDEX)]
-        if len(whole) > 1:
-            raise UserError(
-                f"{place} has several weight files ({_listed(whole)}): give one, as in "
-                f"{_listed([str(Place(place.repository, _join(folder, whole[0])))])}"
-            )
-        chosen = whole or (files + index if index else [])
-        if chosen:
-            paths = [_join(folder, name) for name in chosen]
-            return [*paths, *_beside(names, folder)], folder
-    known = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
-    raise UserError(f"{place} has no weight file ({known})")
+    files = weight_files(inside)
+    if len(files) > 1:
+        raise UserError(
+            f"{place} has several weight files ({_listed(files)}): give one, as in "
+            f"{_listed([str(Place(place.repository, _join(folder, files[0])))])}"
+        )
+    if not files:
+        raise UserError(f"{place} has no weight file (*{', *'.join(SUFFIXES)})")
+    shards, path = _shards(names, folder, files[0]), _join(folder, files[0])
+    return [*shards, path, *_beside(names, folder)], folder
+
+
+def _shards(names: Sequence[str], folder: str, name: str) -> list[str]:
+    """The shards of an index; none for another file."""
+    if not name.endswith(INDEX):
+        return []
+    suffix = "." + name.removesuffix(INDEX).rpartition(".")[2]
+    inside = _files_in(names, folder)
+    return [_join(folder, n) for n in inside if n.endswith(suffix) and SHARD.search(n)]
+
+
+def _beside(names: Sequence[str], folder: str) -> list[str]:
+    """The files beside the weights that are read, too."""
+    return [path for name in _BESIDE if (path := _join(folder, name)) in names]
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -202,10 +201,6 @@ def _files_in(names: Sequence[str], folder: str) -> list[str]:
     start = f"{folder}/" if folder else ""
     rest = [name.removeprefix(start) for name in names if name.startswith(start)]
     return sorted(name for name in rest if "/" not in name)
-
-
-def _beside(names: Sequence[str], folder: str) -> list[str]:
-    return [path for name in _BESIDE if (path := _join(folder, name)) in names]
 
 
 def check_login(place: Place) -> None:

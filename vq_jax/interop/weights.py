@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from vq_jax.interop.torch_file import read_torch_file
 
 # Suffixes of weight files that are looked for in a folder, in order of preference.
 SUFFIXES = (".safetensors", ".msgpack", ".ckpt", ".pt", ".pth", ".bin")
+INDEX = ".index.json"  # follows the suffix of the shards in the name of their index
+SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
+PIPELINE_PARTS = ("vqvae", "vqgan", "movq", "vae")  # folders of a diffusers pipeline
 # The files of vq_jax's own format: the config, and the arrays. Arrays are named by their paths in
 # the variables, such as params/encoder/conv_in/kernel.
 CONFIG, ARRAYS = "config.json", "model.safetensors"
@@ -131,26 +134,35 @@ def _model_folder(folder: Path) -> Path:
     """Returns the tokenizer's subfolder for a diffusers pipeline, else the folder itself."""
     if not (folder / "model_index.json").is_file():
         return folder
-    parts = (folder / name for name in ("vqvae", "vqgan", "movq", "vae"))
+    parts = (folder / name for name in PIPELINE_PARTS)
     return next((part for part in parts if part.is_dir()), folder)
 
 
 def _weights_in(folder: Path) -> Path:
     """Returns the one weight file, or index of shards, in a folder."""
-    indices = sorted(folder.glob("*.index.json"))
+    found = weight_files(sorted(p.name for p in folder.iterdir() if p.is_file()))
+    if len(found) > 1:
+        names = ", ".join(found)
+        raise UserError(f"{folder} has several weight files ({names}): give one of them")
+    if not found:
+        raise UserError(f"no weight file in {folder} (*{', *'.join(SUFFIXES)})")
+    return folder / found[0]
+
+
+def weight_files(names: Sequence[str]) -> list[str]:
+    """Chooses the weight files among the names of a folder's files.
+
+    Returns:
+      those of the first format of `SUFFIXES` that there is: files that are whole; or else the index of shards;
+      or else shards without one.
+    """
     for suffix in SUFFIXES:
-        found = sorted(p for p in folder.iterdir() if p.suffix == suffix and p.is_file())
-        whole = [p for p in found if not re.search(r"-\d{5}-of-\d{5}\.", p.name)]
-        index = [p for p in indices if p.name.endswith(f"{suffix}.index.json")]
-        if index and not whole:
-            return index[0]
-        found = whole or found
-        if len(found) > 1:
-            names = ", ".join(p.name for p in found)
-            raise UserError(f"{folder} has several weight files ({names}): give one of them")
-        if found:
-            return found[0]
-    raise UserError(f"no weight file in {folder} (*{', *'.join(SUFFIXES)})")
+        files = [name for name in names if Path(name).suffix == suffix]
+        whole = [name for name in files if not SHARD.search(name)]
+        index = [name for name in names if name.endswith(suffix + INDEX)]
+        if found := whole or index[:1] or files:
+            return found
+    return []
 
 
 def _read_config(path: Path, only: str = "") -> dict[str, Any]:

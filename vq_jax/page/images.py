@@ -189,8 +189,6 @@ def compress_tab(models: Sequence[Described]) -> None:
         progress(0.2, "compressing")
         given = int(quality) if model.integers or model.levels > 1 else None
         data = opened.compress(image, quality=given)
-        target = parts.temporary(SUFFIX)
-        target.write_bytes(data)
         progress(0.6, "decompressing")
         made = {"vq_jax": (len(data), opened.decompress(data))}
         for peer in peers.available():
@@ -200,8 +198,7 @@ def compress_tab(models: Sequence[Described]) -> None:
             except UserError:
                 continue  # The format does not have images of this size.
             made[peer] = (len(other), peers.decode(other, image.shape[-1]))
-        button = gr.DownloadButton(value=str(target), interactive=True)
-        return *_compared(image, made), button
+        return *_compared(image, made), parts.download(data)
 
     name.change(lambda name: _quality_of(chosen(models, name)), name, quality)
     run.click(compress, [picture, name, quality], [slider, gallery, said, save], **ONE)

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from vq_jax import files
+from vq_jax.codec.bitstream import SUFFIX
 from vq_jax.data.images import decode, read_image, save_image
 from vq_jax.errors import UserError
 from vq_jax.page.models import Described
@@ -143,10 +144,17 @@ def temporary(suffix: str) -> Path:
     return Path(tempfile.mkdtemp(prefix="result_", dir=folder())) / f"result{suffix}"
 
 
-def menu(models: Sequence[Described], label: str = "Model") -> gr.Dropdown:
+def download(data: bytes) -> gr.DownloadButton:
+    """Returns the button that downloads a .vqz file with this content."""
+    target = temporary(SUFFIX)
+    target.write_bytes(data)
+    return gr.DownloadButton(value=str(target), interactive=True)
+
+
+def menu(models: Sequence[Described]) -> gr.Dropdown:
     """A menu of models, which is hidden if there is only one."""
     names = [m.name for m in models]
-    return gr.Dropdown(names, value=names[0], label=label, visible=len(names) > 1)
+    return gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1)
 
 
 @functools.cache

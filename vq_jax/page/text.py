@@ -8,7 +8,6 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from vq_jax.codec.bitstream import SUFFIX
 from vq_jax.errors import UserError
 from vq_jax.page import parts
 from vq_jax.page.models import Described, among, chosen, codec_of, prior_of
@@ -84,8 +83,6 @@ def _compress(models: Sequence[Described]) -> None:
         back = np.asarray(opened.decompress(data)).tobytes()
         if back != plain:
             raise UserError("the text did not come back unchanged on this machine")
-        target = parts.temporary(SUFFIX)
-        target.write_bytes(data)
         sizes = {
             "vq_jax": len(data),
             "xz": len(lzma.compress(plain, preset=9)),
@@ -94,6 +91,6 @@ def _compress(models: Sequence[Described]) -> None:
         lines = ["| | bytes | bits a byte |", "|---|---|---|"]
         lines += [f"| {who} | {n:,} | {8 * n / len(plain):.2f} |" for who, n in sizes.items()]
         lines.append(f"\n{len(plain):,} bytes, which came back unchanged.")
-        return "\n".join(lines), gr.DownloadButton(value=str(target), interactive=True)
+        return "\n".join(lines), parts.download(data)
 
     run.click(compress, [name, text], [said, save], **ONE)

@@ -9,8 +9,7 @@ import gradio as gr
 import numpy as np
 
 from vq_jax import video_editing
-from vq_jax.codec.bitstream import SUFFIX
-from vq_jax.data.video import Clip, as_clip, read_frames, write_clip
+from vq_jax.data.video import DEFAULT_RATE, Clip, as_clip, read_frames, write_clip
 from vq_jax.page import parts
 from vq_jax.page.models import Described, among, chosen, codec_of, prior_of
 from vq_jax.page.parts import ONE, whole
@@ -65,7 +64,7 @@ def _generate(priors: Sequence[Described]) -> None:
         progress(0.3, "sampling")
         if path is None:
             samples = prior.modality.to_raw(prior.sample(1, seed=whole(seed, "seed")))
-            return _saved(samples[0], as_clip(samples[0]).rate)
+            return _saved(samples[0], DEFAULT_RATE)
         side = 2 * max(prior.tokenizer.spec.shape[1:3])
         clip = _read(path, prior.tokenizer.config.data.channels, side)
         result = video_editing.predict(prior, clip.array(), int(frames), seed=whole(seed, "seed"))
@@ -97,19 +96,13 @@ def _reconstruct(tokenizers: Sequence[Described]) -> None:
         progress(0.3, "compressing")
         data = opened.compress(clip)
         progress(0.6, "decompressing")
-        back = opened.decompress(data).array()
-        target = parts.temporary(SUFFIX)
-        target.write_bytes(data)
+        frames, back = clip.array(), opened.decompress(data).array()
         units = int(np.prod(clip.shape[:3]))
         text = (
             f"{clip.shape[0]} frames of {clip.shape[2]}x{clip.shape[1]} pixels: {len(data):,} bytes, "
-            f"{8 * len(data) / units:.3f} bits a pixel-frame, {clip.array().size / len(data):.0f} times smaller."
+            f"{8 * len(data) / units:.3f} bits a pixel-frame, {frames.size / len(data):.0f} times smaller."
         )
-        both = np.concatenate([clip.array(), back], axis=2)
-        return (
-            _saved(both, clip.rate),
-            text,
-            gr.DownloadButton(value=str(target), interactive=True),
-        )
+        both = np.concatenate([frames, back], axis=2)
+        return _saved(both, clip.rate), text, parts.download(data)
 
     run.click(reconstruct, [name, video, side], [made, said, save], **ONE)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vq_jax.errors import UserError
-from vq_jax.files import WEIGHTS
+from vq_jax.files import shipped
 from vq_jax.recipes import recipes
 
 # figure in evaluation.json -> (its name in the list, its format)
@@ -47,9 +47,9 @@ def list_runs(workdir: Path) -> None:
     table = Table(title="models that ship: --workdir=NAME", title_justify="left")
     table.add_column("name")
     table.add_column("description")
-    for card in sorted(WEIGHTS.glob("*/README.md")):
-        _, _, rest = card.read_text().partition("\n")
-        table.add_row(card.parent.name, rest.strip().partition("\n")[0])
+    for folder in shipped():
+        _, _, rest = (folder / "README.md").read_text().partition("\n")
+        table.add_row(folder.name, rest.strip().partition("\n")[0])
     console.print(table)
     configs = [workdir / "config.json"]
     if not configs[0].is_file():
