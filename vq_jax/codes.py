@@ -12,11 +12,14 @@ class CodeSpec:
       grid: shape of the positions: (8, 8) for an image, () where an example is one position.
       num_codes: number of entries of a codebook; codes are in [0, num_codes).
       code_shape: shape of a position's codes: () for one code, (Q,) for Q of them.
+      grids: those of the levels of a pyramid, coarse to fine. Its codes follow each other, level by level
+        and row by row, and `grid` is their number. () if all positions are of one grid.
     """
 
     grid: tuple[int, ...]
     num_codes: int
     code_shape: tuple[int, ...] = ()
+    grids: tuple[tuple[int, ...], ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:

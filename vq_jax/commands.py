@@ -396,13 +396,13 @@ COMMANDS: dict[str, Command] = {
     ),
     "export": Command(
         "export:export",
-        "export a run to diffusers, to taming, to vq_jax's own format, or to StableHLO",
+        "export a run to diffusers, taming, VAR, vq_jax's own format, or StableHLO",
         "--workdir=runs/default --format=vq_jax --output=exported",
         {"output": "output", "format": "format", "half": "half", "push": "push"},
         required=("output", "format"),
         flag_help={
             "output": "The folder to write.",
-            "format": "diffusers, taming, vq_jax (a folder that --mode=import reads) or stablehlo "
+            "format": "diffusers, taming, var, vq_jax (a folder that --mode=import reads) or stablehlo "
             "(programs).",
         },
     ),

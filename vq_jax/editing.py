@@ -18,6 +18,7 @@ from vq_jax.data.degrade import resize
 from vq_jax.data.images import mirror_pad, over_white, to_float, to_uint8
 from vq_jax.errors import UserError, check_seed
 from vq_jax.prior import TrainedPrior
+from vq_jax.quantizers.multiscale import area_matrix
 
 # Pixels over which the colours of what is drawn are blended with those of its surroundings.
 _SEAM = 4.0
@@ -26,18 +27,22 @@ _CANVAS = 2**24  # largest number of pixels of an extended image
 
 
 def check_prior(prior: Any) -> int:
-    """Returns the pixels that a code spans along a side.
+    """Returns the pixels that a code spans along a side, of a pyramid a code of its last level.
 
     Raises:
-      UserError: it is no prior of images of any size.
+      UserError: it is no prior of images with a grid or a pyramid of codes.
     """
     if not isinstance(prior, TrainedPrior):
         raise UserError("edits need a prior: open the run of one")
-    strides = prior.tokenizer.strides
+    tokenizer = prior.tokenizer
     images = prior.modality is modalities.MODALITIES["image"]
-    if not images or strides is None or len(set(strides)) != 1:
-        raise UserError("edits need a tokenizer of images of any size, with a grid of codes")
-    return strides[0]
+    if images and tokenizer.codes.grids:
+        return tokenizer.spec.shape[0] // tokenizer.codes.grids[-1][0]
+    if not images or tokenizer.strides is None or len(set(tokenizer.strides)) != 1:
+        raise UserError(
+            "edits need a tokenizer of images with a grid of codes, for images of any size, or a pyramid"
+        )
+    return tokenizer.strides[0]
 
 
 def _check(prior: TrainedPrior, image: np.ndarray, condition: str, needs: str) -> int:
@@ -54,10 +59,20 @@ def _check(prior: TrainedPrior, image: np.ndarray, condition: str, needs: str) -
             f"this prior was trained with condition {prior.config.condition.name!r}, and this edit "
             f"needs {condition!r}: {needs}"
         )
-    if min(image.shape[:2]) < factor:
-        height, width = image.shape[:2]
+    height, width = image.shape[:2]
+    if min(height, width) < factor:
         raise UserError(
             f"the image is {width}x{height} pixels, smaller than one code, {factor}x{factor}"
+        )
+    side = prior.tokenizer.spec.shape[0]
+    if prior.tokenizer.codes.grids and max(height, width) > side:
+        raise UserError(
+            f"the image is {width}x{height} pixels, and this tokenizer takes images of up to {side}x{side}: "
+            "make it smaller"
+        )
+    if prior.tokenizer.codes.grids and condition != "none":
+        raise UserError(
+            f"{condition} needs a tokenizer of images of any size, with a grid of codes"
         )
     return factor
 
@@ -146,8 +161,36 @@ def decode_one(prior: TrainedPrior, codes: np.ndarray) -> np.ndarray:
 
 def _multiple(prior: TrainedPrior, factor: int) -> tuple[int, int]:
     """Returns what an image's sides must be multiples of, so that windows are aligned, and the least side."""
+    if prior.tokenizer.codes.grids:
+        return prior.tokenizer.spec.shape[0], prior.tokenizer.spec.shape[0]
     window = min(prior.module.grid)
     return factor * max(1, window // 2), factor * max(prior.module.grid)
+
+
+def free_codes(prior: TrainedPrior, hidden: np.ndarray, factor: int) -> np.ndarray:
+    """Returns which codes are under a mask: bool [*grid].
+
+    A code is free if it spans a hidden pixel. One of the coarser levels of a pyramid is free if at least
+    half of its pixels are hidden: what is given then keeps its colours and large shapes.
+
+    Args:
+      prior: of the codes.
+      hidden: bool [H, W], in the sizes that the tokenizer takes.
+      factor: pixels that a code spans along a side.
+    """
+
+    def shares(height: int, width: int) -> np.ndarray:
+        rows, columns = (
+            area_matrix(size, part)
+            for size, part in zip(hidden.shape, (height, width), strict=True)
+        )
+        return rows @ hidden.astype(np.float32) @ columns.T
+
+    grids = prior.tokenizer.codes.grids
+    if not grids:
+        return shares(hidden.shape[0] // factor, hidden.shape[1] // factor) > 0
+    levels = [shares(*grid) >= 0.5 for grid in grids[:-1]] + [shares(*grids[-1]) > 0]
+    return np.concatenate([level.reshape(-1) for level in levels])
 
 
 def extrapolate(values: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -213,8 +256,7 @@ def inpaint(prior: TrainedPrior, image: np.ndarray, mask: np.ndarray, **how: Any
     # The encoder also sees pixels around a code: a hole there would change the code.
     plain = np.round(extrapolate(padded.astype(np.float64), ~hidden)).astype(np.uint8)
     given = encode_one(prior, plain)
-    height, width = given.shape[:2]
-    free = np.asarray(hidden.reshape(height, factor, width, factor).any(axis=(1, 3)))
+    free = free_codes(prior, hidden, factor)
     drawn = decode_one(prior, fill_grid(prior, given, free, **how))
     result = blend(drawn, padded, hidden)[: image.shape[0], : image.shape[1]]
     return np.where(mask[..., None], result, image)
@@ -342,6 +384,8 @@ def variations(
 ) -> np.ndarray:
     """Samples a share of an image's codes again, several times.
 
+    They are at random places; of a pyramid, they are the last, which draw what is small.
+
     Args:
       prior: without condition.
       image: uint8 [H, W, C].
@@ -362,7 +406,10 @@ def variations(
     results = []
     for i in range(count):
         rng = np.random.default_rng((seed, i))
-        places = rng.permutation(given.shape[0] * given.shape[1]).reshape(given.shape[:2])
+        grid = given.shape[: len(prior.tokenizer.codes.grid)]
+        places = rng.permutation(math.prod(grid)).reshape(grid)
+        if prior.tokenizer.codes.grids:
+            places = np.arange(math.prod(grid))[::-1]
         free = np.asarray(places < max(1, round(share * places.size)))
         codes = fill_grid(prior, given, free, seed=seed + 10_000 * i, **how)
         results.append(to_uint8(decode_one(prior, codes))[: image.shape[0], : image.shape[1]])

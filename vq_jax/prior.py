@@ -14,7 +14,9 @@ from ml_collections import ConfigDict
 from vq_jax import config as configs
 from vq_jax import sampling
 from vq_jax.errors import UserError, check_seed
-from vq_jax.models.transformer import Transformer, unstack
+from vq_jax.models import Prior
+from vq_jax.models.next_scale import NextScale
+from vq_jax.models.transformer import unstack
 from vq_jax.sampling import Draw
 from vq_jax.tokenizer import TrainedTokenizer
 
@@ -32,7 +34,8 @@ class TrainedPrior:
       config: the run's config.
       tokenizer: the tokenizer of its codes.
       modality: its kind of data.
-      module, params: the transformer, with one param tree for each layer.
+      module, params: the prior, with one param tree for each layer.
+      variables: its params, and what else it reads; see `NextScale.constants`.
       step: number of training steps of its params.
       class_names: names of the classes, in order; empty if it has none.
     """
@@ -41,7 +44,7 @@ class TrainedPrior:
         self,
         config: ConfigDict,
         tokenizer: TrainedTokenizer,
-        module: Transformer,
+        module: Prior,
         params: Any,
         step: int,
     ):
@@ -49,6 +52,8 @@ class TrainedPrior:
         self.modality = tokenizer.modality
         self.class_names: tuple[str, ...] = tuple(config.codes.classes)
         self.module, self.params = unstack(module, params)
+        constants = module.constants(tokenizer.module, tokenizer.variables)
+        self.variables: dict[str, Any] = {"params": self.params, **constants}
         self._fill = jax.jit(
             partial(_fill, self.module),
             static_argnames=("draw", "steps", "choice_temperature", "halton"),
@@ -177,7 +182,7 @@ class TrainedPrior:
             rows = len(label_B[part])
             keys = sampling.row_keys(jax.random.key(seed), first + start, rows)
             drawn = self._fill(
-                self.params,
+                self.variables,
                 *(None if a is None else jnp.asarray(a[part]) for a in arguments),
                 keys,
                 draw=draw,
@@ -319,7 +324,7 @@ class TrainedPrior:
         for start in range(0, len(codes), BATCH):
             part = slice(start, start + BATCH)
             given = None if condition is None else condition[part]
-            found.append(np.asarray(self._log_p(self.params, flat[part], labels[part], given)))
+            found.append(np.asarray(self._log_p(self.variables, flat[part], labels[part], given)))
         return np.concatenate(found)
 
 
@@ -328,13 +333,13 @@ def _decoding(how: dict[str, Any]) -> dict[str, Any]:
     return {name: how[name] for name in ("seed", "first", "temperature") if name in how}
 
 
-def _log_p(module: Transformer, params, codes_BN, label_B, condition_BM):
-    logits: Any = module.apply({"params": params}, codes_BN, label_B, condition_BM)
+def _log_p(module: Prior, variables, codes_BN, label_B, condition_BM):
+    logits: Any = module.apply(variables, codes_BN, label_B, condition_BM)
     return sampling.log_probability(logits, codes_BN)
 
 
 def _fill(
-    module: Transformer, params, given_BN, free_BN, label_B, condition_BM, keys_B,
+    module: Prior, variables, given_BN, free_BN, label_B, condition_BM, keys_B,
     *, draw: Draw, steps: int, choice_temperature: float, halton: bool,
 ):  # fmt: skip
     """Samples codes int32 [B, N], and returns them with their log-probabilities [B]."""
@@ -345,11 +350,25 @@ def _fill(
         condition_BM = None if condition_BM is None else jnp.tile(condition_BM, (2, 1))
 
     def apply(*args, method=None):
-        return module.apply({"params": params}, *args, method=method)
+        return module.apply(variables, *args, method=method)
 
     def by_way(logits):
         return logits.reshape(ways, rows, *logits.shape[1:])
 
+    if isinstance(module, NextScale):
+
+        def add(i, codes_Bl, total):
+            return apply(i, codes_Bl, total, method="add_scale")
+
+        def logits_of(i, total, cache):
+            total = jnp.tile(total, (ways, 1, 1, 1))
+            logits, cache = apply(i, total, label_B, cache, method="scale_logits")
+            return by_way(logits), cache
+
+        empty = module.empty_sum(rows)
+        return sampling.sample_scales(
+            logits_of, add, empty, module.sizes, keys_B, given_BN, free_BN, draw
+        )
     if not module.causal:
         return sampling.sample_masked(
             lambda codes_BN: by_way(apply(jnp.tile(codes_BN, (ways, 1)), label_B, condition_BM)),

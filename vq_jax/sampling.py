@@ -8,7 +8,7 @@ batch.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -31,7 +31,7 @@ class Draw:
       guidance: weight of the label (Ho & Salimans 2022, eq. 6, with 1 + w as one number): 1 is no
         guidance, 0 ignores the label.
       guidance_schedule: "constant", or "linear" or "cosine", which rise from 1 to `guidance` with the
-        share of known codes.
+        share of known codes (of a next-scale prior: from the first scale to the last).
     """
 
     temperature: float = 1.0
@@ -200,6 +200,49 @@ def sample_autoregressive(
     logits_G, _, codes_BN, likelihood_B = jax.lax.fori_loop(0, length - 1, body, carry)
     _, codes_BN, likelihood_B = choose(length - 1, logits_G, codes_BN, likelihood_B)
     return codes_BN, likelihood_B
+
+
+def sample_scales(
+    logits_of: Callable[[int, jax.Array, Any], tuple[jax.Array, Any]],
+    add: Callable[[int, jax.Array, jax.Array], jax.Array],
+    total: jax.Array,
+    sizes: Sequence[int],
+    keys_B: jax.Array,
+    given_BN: jax.Array,
+    free_BN: jax.Array,
+    draw: Draw,
+) -> tuple[jax.Array, jax.Array]:
+    """Samples a pyramid of codes, all codes of a scale at once (Tian et al. 2024, VAR, sec. 3.2).
+
+    Guidance schedules rise with the scale: from 0 at the first to 1 at the last.
+
+    Args:
+      logits_of: (scale, sum of the coarser scales, cache or None) -> logits float32 [G, B, l, K] of the
+        scale, and the cache with it.
+      add: (scale, codes int32 [B, l], sum of the coarser scales) -> sum with this scale.
+      total: the sum of no scales.
+      sizes: number of codes of each scale.
+      keys_B, given_BN, free_BN, draw: as for `sample_autoregressive`.
+
+    Returns:
+      codes int32 [B, N]; float32 [B], the log-probability in nats of the sampled codes, each given all
+      coarser scales, without filter and guidance.
+    """
+    likelihood_B = jnp.zeros((len(given_BN),), jnp.float32)
+    scales: list[jax.Array] = []
+    cache, start = None, 0
+    for i, size in enumerate(sizes):
+        part = slice(start, start + size)
+        logits_G, cache = logits_of(i, total, cache)
+        guided = guide(logits_G, draw, i / max(1, len(sizes) - 1))
+        drawn_Bl = draw_codes(fold_keys(keys_B, i), guided, draw)
+        codes_Bl = jnp.where(free_BN[:, part], drawn_Bl, given_BN[:, part])
+        gained_Bl = jnp.where(free_BN[:, part], log_probability(logits_G[0], codes_Bl), 0.0)
+        likelihood_B += gained_Bl.sum(axis=1)
+        total = add(i, codes_Bl, total)
+        scales.append(codes_Bl)
+        start += size
+    return jnp.concatenate(scales, axis=1), likelihood_B
 
 
 def sample_masked(

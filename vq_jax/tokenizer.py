@@ -101,6 +101,8 @@ class TrainedTokenizer:
         """
         description = {k: self.config[k].to_dict() for k in ("model", "quantizer")}
         _leave_out_later_fields(description["quantizer"])
+        if description["model"].get("quant_kernel") == 1:
+            del description["model"]["quant_kernel"]
         description[self.modality.name] = list(self.spec.shape)
         return digest(description, self.variables)
 

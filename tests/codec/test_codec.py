@@ -167,7 +167,8 @@ def test_quality_keeps_the_first_levels(rng):
 
 def test_codes_of_a_fixed_size_tokenizer_survive_a_round_trip(rng):
     tokenizer = make_tokenizer("multiscale")
-    for prior in (None, make_prior(tokenizer, "causal")):
+    priors = (make_prior(tokenizer, name) for name in ("causal", "next_scale"))
+    for prior in (None, *priors):
         codec, x = Codec(tokenizer, prior=prior), image(rng)
         codes, _ = codec.read(codec.compress(x))
         np.testing.assert_array_equal(codes, codec.tiler.encode([x])[0])

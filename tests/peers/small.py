@@ -86,7 +86,8 @@ def make_prior(tokenizer, name="masked", condition="none", ngrams=(), **fields):
     for field in tokenizer.modality.shape_fields:
         config.data[field] = tokenizer.config.data[field]
     config.prior.update({"layers": 1, "width": 32, "heads": 2})
-    config.prior.update(ngrams=ngrams, ngram_bits=6, ngram_dim=4)
+    if ngrams:
+        config.prior.update(ngrams=ngrams, ngram_bits=6, ngram_dim=4)
     config.condition.update(fields)
     with config.unlocked():
         describe_codes(config, tokenizer, CLASSES)

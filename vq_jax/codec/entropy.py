@@ -18,7 +18,8 @@ from vq_jax.codec import bitstream, portability
 from vq_jax.codec.bitstream import Decoder, Encoder
 from vq_jax.codec.counts import FILE as COUNTS
 from vq_jax.errors import UserError
-from vq_jax.models.transformer import Transformer
+from vq_jax.models import Prior
+from vq_jax.models.next_scale import NextScale
 from vq_jax.prior import TrainedPrior
 
 PORTABLE = "entropy='static'"  # the arguments for files that read on every machine
@@ -121,7 +122,8 @@ class PriorModel:
 
     The grid is cut into windows of the size of the prior's grid, smaller at the far edges. Windows are
     coded independently. A causal prior codes a window's codes one after another. A masked prior codes
-    them in groups along a Halton order, in `config.sampling.steps` steps.
+    them in groups along a Halton order, in `config.sampling.steps` steps. A next-scale prior codes scale
+    by scale.
 
     Writing and reading run the same compiled programs on the same shapes, so they agree bit for bit on
     one kind of machine with one version of JAX. `portability` checks this before anything is read, and a
@@ -136,11 +138,11 @@ class PriorModel:
                 "this prior was trained with a label for every example (loss.label_dropout=0), and "
                 "files have no label: it cannot code"
             )
-        self._module, self._params = prior.module, prior.params
+        self._module, self._variables = prior.module, prior.variables
         self._no_label = len(prior.class_names)
         self._steps: int = prior.config.sampling.steps
         fields = prior.config.prior.to_dict()
-        if not fields["ngrams"]:  # Files that are older than these fields still open.
+        if not fields.get("ngrams"):  # Files that are older than these fields still open.
             fields = {k: v for k, v in fields.items() if not k.startswith("ngram")}
         description = {"prior": fields, "steps": self._steps}
         self.identity = tokenizers.digest(description, prior.params)
@@ -242,7 +244,10 @@ class PriorModel:
         Returns:
           int32 [B, N].
         """
-        visit = self._one_by_one if self._module.causal else self._in_groups
+        visit = self._in_groups
+        if self._module.causal:
+            by_scale = isinstance(self._module, NextScale)
+            visit = self._by_scale if by_scale else self._one_by_one
         codes_BN = np.zeros(inside_BN.shape, np.int32)
         for where, logits_nK in itertools.islice(visit(inside_BN, codes_BN), most):
             if len(where[0]):
@@ -259,7 +264,7 @@ class PriorModel:
         here_BP = np.take_along_axis(inside_BP, order_BP, axis=1)
         visits = int(np.flatnonzero(here_BP.any(axis=0)).max()) + 1
         label_B = jnp.full(len(rows), self._no_label, jnp.int32)
-        logits_BK, cache = self._begin(self._params, label_B, jnp.asarray(order_BP[:, 0]))
+        logits_BK, cache = self._begin(self._variables, label_B, jnp.asarray(order_BP[:, 0]))
         for n in range(visits * books):
             place_B = order_BP[:, n // books]
             token_B = place_B * books + n % books
@@ -271,7 +276,7 @@ class PriorModel:
             if n + 1 < visits * books:
                 next_B = order_BP[:, (n + 1) // books]
                 logits_BK, cache = self._step(
-                    self._params, codes_BN[rows, token_B], n, place_B, next_B, cache
+                    self._variables, codes_BN[rows, token_B], n, place_B, next_B, cache
                 )
 
     def _in_groups(self, inside_BN: np.ndarray, codes_BN: np.ndarray) -> Iterator[tuple]:
@@ -285,9 +290,20 @@ class PriorModel:
             group_BN = inside_BN & ~known_BN & (rank_N < count - left * (t + 1 < self._steps))
             if group_BN.any():
                 masked_BN = jnp.asarray(np.where(known_BN, codes_BN, -1))
-                logits_BNK = np.asarray(self._all(self._params, masked_BN, label_B))
+                logits_BNK = np.asarray(self._all(self._variables, masked_BN, label_B))
                 yield np.nonzero(group_BN), logits_BNK[group_BN]
                 known_BN |= group_BN
+
+    def _by_scale(self, inside_BN: np.ndarray, codes_BN: np.ndarray) -> Iterator[tuple]:
+        """As `_one_by_one`, for a next-scale prior; logits do not depend on codes of finer scales."""
+        assert isinstance(self._module, NextScale)
+        label_B = jnp.full(len(inside_BN), self._no_label, jnp.int32)
+        scale_N = np.repeat(np.arange(len(self._module.sizes)), self._module.sizes)
+        for i in range(len(self._module.sizes)):
+            known_BN = jnp.asarray(np.where(scale_N < i, codes_BN, 0))
+            logits_BNK = np.asarray(self._all(self._variables, known_BN, label_B))
+            group_BN = inside_BN & (scale_N == i)
+            yield np.nonzero(group_BN), logits_BNK[group_BN]
 
     def outputs_crc(self, size: int) -> bytes:
         """CRC-32 of what the prior's programs compute for fixed codes, in batches of `size` windows."""
@@ -320,18 +336,18 @@ def weights(logits_nK: np.ndarray) -> np.ndarray:
     return np.floor(p_nK * (_TOTAL / p_nK.sum(axis=1, keepdims=True))) + 1.0
 
 
-def _begin(module: Transformer, params, label_B, first_B):
+def _begin(module: Prior, variables, label_B, first_B):
     rows = label_B.shape[0]
-    cache: Any = module.apply({"params": params}, rows, method="empty_cache")
-    return module.apply({"params": params}, label_B, None, first_B, cache, method="begin")
+    cache: Any = module.apply(variables, rows, method="empty_cache")
+    return module.apply(variables, label_B, None, first_B, cache, method="begin")
 
 
-def _step(module: Transformer, params, code_B, n, place_B, next_B, cache):
-    return module.apply({"params": params}, code_B, n, place_B, next_B, cache, method="step")
+def _step(module: Prior, variables, code_B, n, place_B, next_B, cache):
+    return module.apply(variables, code_B, n, place_B, next_B, cache, method="step")
 
 
-def _all(module: Transformer, params, codes_BN, label_B):
-    return module.apply({"params": params}, codes_BN, label_B)
+def _all(module: Prior, variables, codes_BN, label_B):
+    return module.apply(variables, codes_BN, label_B)
 
 
 def _spans(grid: tuple[int, ...], size: tuple[int, ...]) -> list[Sequence]:

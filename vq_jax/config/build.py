@@ -14,7 +14,7 @@ from vq_jax import modalities
 from vq_jax.codes import CodeSpec
 from vq_jax.data.pipeline import prepare_codes
 from vq_jax.errors import UserError
-from vq_jax.models import DISCRIMINATORS, MODELS, PRIORS, Tokenizer, Transformer
+from vq_jax.models import DISCRIMINATORS, MODELS, PRIORS, Prior, Tokenizer
 from vq_jax.quantizers import QUANTIZERS, Quantizer
 from vq_jax.sampling import Draw
 
@@ -59,7 +59,7 @@ def make_discriminator(config: ConfigDict) -> nn.Module | None:
     return made(dtype=jnp.dtype(config.dtype), **_kwargs(config.discriminator))
 
 
-def make_prior(config: ConfigDict) -> Transformer:
+def make_prior(config: ConfigDict) -> Prior:
     """Makes the Flax module of `config.prior`, for the codes of `config.codes`."""
     codes = config.codes
     try:
@@ -67,6 +67,8 @@ def make_prior(config: ConfigDict) -> Transformer:
             num_codes=codes.num_codes,
             grid=tuple(codes.grid),
             books=codes.books,
+            grids=tuple(map(tuple, codes.grids)),
+            latent=codes.latent,
             classes=len(codes.classes),
             condition=tuple(codes.condition),
             dtype=jnp.dtype(config.dtype),
@@ -164,4 +166,5 @@ def code_spec(config: ConfigDict, tokenizer: Tokenizer) -> tuple[CodeSpec, tuple
     positions = len(shapes.codes.shape) - len(quantizer.code_shape)
     grid = shapes.codes.shape[1:positions]
     strides = tokenizer.encoder.strides if grid == shapes.latents.shape[1:-1] else None
-    return CodeSpec(grid, quantizer.num_codes, quantizer.code_shape), strides
+    spec = CodeSpec(grid, quantizer.num_codes, quantizer.code_shape, quantizer.grids)
+    return spec, strides

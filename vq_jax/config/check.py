@@ -224,6 +224,8 @@ def _check_prior(config: ConfigDict) -> None:
     stand_in = config.copy_and_resolve_references()
     with stand_in.unlocked():
         stand_in.codes.update({"num_codes": 2, "grid": (4, 4), "books": 1, "classes": ("",)})
+        if config.prior.name == "next_scale":
+            stand_in.codes.update({"grid": (5,), "grids": ((1, 1), (2, 2)), "latent": 1})
         stand_in.codes.condition = ()
     make_prior(stand_in)
 

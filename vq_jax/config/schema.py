@@ -17,7 +17,7 @@ from vq_jax.sampling import Draw
 
 PHASES = ("autoencoder", "quantizer", "joint", "adversarial")
 # Arguments of models and modules that the program passes, and that are no config fields.
-_NOT_FIELDS = {"spec", "dtype", "parent", "name", "causal", "target_aware"}
+_NOT_FIELDS = {"spec", "dtype", "parent", "name", "causal", "target_aware", "grids", "latent"}
 
 
 # --- fields of every run ---------------------------------------------------------------------------
@@ -159,6 +159,8 @@ class Codes:
     num_codes: int = 0
     books: int = 1  # codes a position
     grid: tuple = ()
+    grids: tuple = ()  # of the levels of a pyramid, coarse to fine
+    latent: int = 0  # dimensions of a latent
     condition: tuple = ()  # grid of the condition's codes
     example: tuple = ()  # shape of an example
     classes: tuple = ()  # names

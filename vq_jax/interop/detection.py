@@ -11,6 +11,7 @@ import numpy as np
 from vq_jax.errors import UserError
 from vq_jax.interop import names
 from vq_jax.interop.families import FAMILIES, Arrays, Family, shape_of
+from vq_jax.interop.var import split_qkv
 from vq_jax.interop.weights import Weights
 
 # Arrays that no model needs. They are kept, so that an export can return them.
@@ -182,14 +183,14 @@ def _remapped(
 
 
 def _with_current_names(arrays: Arrays) -> dict[str, np.ndarray]:
-    """Renames the attention layers of old diffusers versions to the current names."""
+    """Renames the attention layers of old diffusers versions to the current names, and splits VAR's."""
     old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
     def rename(key: str) -> str:
         found = re.match(r"(.*attentions\.\d+)\.(query|key|value|proj_attn)\.(\w+)$", key)
         return f"{found[1]}.{old[found[2]]}.{found[3]}" if found else key
 
-    return {rename(key): array for key, array in arrays.items()}
+    return split_qkv({rename(key): array for key, array in arrays.items()})
 
 
 def find_discriminator(weights: Weights) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:

@@ -10,6 +10,7 @@ import numpy as np
 from vq_jax.errors import UserError
 from vq_jax.interop import names
 from vq_jax.interop.names import Row
+from vq_jax.interop.var import read_scales
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -168,6 +169,17 @@ def _read_taming(arrays: Arrays, config_json: dict[str, Any]) -> dict[str, Any]:
     return _taming_body(arrays, config_json) | {"quantizer": quantizer, "loss": loss}
 
 
+def _read_var(arrays: Arrays, config_json: dict[str, Any]) -> dict[str, Any]:
+    found = _taming_body(arrays, config_json)
+    kernel = shape_of(arrays, "quant_conv.weight", 4)[2]
+    found["model"]["quant_kernel"] = kernel
+    side = found["data"]["resolution"] // 2 ** (len(found["model"]["ch_mult"]) - 1)
+    quantizer = {"name": "multiscale", "scales": read_scales(config_json, side)} | _FIXED
+    quantizer["convolutions"] = _count(arrays, "quantize.quant_resi.qresi_ls.{}.")
+    loss = {"reconstruction": "l2", "perceptual_weight": 1.0}
+    return found | {"quantizer": quantizer | _entries(arrays), "loss": loss}
+
+
 def _read_gumbel(arrays: Arrays, config_json: dict[str, Any]) -> dict[str, Any]:
     entries = _entries(arrays, "quantize.embed.weight")
     if shape_of(arrays, "quantize.proj.weight", 4)[:2] != (entries["num_codes"], entries["dim"]):
@@ -268,7 +280,7 @@ def _read_maskgit(arrays: Arrays, config_json: dict[str, Any]) -> dict[str, Any]
 
 
 _TAMING = r"encoder\.down\.0\.block\.0\.norm1\.weight$"
-_IGNORED = r"quantize\.(codebook_used|mask|zero|codebook|pre_mask|post_mask)$"
+_IGNORED = r"quantize\.(codebook_used|ema_vocab_hit_SV|mask|zero|codebook|pre_mask|post_mask)$"
 FAMILIES = {
     family.name: family
     for family in (
@@ -284,6 +296,13 @@ FAMILIES = {
             r"quantize\.embed\.weight$",
             _read_gumbel,
             names.taming_gumbel,
+            _IGNORED,
+        ),
+        Family(
+            "var",
+            r"quantize\.quant_resi\.qresi_ls\.0\.weight$",
+            _read_var,
+            names.var,
             _IGNORED,
         ),
         Family("taming", _TAMING, _read_taming, names.taming, _IGNORED),

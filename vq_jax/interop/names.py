@@ -64,6 +64,8 @@ _KINDS: dict[str, tuple[_Leaf, ...]] = {
     "array": (_Leaf("", "", _same, _same),),
     # Statistics of one codebook [K, ...], with an axis for codebooks added: [1, K, ...].
     "first": (_Leaf("", "", lambda x: x[None], lambda x: x[0]),),
+    # An array with an axis for the batch added: [1, ...] to [...].
+    "row": (_Leaf("", "", lambda x: x.reshape(x.shape[1:]), lambda x: x[None]),),
     # Weights of channels: [1, C, 1, 1] to [C].
     "channels": (_Leaf("", "", lambda x: x.reshape(-1), lambda x: x.reshape(1, -1, 1, 1)),),
     "flax": tuple(_Leaf(f"/{n}", f"/{n}", _same, _same) for n in ("kernel", "bias", "scale")),
@@ -269,6 +271,14 @@ def taming(model: Model) -> Iterator[Row]:
     # Only `EMAVectorQuantizer` has these.
     for name, ours in (("cluster_size", "cluster_size"), ("embed_avg", "embed_sum")):
         yield Row(f"quantize.embedding.{name}", f"codebook/quantizer/book/{ours}", "first")
+
+
+def var(model: Model) -> Iterator[Row]:
+    """Yields the rows of VAR's `VQVAE`, with the joint convolutions of its attention split."""
+    yield from _vqgan(_TAMING, model)
+    yield _CODEBOOK
+    for i in range(16):
+        yield Row(f"quantize.quant_resi.qresi_ls.{i}", f"params/quantizer/blends_{i}", "conv")
 
 
 def taming_gumbel(model: Model) -> Iterator[Row]:

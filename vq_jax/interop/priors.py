@@ -1,4 +1,4 @@
-"""Reads the priors of other codebases: taming's minGPT and MaskGIT's transformer."""
+"""Reads the priors of other codebases: taming's minGPT, MaskGIT's and VAR's transformers."""
 
 import dataclasses
 import re
@@ -7,12 +7,22 @@ from typing import Any
 
 import numpy as np
 
+from vq_jax.codes import CodeSpec
 from vq_jax.errors import UserError, first_line
+from vq_jax.interop import var
+from vq_jax.interop.names import Names
 from vq_jax.interop.weights import Weights, listing
 
 # Names that identify a prior. The group is the prefix of all its arrays.
 _MINGPT = r"(.*\.|)tok_emb\.weight$"
 _MASKGIT = r"(.*/|)Embed_0/word_embeddings/embedding$"
+_VAR = r"(.*\.|)pos_1LC$"
+# format -> the name that identifies it
+SIGNATURES = {
+    "taming_transformer": _MINGPT,
+    "maskgit_transformer": _MASKGIT,
+    "var_transformer": _VAR,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,10 +30,11 @@ class FoundPrior:
     """A prior in a weight file.
 
     Attributes:
-      format: "taming_transformer" or "maskgit_transformer".
+      format: a key of `SIGNATURES`.
       name: the kind of prior, a key of `PRIORS`.
       fields: fields of `config.prior`.
       sampling: fields of `config.sampling`, with the authors' settings.
+      label_dropout: share of its training examples without a label.
       classes: number of classes, 0 for an unconditional prior.
       params: path in the params -> float32 array.
     """
@@ -34,24 +45,23 @@ class FoundPrior:
     sampling: dict[str, Any]
     classes: int
     params: dict[str, np.ndarray]
+    label_dropout: float = 0.0
 
 
 def detect_prior(weights: Weights) -> str | None:
     """Returns the format of the prior in a file by the names of its arrays, None for no prior."""
     for key in weights.arrays:
-        if re.match(_MINGPT, key):
-            return "taming_transformer"
-        if re.match(_MASKGIT, key):
-            return "maskgit_transformer"
+        for format, pattern in SIGNATURES.items():
+            if re.match(pattern, key):
+                return format
     return None
 
 
 def without_prior(weights: Weights) -> dict[str, np.ndarray]:
     """Returns the arrays of a file without those of its prior."""
-    pattern = {"taming_transformer": _MINGPT, "maskgit_transformer": _MASKGIT}
     if (kind := detect_prior(weights)) is None:
         return weights.arrays
-    prefix = _prefix(weights, pattern[kind])
+    prefix = _prefix(weights, SIGNATURES[kind])
     return {
         key: array
         for key, array in weights.arrays.items()
@@ -111,8 +121,7 @@ class _Reader:
 
 def read_prior(
     weights: Weights,
-    grid: tuple[int, ...],
-    num_codes: int,
+    codes: CodeSpec,
     classes: int,
     heads: int | None,
     sos_token: int = 0,
@@ -121,8 +130,7 @@ def read_prior(
 
     Args:
       weights: the file; it must contain a prior (see `detect_prior`).
-      grid: shape of an image's grid of codes.
-      num_codes: number of the tokenizer's codebook entries.
+      codes: what the tokenizer's codes look like.
       classes: number of classes of taming's transformer, 0 for an unconditional one.
       heads: number of attention heads of taming's transformer (`n_head` in its yaml), which its
         arrays do not give.
@@ -133,9 +141,12 @@ def read_prior(
         conditioned on something other than a class.
     """
     try:
-        if detect_prior(weights) == "maskgit_transformer":
-            return _read_maskgit(weights, grid, num_codes)
-        return _read_mingpt(weights, grid, num_codes, classes, heads, sos_token)
+        kind = detect_prior(weights)
+        if kind == "var_transformer":
+            return _read_var(weights, codes)
+        if kind == "maskgit_transformer":
+            return _read_maskgit(weights, codes.grid, codes.num_codes)
+        return _read_mingpt(weights, codes.grid, codes.num_codes, classes, heads, sos_token)
     except ValueError as e:  # From NumPy, for incompatible shapes.
         raise UserError(
             f"{weights.path}: its arrays have inconsistent shapes: {first_line(e)}"
@@ -297,3 +308,41 @@ def _read_maskgit(weights: Weights, grid: tuple[int, ...], num_codes: int) -> Fo
     }
     sampling = {"steps": 16, "choice_temperature": 4.5}
     return FoundPrior("maskgit_transformer", "masked", fields, sampling, classes, params)
+
+
+def _read_var(weights: Weights, codes: CodeSpec) -> FoundPrior:
+    """Reads the next-scale transformer of Tian et al. 2024."""
+    read = _Reader(weights, _VAR, r"(^|\.)(zero_k_bias|lvl_1L|attn_bias_for_masking)$")
+    if any(name.startswith("shared_ada_lin.") for name in read.arrays):
+        raise UserError(
+            f"{weights.path} has a modulation that all layers share (shared_aln, VAR's d36): it is not "
+            "supported"
+        )
+    layers = read.count(r"blocks\.(\d{1,4})\.")
+    table = Names.from_rows(var.rows(layers))
+    ranks = {name: 2 for name, _ in table.leaves.values()}
+    ranks |= {name: 1 for name in ranks if name.endswith(("bias", "q_bias", "v_bias"))}
+    ranks |= {name: 4 for name in ranks if name.endswith("scale_mul_1H11")}
+    ranks |= {"pos_1LC": 3, "pos_start": 3}
+    ranks = {name: rank for name, rank in ranks.items() if not name.endswith("mat_qkv.bias")}
+    read.check(ranks)
+    places, entries = read("pos_1LC"), read("head.weight")
+    if not codes.grids or places.shape[1] != codes.length or len(entries) != codes.num_codes:
+        raise UserError(
+            f"{weights.path} has {places.shape[1]} positions of scales and {len(entries)} codes, and the "
+            f"tokenizer {codes.length} and {codes.num_codes}: give the right tokenizer"
+        )
+    params, _ = table.to_ours(read.arrays, table.leaves)
+    width = places.shape[2]
+    fields = {
+        "layers": layers,
+        "width": width,
+        "heads": read.arrays["blocks.0.attn.scale_mul_1H11"].size,
+        "hidden": len(read.arrays["blocks.0.ffn.fc1.bias"]),
+    }
+    # (1 + t) times the logits with the label minus t times those without, t = 1.5 k / (K - 1)
+    sampling = {"guidance": 2.5, "guidance_schedule": "linear", "top_k": 900, "top_p": 0.95}
+    classes = len(read.arrays["class_emb.weight"]) - 1
+    return FoundPrior(
+        "var_transformer", "next_scale", fields, sampling, classes, params, label_dropout=0.1
+    )

@@ -1,4 +1,4 @@
-"""Converts a VQGAN tokenizer to the state dict and config of diffusers or taming-transformers.
+"""Converts a VQGAN tokenizer to the state dict and config of diffusers, taming-transformers or VAR.
 
 Configs are read here, but not loaded or checked: `config` is a tokenizer's complete config.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vq_jax.errors import UserError
-from vq_jax.interop import names
+from vq_jax.interop import names, var
 from vq_jax.interop.extras import CARRIED
 from vq_jax.interop.names import Names
 from vq_jax.interop.weights import flat_numpy
@@ -26,6 +26,8 @@ _DIFFUSERS_FIELDS = {
 }
 # Prefixes of the arrays of taming's `VQLPIPSWithDiscriminator` in a state dict.
 _LOSS_PARTS = ("loss.discriminator.", "loss.perceptual_loss.")
+# Quantizers that a format has.
+_QUANTIZERS = {"taming": ("vq", "gumbel"), "diffusers": ("vq",), "var": ("multiscale",)}
 
 
 def to_diffusers(
@@ -151,6 +153,24 @@ def to_taming(
     return arrays, config_yaml, used
 
 
+def to_var(config: ConfigDict, variables: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Converts a tokenizer to VAR's `VQVAE`.
+
+    Args:
+      config: the tokenizer's config.
+      variables: the tokenizer's variables.
+
+    Returns:
+      the state dict.
+
+    Raises:
+      UserError: VAR's model does not support the tokenizer.
+    """
+    arrays = var.join_qkv(_state_dict(config, variables, names.var, "var"))
+    hits = (len(config.quantizer.scales), config.quantizer.num_codes)
+    return arrays | {"quantize.ema_vocab_hit_SV": np.zeros(hits, np.float32)}
+
+
 def loss_state_dict(arrays: dict[str, np.ndarray], n_layers: int) -> dict[str, np.ndarray]:
     """Converts discriminator and LPIPS to the names in taming's training checkpoints.
 
@@ -187,10 +207,12 @@ def _state_dict(
     reason = None
     if config.model.name != "vqgan":
         reason = f"it has no model like model.name={config.model.name!r}, only 'vqgan'"
-    elif quantizer.name not in (("vq", "gumbel") if format == "taming" else ("vq",)):
+    elif quantizer.name not in _QUANTIZERS[format]:
         reason = f"it has no quantizer like quantizer.name={quantizer.name!r}"
     elif quantizer.name == "vq" and (quantizer.heads > 1 or quantizer.code_dim):
         reason = "it supports neither several quantizer.heads nor a quantizer.code_dim"
+    elif config.model.quant_kernel != (3 if format == "var" else 1):
+        reason = f"it has no convolutions like model.quant_kernel={config.model.quant_kernel}"
     elif any(round(config.model.ch * mult) % 32 for mult in config.model.ch_mult):
         reason = "its GroupNorms need multiples of 32 as model.ch times model.ch_mult"
     if reason:
@@ -199,8 +221,8 @@ def _state_dict(
     if format == "taming" and quantizer.get("codebook") == "ema":
         trees["codebook"] = variables["codebook"]
     params = flat_numpy(trees)
-    if quantizer.name == "vq" and quantizer.distance == "cosine":
-        # Both formats use the L2 distance. With entries of length 1 it gives the same codes.
+    if quantizer.get("distance") == "cosine":
+        # All formats use the L2 distance. With entries of length 1 it gives the same codes.
         path = "params/quantizer/book/codebook"
         params[path] = np.asarray(normalise(jnp.asarray(params[path])))
     arrays, unknown = Names.from_rows(table(config.model)).to_theirs(params)

@@ -12,7 +12,7 @@ from vq_jax.models.discriminator import MLPDiscriminator, PatchGAN, PatchGAN3D
 from vq_jax.models.magvit2 import magvit2
 from vq_jax.models.maskgit import maskgit
 from vq_jax.models.mlp import mlp
-from vq_jax.models.priors import PRIORS
+from vq_jax.models.priors import PRIORS, Prior
 from vq_jax.models.text_conv import text_conv
 from vq_jax.models.tokenizer import Tokenizer
 from vq_jax.models.transformer import Transformer
@@ -63,6 +63,7 @@ __all__ = [
     "Model",
     "PatchGAN",
     "PatchGAN3D",
+    "Prior",
     "Tokenizer",
     "Transformer",
 ]

@@ -7,7 +7,10 @@ from typing import Annotated
 from vq_jax.bounds import Bounds
 from vq_jax.models.attention import axis_sizes
 from vq_jax.models.blocks import ACTIVATIONS, NORMS, Dtype, swiglu_width
+from vq_jax.models.next_scale import NextScale
 from vq_jax.models.transformer import Transformer
+
+Prior = Transformer | NextScale
 
 
 def transformer(
@@ -20,6 +23,8 @@ def transformer(
     causal: bool,
     target_aware: bool,
     dtype: Dtype,
+    grids: tuple[tuple[int, ...], ...] = (),
+    latent: int = 0,
     layers: Annotated[int, Bounds(1)] = 8,
     width: Annotated[int, Bounds(4)] = 512,
     heads: Annotated[int, Bounds(1)] = 8,
@@ -42,6 +47,7 @@ def transformer(
     Raises:
       ValueError: a field has a value that is not supported.
     """
+    del latent
     for name, value, known in (
         ("position", position, ("rope", "learned")),
         ("norm", norm, tuple(NORMS)),
@@ -51,7 +57,7 @@ def transformer(
             raise ValueError(f"prior.{name} is {value!r}: use one of {', '.join(known)}")
     if width % heads or width // heads % 4:
         raise ValueError(f"prior.width {width} must be a multiple of 4 * prior.heads, {4 * heads}")
-    axes = len(axis_sizes(grid))
+    axes = len(axis_sizes(grids[-1] if grids else grid))
     if position == "rope" and width // heads < 2 * axes:
         raise ValueError(
             f"prior.width {width} and prior.heads {heads} leave {width // heads} dimensions a head: "
@@ -85,16 +91,65 @@ def transformer(
         ngram_bits=ngram_bits,
         ngram_dim=ngram_dim,
         ngram_dropout=ngram_dropout,
+        grids=grids,
         dtype=dtype,
     )
 
 
-# name -> function of (num_codes, grid, books, classes, condition, dtype, **config.prior) to a Transformer
-PRIORS: dict[str, Callable[..., Transformer]] = {
+def next_scale(
+    *,
+    num_codes: int,
+    grid: tuple[int, ...],
+    books: int,
+    classes: int,
+    condition: tuple[int, ...],
+    dtype: Dtype,
+    grids: tuple[tuple[int, ...], ...] = (),
+    latent: int = 0,
+    layers: Annotated[int, Bounds(1)] = 8,
+    width: Annotated[int, Bounds(4)] = 512,
+    heads: Annotated[int, Bounds(1)] = 8,
+    hidden: Annotated[int, Bounds(0)] = 0,
+    dropout: Annotated[float, Bounds(0, 0.99)] = 0.0,
+    remat: bool = False,
+) -> NextScale:
+    """Makes a `NextScale` from checked fields; `hidden=0` is four times the width.
+
+    Raises:
+      ValueError: the codes are no pyramid of one code a position, or a field is not supported.
+    """
+    del grid
+    if not grids or books != 1 or any(len(set(sides)) != 1 for sides in grids):
+        raise ValueError(
+            "the prior 'next_scale' needs the codes of scales: a tokenizer with the quantizer 'multiscale'"
+        )
+    if condition:
+        raise ValueError("the prior 'next_scale' takes no condition: use 'causal' or 'masked'")
+    if width % heads:
+        raise ValueError(f"prior.width {width} must be a multiple of prior.heads, {heads}")
+    return NextScale(
+        num_codes=num_codes,
+        grids=tuple((int(h), int(w)) for h, w in grids),
+        latent=latent,
+        classes=classes,
+        layers=layers,
+        width=width,
+        heads=heads,
+        hidden=hidden or 4 * width,
+        dropout=dropout,
+        remat=remat,
+        dtype=dtype,
+    )
+
+
+# name -> function of (num_codes, grid, grids, books, classes, condition, latent, dtype, **config.prior)
+PRIORS: dict[str, Callable[..., Prior]] = {
     # predicts each code from those before it, row by row (Esser et al. 2021, eq. 9; Sun et al. 2024)
     "causal": partial(transformer, causal=True, target_aware=False),
     # predicts masked codes from the visible ones (Chang et al. 2022, MaskGIT, eq. 2)
     "masked": partial(transformer, causal=False, target_aware=False),
     # predicts each code from those before it, in any order of positions (Yu et al. 2024, RAR)
     "random_order": partial(transformer, causal=True, target_aware=True),
+    # predicts all codes of a scale from those of the coarser ones (Tian et al. 2024, VAR, eq. 4)
+    "next_scale": next_scale,
 }

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vq_jax.models.attention import axis_sizes, grid_coordinates, rotary_angles
+from vq_jax.models.attention import grid_coordinates, rotary_angles
 from vq_jax.models.blocks import ACTIVATIONS, NORMS, Block, Dtype, normal
 from vq_jax.models.ngrams import NgramEmbedding, codes_before
 
@@ -48,6 +48,8 @@ class Transformer(nn.Module):
       ngrams: orders of the n-grams of codes that are embedded, too, for a causal prior (see `ngrams`).
       ngram_bits, ngram_dim: their tables have 2^ngram_bits rows of this size.
       ngram_dropout: rate, of the row of an n-gram.
+      grids: of a pyramid of codes, the grids of its levels (see `CodeSpec`), or (). A level has an
+        embedding, and its positions cover the same area as those of the last one.
       remat: whether activations are recomputed in the backward pass.
       scan: whether the layers are one compiled loop over stacked params.
       dtype: of the computation; params, norms and logits are float32.
@@ -74,7 +76,14 @@ class Transformer(nn.Module):
     ngram_bits: int = 16
     ngram_dim: int = 32
     ngram_dropout: float = 0.0
+    grids: tuple[tuple[int, ...], ...] = ()
     dtype: Dtype = jnp.float32
+
+    @staticmethod
+    def constants(tokenizer: Any, variables: Any) -> dict[str, Any]:
+        """Returns the collections besides `params`, from a tokenizer and its variables: none."""
+        del tokenizer, variables
+        return {}
 
     @property
     def length(self) -> int:
@@ -95,6 +104,8 @@ class Transformer(nn.Module):
         )
         positions = math.prod(self.grid)
         self.book_embedding = self.param("books", normal, (self.books, self.width))
+        if self.grids:
+            self.level_embedding = self.param("levels", normal, (len(self.grids), self.width))
         if self.condition:
             self.condition_embedding = self.param("condition", normal, (self.width,))
         if self.position == "learned":
@@ -156,8 +167,12 @@ class Transformer(nn.Module):
         A condition's grid covers the example's: equal coordinates are equal places in the example.
         """
         grids = [self.condition, self.grid] if self.condition else [self.grid]
-        parts = [grid_coordinates(grid, self.grid) for grid in grids]
-        label = np.full((1, len(axis_sizes(self.grid))), -1.0)
+        if self.grids:
+            level = [grid_coordinates(grid, self.grids[-1]) for grid in self.grids]
+            parts = [np.concatenate(level)] * len(grids)
+        else:
+            parts = [grid_coordinates(grid, self.grid) for grid in grids]
+        label = np.full((1, parts[0].shape[1]), -1.0)
         return np.concatenate([label, *(np.repeat(p, self.books, axis=0) for p in parts)])
 
     def _embed(self, codes: jax.Array, book) -> jax.Array:
@@ -187,6 +202,9 @@ class Transformer(nn.Module):
         if self.position == "learned":
             after = self.place_embedding.shape[0] - math.prod(self.grid)
             x = x + self.place_embedding[after + position]
+        if self.grids:
+            levels = np.repeat(np.arange(len(self.grids)), [math.prod(g) for g in self.grids])
+            x = x + self.level_embedding[jnp.asarray(levels)[position]]
         return x
 
     def _target(self, position: jax.Array) -> jax.Array | float:
@@ -385,14 +403,14 @@ class _Scanned(nn.Module):
         return self.make(name="block")(x_BSD, angles, train)[0], None
 
 
-def init_params(module: Transformer, key: jax.Array) -> Any:
-    """Initialises params, float32."""
+def init_params(module: Any, key: jax.Array) -> Any:
+    """Initialises the params of a prior, float32."""
     condition = jnp.zeros((1, module.prefix_length - 1), jnp.int32) if module.condition else None
     zeros = jnp.zeros((1, module.length), jnp.int32)
     return module.init(key, zeros, zeros[:, 0], condition)["params"]
 
 
-def unstack(module: Transformer, params: Any) -> tuple[Transformer, Any]:
+def unstack(module: Any, params: Any) -> tuple[Any, Any]:
     """Returns the same prior with one param tree for each layer, as sampling needs it.
 
     A loop over stacked params would copy a layer's params for every token.

@@ -39,6 +39,7 @@ class Encoder(nn.Module):
     mid_attention: bool
     z_channels: int
     dtype: Any
+    quant_kernel: int = 1
     remat: bool = False
 
     @property
@@ -60,7 +61,8 @@ class Encoder(nn.Module):
         h = Middle(h.shape[-1], self.mid_attention, self.dtype, self.remat, name="mid")(h)
         h = tower.normalize_output(h, self.dtype)
         h = conv(self.z_channels, 3, dtype=self.dtype, name="conv_out")(h)
-        return conv(self.dim, 1, dtype=self.dtype, name="quant_conv")(h).astype(jnp.float32)
+        h = conv(self.dim, self.quant_kernel, dtype=self.dtype, name="quant_conv")(h)
+        return h.astype(jnp.float32)
 
 
 class Decoder(nn.Module):
@@ -74,6 +76,7 @@ class Decoder(nn.Module):
     mid_attention: bool
     z_channels: int
     dtype: Any
+    quant_kernel: int = 1
     remat: bool = False
 
     def setup(self):
@@ -83,7 +86,8 @@ class Decoder(nn.Module):
     def features(self, z: jax.Array) -> jax.Array:
         """Everything before the last convolution: [B, h f, w f, ch * ch_mult[0]]."""
         widths = [round(self.ch * mult) for mult in self.ch_mult]
-        h = conv(self.z_channels, 1, dtype=self.dtype, name="post_quant_conv")(z)
+        kernel = self.quant_kernel
+        h = conv(self.z_channels, kernel, dtype=self.dtype, name="post_quant_conv")(z)
         h = conv(widths[-1], 3, dtype=self.dtype, name="conv_in")(h)
         h = Middle(widths[-1], self.mid_attention, self.dtype, self.remat, name="mid")(h)
         h = tower.up(
@@ -121,6 +125,7 @@ def vqgan(
     attn_resolutions: tuple[int, ...] = (16,),
     mid_attention: bool = True,
     z_channels: int = 256,
+    quant_kernel: int = 1,
     remat_encoder: bool = False,
     remat_decoder: bool = False,
 ) -> tuple[nn.Module, nn.Module]:
@@ -136,6 +141,7 @@ def vqgan(
       attn_resolutions: sides of feature maps at which every block is followed by attention.
       mid_attention: whether the middle has attention.
       z_channels: width of the encoder's last 3x3 convolution.
+      quant_kernel: side of the convolutions next to the quantizer; VAR's are 3.
       remat_encoder, remat_decoder: recompute activations of blocks in the backward pass: less memory,
         about a third more time.
     """
@@ -147,6 +153,7 @@ def vqgan(
         "attn_levels": attention_levels(resolution, len(ch_mult), attn_resolutions),
         "mid_attention": mid_attention,
         "z_channels": z_channels,
+        "quant_kernel": quant_kernel,
         "dtype": dtype,
     }
     return (

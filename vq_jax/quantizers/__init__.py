@@ -3,7 +3,8 @@
 from vq_jax.quantizers.base import SCHEDULED, Quantizer
 from vq_jax.quantizers.binary import BSQ, LFQ
 from vq_jax.quantizers.integer import IntegerQuantizer
-from vq_jax.quantizers.residual import MultiscaleQuantizer, ResidualQuantizer
+from vq_jax.quantizers.multiscale import MultiscaleQuantizer
+from vq_jax.quantizers.residual import ResidualQuantizer
 from vq_jax.quantizers.scalar import FSQ
 from vq_jax.quantizers.soft import IBQ, GumbelQuantizer
 from vq_jax.quantizers.vector import SimVQ, VectorQuantizer

@@ -31,6 +31,8 @@ class Quantizer(nn.Module):
         quantizer works on the residual divided by `residual_scale`^i. A float, or float32 [D]. None
         if the quantizer cannot be a level: it gives a latent several codes, or compares transformed
         latents instead of the latents themselves.
+      grids: those of the levels of a pyramid, coarse to fine, whose codes follow each other along one
+        axis; () if codes are on the grid of the latents.
       takes_quality: whether `__call__` has an argument `quality`, float32 [B] in [0, 1].
     """
 
@@ -38,6 +40,10 @@ class Quantizer(nn.Module):
 
     @property
     def code_shape(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def grids(self) -> tuple[tuple[int, ...], ...]:
         return ()
 
     @property

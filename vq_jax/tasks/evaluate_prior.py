@@ -107,7 +107,7 @@ def measure_examples(evaluation: Evaluation) -> dict[str, Any]:
     variables = {} if config.data.source == "codes" else tokenizer.variables
 
     @jax.jit
-    def nats(params, variables, batch, keys_B, part):
+    def nats(of_prior, variables, batch, keys_B, part):
         codes_BN, condition_BM = codes_of(tokenizer.module, variables, batch)
         label_B = jnp.minimum(batch["label"], module.classes)
         inputs_BN, wanted_BN = codes_BN, jnp.ones_like(codes_BN, bool)
@@ -120,7 +120,7 @@ def measure_examples(evaluation: Evaluation) -> dict[str, Any]:
 
             wanted_BN = jax.vmap(of_row)(keys_B)
             inputs_BN = jnp.where(wanted_BN, -1, codes_BN)
-        logits: Any = module.apply({"params": params}, inputs_BN, label_B, condition_BM)
+        logits: Any = module.apply(of_prior, inputs_BN, label_B, condition_BM)
         log_p_BN = log_probability(logits, codes_BN) * wanted_BN
         return -log_p_BN.sum(1) / wanted_BN.sum(1)
 
@@ -131,7 +131,7 @@ def measure_examples(evaluation: Evaluation) -> dict[str, Any]:
         given += _nats_given_codes(tokenizer, batch, valid)
         for part in range(parts):
             keys_B = row_keys(jax.random.key(part), count, len(valid))
-            found = nats(prior.params, variables, batch, keys_B, part)
+            found = nats(prior.variables, variables, batch, keys_B, part)
             total += float(np.asarray(found)[valid].sum()) / parts
         count += int(valid.sum())
     modality = prior.modality

@@ -1,4 +1,4 @@
-"""Exports a trained model to diffusers, to taming, to vq_jax's own format, or to StableHLO."""
+"""Exports a trained model to diffusers, taming, VAR, vq_jax's own format, or StableHLO."""
 
 import importlib.util
 import json
@@ -16,8 +16,11 @@ from vq_jax.errors import UserError
 from vq_jax.files import check_new, new_folder
 from vq_jax.interop import hub
 from vq_jax.interop.extras import read_origin
-from vq_jax.interop.state_dicts import to_diffusers, to_taming
+from vq_jax.interop.state_dicts import to_diffusers, to_taming, to_var
+from vq_jax.interop.var import SCALES
+from vq_jax.interop.var import to_var as to_var_transformer
 from vq_jax.interop.weights import ARRAYS, CONFIG, HALF, save_arrays, save_json
+from vq_jax.prior import TrainedPrior
 from vq_jax.runs import find, load
 from vq_jax.tasks.model_card import CARD, model_card
 from vq_jax.tasks.model_files import Model, copy_other_files, extra_arrays, own_arrays
@@ -50,7 +53,8 @@ def export(
     folder = find(workdir)
     model = load(folder)
     kind = configs.kind_of(model.config)
-    if kind != "tokenizer" and format != "vq_jax":
+    next_scale = kind == "prior" and model.config.prior.name == "next_scale"
+    if kind != "tokenizer" and format != "vq_jax" and not (format == "var" and next_scale):
         raise UserError(f"{folder} holds a {kind}: use format 'vq_jax', the only one for a {kind}")
     with new_folder(output) as temporary:
         (_half if half else FORMATS[format])(model, folder, temporary)
@@ -124,6 +128,19 @@ def _taming(tokenizer: TrainedTokenizer, workdir: Path, output: Path) -> None:
     (output / "config.yaml").write_text(yaml.safe_dump(config_yaml, sort_keys=False))
 
 
+def _var(model: Model, workdir: Path, output: Path) -> None:
+    """As VAR's `VQVAE`, or for a prior as its `VAR`."""
+    del workdir
+    if isinstance(model, TrainedPrior):
+        grids = model.tokenizer.codes.grids
+        arrays = to_var_transformer(model.params, grids)
+    else:
+        grids = model.codes.grids
+        arrays = to_var(model.config, model.variables)
+    save_arrays(arrays, output / ARRAYS)
+    save_json({SCALES: [side for side, _ in grids]}, output / CONFIG)
+
+
 def _stablehlo(tokenizer: TrainedTokenizer, workdir: Path, output: Path) -> None:
     """Exports encoder and decoder as programs that contain the weights, for any batch size."""
     if not importlib.util.find_spec("flatbuffers"):
@@ -170,5 +187,6 @@ FORMATS: dict[str, Callable[..., None]] = {
     "diffusers": _diffusers,
     "taming": _taming,
     "vq_jax": _vq_jax,
+    "var": _var,
     "stablehlo": _stablehlo,
 }

@@ -40,7 +40,7 @@ from vq_jax.runs import load, load_prior, load_tokenizer_of
 from vq_jax.tasks.model_files import copy_other_files, own_arrays
 from vq_jax.tokenizer import TrainedTokenizer
 
-FORMATS = (*FAMILIES, "taming_transformer", "maskgit_transformer", "vq_jax")
+FORMATS = (*FAMILIES, *priors.SIGNATURES, "vq_jax")
 # Config file in the imported folder, for training from the imported weights.
 _PYTHON_CONFIG = "config.py"
 _PYTHON_CONFIG_TEXT = '''"""The config for training from the weights imported into this folder.
@@ -107,7 +107,7 @@ def import_weights(
         print(f"imported vq_jax: {_size(arrays)}, into {workdir}")
         return
     weights = read_weights(input)
-    kind = format if format in ("taming_transformer", "maskgit_transformer") else None
+    kind = format if format in priors.SIGNATURES else None
     if kind is None and format is None:
         kind = priors.detect_prior(weights)
     if kind is None:
@@ -317,11 +317,12 @@ def _prior_config(
     config.prior.update(found.fields)
     config.sampling.update(found.sampling)
     config.phases.prior = 100_000
-    config.loss.label_dropout = 0.0  # Its training dropped no labels.
+    config.loss.label_dropout = found.label_dropout
     config.data.resolution = tokenizer.config.data.resolution
     config.data.source = "folder"
     codes, spec = config.codes, tokenizer.codes
-    codes.num_codes, codes.grid = spec.num_codes, spec.grid
+    codes.num_codes, codes.grid, codes.grids = spec.num_codes, spec.grid, spec.grids
+    codes.latent = tokenizer.module.quantizer.dim
     codes.example = tokenizer.spec.shape
     codes.classes = tuple(str(i) for i in range(found.classes))
     configs.check(config)
@@ -364,9 +365,7 @@ def _import_prior(
             f"tokenizer: {tokenizer_folder} has several codes per position, but the prior has one; "
             "give the tokenizer that the prior was trained on"
         )
-    found = priors.read_prior(
-        weights, opened.codes.grid, opened.codes.num_codes, classes, heads, sos_token
-    )
+    found = priors.read_prior(weights, opened.codes, classes, heads, sos_token)
 
     config = _prior_config(found, opened, tokenizer_folder)
     module = configs.make_prior(config)

@@ -21,6 +21,7 @@ _FILES = {
     "vq_jax": "",
     "diffusers": "The files are those of a `VQModel` of diffusers.",
     "taming": "The files are those of taming-transformers; `config.yaml` is their config.",
+    "var": "The files are those of VAR; `config.json` has the sides of its scales.",
     "stablehlo": "The files are programs that contain the weights; `config.json` says how to call them.",
 }
 
@@ -74,7 +75,7 @@ def _usage(place: Place, name: str, kind: str) -> list[str]:
 
 def _described(model: Model, kind: str) -> str:
     config, codes = model.config, model.codes if hasattr(model, "codes") else model.tokenizer.codes
-    params = model.variables["params"] if hasattr(model, "variables") else model.params
+    params = model.variables["params"]
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(params)) / 1e6
     what = (
         f"A tokenizer of {model.modality.noun}s (`{config.model.name}`, quantizer `{config.quantizer.name}`)"

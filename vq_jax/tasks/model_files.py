@@ -29,7 +29,8 @@ def own_arrays(model: Model, folder: Path) -> tuple[ConfigDict, dict[str, np.nda
     if isinstance(model, TrainedPrior):
         config = model.config.copy_and_resolve_references()
         with config.unlocked():
-            config.prior.scan = False  # A loaded prior has one tree of params per layer.
+            if "scan" in config.prior:
+                config.prior.scan = False  # A loaded prior has one tree of params per layer.
         fingerprint = np.frombuffer(model.tokenizer.fingerprint, np.uint8)
         return config, flat_numpy({"params": model.params, "fingerprint": fingerprint}), model.step
     trees: dict[str, Any] = dict(model.variables)

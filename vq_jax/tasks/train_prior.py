@@ -27,17 +27,22 @@ from vq_jax.training.steps import Phase
 from vq_jax.training.watch import Watch
 
 
-def make_prior_recipe(config: ConfigDict, tokenizer: Any = None) -> PriorRecipe:
+def make_prior_recipe(
+    config: ConfigDict, tokenizer: Any = None, opened: TrainedTokenizer | None = None
+) -> PriorRecipe:
     """Makes module, optimizer and loss weights of a config.
 
     Args:
       config: a prior's.
       tokenizer: module that encodes examples in the step; None if batches are codes.
+      opened: the tokenizer with its variables; None only for shapes.
     """
     loss = config.loss
+    prior = configs.make_prior(config)
     permute = make_ramp(*loss.permute) if loss.permute else (lambda step: 1.0)
     return PriorRecipe(
-        prior=configs.make_prior(config),
+        prior=prior,
+        constants={} if opened is None else prior.constants(opened.module, opened.variables),
         tokenizer=tokenizer,
         optimizer=make_optimizer(config.optim, sum(config.phases.values())),
         label_smoothing=loss.label_smoothing,
@@ -70,6 +75,7 @@ def describe_codes(
         )
     codes = config.codes
     codes.num_codes, codes.books, codes.grid = spec.num_codes, spec.books, spec.grid
+    codes.grids, codes.latent = spec.grids, tokenizer.module.quantizer.dim
     codes.example = tokenizer.spec.shape
     codes.classes = classes if any(classes) else ()
     codes.condition = ()
@@ -94,7 +100,7 @@ def _initial_params(config: ConfigDict, workdir: Path, shapes: PriorState) -> An
     if not config.start_from or has_checkpoints(workdir):
         return {}
     params = jax.device_get(load_prior(config.start_from, config.tokenizer).params)
-    if config.prior.scan:
+    if config.prior.get("scan"):
         params = stack(params, config.prior.layers)
     if lines := differences(flat(params), flat(shapes.prior.params)):
         raise UserError(
@@ -125,7 +131,7 @@ def prior_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
         describe_codes(config, tokenizer, splits.class_names)
     check_held_out(config, splits.val)  # fail early
     modality = tokenizer.modality
-    recipe = make_prior_recipe(config, None if from_codes else tokenizer.module)
+    recipe = make_prior_recipe(config, None if from_codes else tokenizer.module, tokenizer)
     own_fingerprint = np.frombuffer(tokenizer.fingerprint, np.uint8)
     variables = {} if from_codes else jax.device_get(tokenizer.variables)
 

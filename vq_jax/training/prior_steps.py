@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from vq_jax.collectives import first_row, pmean
-from vq_jax.models import Tokenizer, Transformer
+from vq_jax.models import Prior, Tokenizer
 from vq_jax.models.transformer import init_params
 from vq_jax.sampling import log_probability, row_keys
 from vq_jax.training.state import PriorState, TrainState
@@ -30,6 +30,7 @@ class PriorRecipe:
       prior: the module.
       tokenizer: encodes examples in the step; None if batches are codes.
       optimizer: its Optax chain.
+      constants: its collections besides `params`; see `NextScale.constants`.
       label_smoothing: share of the target's probability that is spread over all codes.
       label_dropout: share of examples whose label is dropped.
       least_masked: for a masked prior, the smallest share of an example's codes that is masked.
@@ -37,9 +38,10 @@ class PriorRecipe:
       ema_decay: decay of the averaged params used in sampling.
     """
 
-    prior: Transformer
+    prior: Prior
     tokenizer: Tokenizer | None
     optimizer: optax.GradientTransformation
+    constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     label_smoothing: float = 0.0
     label_dropout: float = 0.1
     least_masked: float = 0.0
@@ -172,7 +174,7 @@ def prior_step(
 
     def loss(params):
         logits_BNK: Any = prior.apply(
-            {"params": params},
+            {"params": params, **recipe.constants},
             inputs_BN,
             label_B,
             condition_BM,
