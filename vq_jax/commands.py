@@ -65,6 +65,9 @@ FLAGS: dict[str, Flag] = {
     "side_by_side": Flag(
         "switch", "Put the original to the left of the reconstruction: images and videos."
     ),
+    "tokens": Flag(
+        "int", "Models of the kind titok: number of codes to decode, from the first. Default: all."
+    ),
     "lossy": Flag("switch", "Texts: keep the codes only, from which the text is approximate."),
     "port": Flag("int", "Port of the server. Default: 7860."),
     "host": Flag(
@@ -267,7 +270,7 @@ COMMANDS: dict[str, Command] = {
         "reconstruct:reconstruct",
         "encode and decode files with a tokenizer; images may have any size",
         "--workdir=runs/default --input=my.png --output=out.png --side_by_side",
-        {**_FILES, "side_by_side": "side_by_side"},
+        {**_FILES, "side_by_side": "side_by_side", "tokens": "tokens"},
         required=("input", "output"),
         streams=True,
     ),
@@ -396,13 +399,13 @@ COMMANDS: dict[str, Command] = {
     ),
     "export": Command(
         "export:export",
-        "export a run to diffusers, taming, VAR, vq_jax's own format, or StableHLO",
+        "export a run to diffusers, taming, VAR, TiTok, vq_jax's own format, or StableHLO",
         "--workdir=runs/default --format=vq_jax --output=exported",
         {"output": "output", "format": "format", "half": "half", "push": "push"},
         required=("output", "format"),
         flag_help={
             "output": "The folder to write.",
-            "format": "diffusers, taming, var, vq_jax (a folder that --mode=import reads) or stablehlo "
+            "format": "diffusers, taming, var, titok, vq_jax (a folder that --mode=import reads) or stablehlo "
             "(programs).",
         },
     ),

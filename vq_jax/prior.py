@@ -15,9 +15,8 @@ from vq_jax import config as configs
 from vq_jax import sampling
 from vq_jax.errors import UserError, check_seed
 from vq_jax.models import Prior
-from vq_jax.models.next_scale import NextScale
+from vq_jax.models.fill import fill_codes
 from vq_jax.models.transformer import unstack
-from vq_jax.sampling import Draw
 from vq_jax.tokenizer import TrainedTokenizer
 
 Labels = str | int | Sequence[str | int] | None
@@ -55,7 +54,7 @@ class TrainedPrior:
         constants = module.constants(tokenizer.module, tokenizer.variables)
         self.variables: dict[str, Any] = {"params": self.params, **constants}
         self._fill = jax.jit(
-            partial(_fill, self.module),
+            partial(fill_codes, self.module),
             static_argnames=("draw", "steps", "choice_temperature", "halton"),
         )
         self._log_p = jax.jit(partial(_log_p, self.module))
@@ -336,71 +335,3 @@ def _decoding(how: dict[str, Any]) -> dict[str, Any]:
 def _log_p(module: Prior, variables, codes_BN, label_B, condition_BM):
     logits: Any = module.apply(variables, codes_BN, label_B, condition_BM)
     return sampling.log_probability(logits, codes_BN)
-
-
-def _fill(
-    module: Prior, variables, given_BN, free_BN, label_B, condition_BM, keys_B,
-    *, draw: Draw, steps: int, choice_temperature: float, halton: bool,
-):  # fmt: skip
-    """Samples codes int32 [B, N], and returns them with their log-probabilities [B]."""
-    rows = len(label_B)
-    ways = 2 if draw.guided else 1
-    if ways == 2:  # with and without the label
-        label_B = jnp.concatenate([label_B, jnp.full_like(label_B, module.classes)])
-        condition_BM = None if condition_BM is None else jnp.tile(condition_BM, (2, 1))
-
-    def apply(*args, method=None):
-        return module.apply(variables, *args, method=method)
-
-    def by_way(logits):
-        return logits.reshape(ways, rows, *logits.shape[1:])
-
-    if isinstance(module, NextScale):
-
-        def add(i, codes_Bl, total):
-            return apply(i, codes_Bl, total, method="add_scale")
-
-        def logits_of(i, total, cache):
-            total = jnp.tile(total, (ways, 1, 1, 1))
-            logits, cache = apply(i, total, label_B, cache, method="scale_logits")
-            return by_way(logits), cache
-
-        empty = module.empty_sum(rows)
-        return sampling.sample_scales(
-            logits_of, add, empty, module.sizes, keys_B, given_BN, free_BN, draw
-        )
-    if not module.causal:
-        return sampling.sample_masked(
-            lambda codes_BN: by_way(apply(jnp.tile(codes_BN, (ways, 1)), label_B, condition_BM)),
-            keys_B,
-            given_BN,
-            free_BN,
-            steps,
-            draw,
-            choice_temperature=choice_temperature,
-            rank_N=jnp.asarray(sampling.halton_order(module.grid, module.books))
-            if halton
-            else None,
-        )
-    positions = math.prod(module.grid)
-    order_BP = jnp.broadcast_to(jnp.arange(positions), (rows, positions))
-    if module.target_aware:  # given codes are read first
-        free_BP = free_BN.reshape(rows, positions, module.books).any(-1)
-        order_BP = jnp.argsort(free_BP, axis=1, stable=True)
-
-    def tiled(x_B):
-        return jnp.tile(x_B, ways)
-
-    def begin():
-        empty = apply(ways * rows, method="empty_cache")
-        first = tiled(order_BP[:, 0])
-        logits, cache = apply(label_B, condition_BM, first, empty, method="begin")
-        return by_way(logits), cache
-
-    def step(code_B, n, position_B, next_B, cache):
-        logits, cache = apply(
-            tiled(code_B), n, tiled(position_B), tiled(next_B), cache, method="step"
-        )
-        return by_way(logits), cache
-
-    return sampling.sample_autoregressive(begin, step, keys_B, given_BN, free_BN, order_BP, draw)

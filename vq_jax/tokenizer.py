@@ -159,7 +159,8 @@ class TrainedTokenizer:
             fewer = 0 < given < spec.books and self.module.quantizer.takes_fewer_codes
             if given != spec.books and not fewer:
                 raise ValueError(f"codes have {given} a position, not {spec.books}")
-        if self.strides is None and grid != spec.grid:
+        fewer = self.module.takes_first_codes and 0 < grid[0] < spec.grid[0]
+        if self.strides is None and grid != spec.grid and not fewer:
             raise ValueError(
                 f"the codes of a {self.modality.noun} have shape {codes.shape[1:]}, not {spec.shape}"
             )
@@ -250,6 +251,8 @@ def _leave_out_later_fields(quantizer: dict[str, Any]) -> None:
     """Removes fields that are younger than the format, if they change nothing: old fingerprints stay."""
     if not quantizer.get("rate_weight", True):
         del quantizer["rate_weight"]
+    if quantizer.get("initial") == "kmeans":
+        del quantizer["initial"]
     if "inner" in quantizer:
         _leave_out_later_fields(quantizer["inner"])
 

@@ -23,6 +23,9 @@ SMALL = {
     "maskgit": {"ch": 8, "ch_mult": (1, 2), "num_res_blocks": 1},
     "magvit2": {"ch": 8, "ch_mult": (1, 2), "num_res_blocks": 1},
     "mlp": {"hidden": (32, 16), "tokens": 2},
+    "vqvae2": {"hidden": 16, "res_hidden": 8},
+    "vit": {"patch": 4, "layers": 1, "width": 32, "heads": 2},
+    "titok": {"patch": 4, "layers": 1, "width": 32, "heads": 2, "tokens": 6},
     "vector_mlp": {"hidden": (32, 16)},
 }
 GRID = {
@@ -31,9 +34,13 @@ GRID = {
     "maskgit": (8, 8),
     "magvit2": (8, 8),
     "mlp": (2,),
+    "vqvae2": (20,),
+    "vit": (4, 4),
+    "titok": (6,),
     "vector_mlp": (),
 }
-CONVOLUTIONAL = [name for name in SMALL if not name.endswith("mlp")]
+DEEP = [name for name in SMALL if not name.endswith("mlp")]
+ANY_SIZE = [name for name in DEEP if name not in ("titok", "vqvae2")]
 
 
 def shape_of(name):
@@ -82,8 +89,8 @@ def test_every_model_encodes_and_decodes(name, dtype, rng):
         chex.assert_trees_all_close(output, y, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONAL)
-def test_convolutional_models_accept_other_sizes(name):
+@pytest.mark.parametrize("name", ANY_SIZE)
+def test_models_with_strides_accept_other_sizes(name):
     module = tokenizer(name)
     variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
     chex.assert_shape(module.apply(variables, jnp.zeros((1, 8, 24, 3))), (1, 8, 24, 3))
@@ -190,7 +197,7 @@ def remat_count(function, *args):
     return str(jax.make_jaxpr(function)(*args)).count("remat")
 
 
-@pytest.mark.parametrize("name", [*CONVOLUTIONAL, "patchgan"])
+@pytest.mark.parametrize("name", [*DEEP, "patchgan"])
 def test_remat_recomputes_and_does_not_change_gradients(name, rng):
     x = jnp.asarray(rng.uniform(-1, 1, size=(2, 16, 16, 3)), jnp.float32)
     if name == "patchgan":

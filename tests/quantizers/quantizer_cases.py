@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from vq_jax.config import make_quantizer, section
 from vq_jax.quantizers import QUANTIZERS
+from vq_jax.quantizers.hierarchy import HierarchyQuantizer
 
 MUTABLE = ["params", "codebook"]
 GRID = (8, 8)
@@ -18,9 +19,11 @@ OPTIONS = {
     "vq gumbel": ("vq", {"estimator": "gumbel", "codebook": "gradient", "heads": 2}),
     "vq entropy": ("vq", {"entropy_weight": 0.1, "usage_weight": 0.1, "variance_weight": 0.1}),
     "vq rate": ("vq", {"rate_weight": 0.05}),
+    "vq gaussian": ("vq", {"initial": "gaussian"}),
     "residual/vq shared": ("residual/vq", {"shared": True}),
     "residual/fsq": ("residual/fsq", {"levels": 2}),
     "residual/simvq": ("residual/simvq", {"levels": 2, "dropout": 0.5}),
+    "hierarchy/fsq": ("hierarchy/fsq", {"sides": (2, 4, 8)}),
     "residual/gumbel": ("residual/gumbel", {"levels": 2}),
 }
 _FIELDS = {"integer": {"num_codes": 7, "first": 2, "width": 8}}
@@ -48,8 +51,11 @@ def make(case: str, **changes):
 
 
 def latents(rng, quantizer, batch=4):
-    """Draws normal latents [batch, *GRID, D]."""
-    return jnp.asarray(rng.normal(size=(batch, *GRID, quantizer.dim)), jnp.float32)
+    """Draws normal latents [batch, *GRID, D], or [batch, L, D] of all levels."""
+    grid = GRID
+    if isinstance(quantizer, HierarchyQuantizer):
+        grid = (sum(side**2 for side in quantizer.sides),)
+    return jnp.asarray(rng.normal(size=(batch, *grid, quantizer.dim)), jnp.float32)
 
 
 def init_variables(quantizer, z, key=0):

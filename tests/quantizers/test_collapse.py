@@ -23,6 +23,7 @@ STEPS = {
     "ibq": 240,
     "simvq": 60,
     "multiscale": 60,
+    "hierarchy": 60,
 }
 
 

@@ -1,7 +1,7 @@
 """Clips of moving emoji, drawn when they are read: an endless data set that needs no download.
 
 One to three emoji move over a plain or photographic background. They bounce off the edges, turn, and cover
-each other. A clip depends on its split and index alone.
+each other; or one large emoji moves over a plain background. A clip depends on its split and index alone.
 """
 
 import dataclasses
@@ -29,6 +29,7 @@ class MovingEmoji:
       files: of the emoji.
       frames, side: number of frames, and their side in pixels.
       count: number of clips.
+      alone: whether a clip has one large emoji over a plain background.
     """
 
     split: str
@@ -36,14 +37,15 @@ class MovingEmoji:
     frames: int
     side: int
     count: int
+    alone: bool = False
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng((self.split == "test", index))
-        scene = _background(rng, self.split, self.side)
-        sprites = [self._sprite(rng) for _ in range(rng.integers(1, 4))]
+        scene = _plain(rng, self.side) if self.alone else _background(rng, self.split, self.side)
+        sprites = [self._sprite(rng) for _ in range(1 if self.alone else rng.integers(1, 4))]
         clip = np.empty((self.frames, self.side, self.side, 3), np.uint8)
         for t in range(self.frames):
             frame = scene.copy()
@@ -55,7 +57,7 @@ class MovingEmoji:
 
     def _sprite(self, rng: np.random.Generator) -> "_Sprite":
         path = self.files[rng.integers(len(self.files))]
-        size = rng.uniform(0.3, 0.6)
+        size = rng.uniform(0.5, 0.8) if self.alone else rng.uniform(0.3, 0.6)
         direction, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.01, 0.06)
         return _Sprite(
             _shrunk(path, max(2, round(size * self.side))),
@@ -121,10 +123,14 @@ def _photos(split: str) -> tuple[Image.Image, ...]:
     return tuple(found)
 
 
+def _plain(rng: np.random.Generator, side: int) -> Image.Image:
+    colour = tuple(int(c) for c in rng.integers(0, 256, 3))
+    return Image.new("RGBA", (side, side), (*colour, 255))
+
+
 def _background(rng: np.random.Generator, split: str, side: int) -> Image.Image:
     if rng.random() < 0.5:
-        colour = tuple(int(c) for c in rng.integers(0, 256, 3))
-        return Image.new("RGBA", (side, side), (*colour, 255))
+        return _plain(rng, side)
     photos = _photos(split)
     photo = photos[rng.integers(len(photos))]
     shorter = min(photo.size)
@@ -134,19 +140,20 @@ def _background(rng: np.random.Generator, split: str, side: int) -> Image.Image:
     return photo.resize((side, side), Image.Resampling.LANCZOS, box).convert("RGBA")
 
 
-def open_moving_emoji(config: ml_collections.ConfigDict, seed: int) -> Splits:
+def open_moving_emoji(config: ml_collections.ConfigDict, seed: int, alone: bool = False) -> Splits:
     """Opens the clips of training emoji and of held-out ones; both splits are the same for every seed.
 
     Args:
       config: the section `data`.
       seed: of other sources.
+      alone: see `MovingEmoji`.
     """
     del seed
     from vq_jax.data import builders
 
     files = builders.emoji_splits()
     train, val = (
-        MovingEmoji(split, tuple(files[split]), config.frames, config.resolution, count)
+        MovingEmoji(split, tuple(files[split]), config.frames, config.resolution, count, alone)
         for split, count in (("train", TRAIN_CLIPS), ("test", VAL_CLIPS))
     )
     return Splits(train, val, ())

@@ -10,7 +10,8 @@ import numpy as np
 
 from vq_jax.errors import UserError
 from vq_jax.interop import names
-from vq_jax.interop.families import FAMILIES, Arrays, Family, shape_of
+from vq_jax.interop.families import FAMILIES, Family
+from vq_jax.interop.shapes import Arrays, shape_of
 from vq_jax.interop.var import split_qkv
 from vq_jax.interop.weights import Weights
 

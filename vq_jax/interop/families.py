@@ -1,18 +1,14 @@
 """The codebases whose tokenizers vq_jax reads, and how their arrays' shapes give the config."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from vq_jax.errors import UserError
-from vq_jax.interop import names
+from vq_jax.interop import names, titok
 from vq_jax.interop.names import Row
+from vq_jax.interop.shapes import FIXED, Arrays, count, entries, shape_of
 from vq_jax.interop.var import read_scales
-
-Arrays = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,27 +37,6 @@ class Family:
     ignored: str = r"$^"
     detectable: bool = True
     assumed_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-def _count(arrays: Arrays, pattern: str) -> int:
-    """Counts the consecutive numbers from 0 that appear as {} in names starting with a pattern."""
-    prefix, suffix = (re.escape(part) for part in pattern.split("{}"))
-    matches = (re.match(rf"{prefix}(\d{{1,4}}){suffix}", name) for name in arrays)
-    numbers = {int(m[1]) for m in matches if m}
-    return next(n for n in range(len(numbers) + 1) if n not in numbers)
-
-
-def shape_of(arrays: Arrays, name: str, rank: int) -> tuple[int, ...]:
-    """Returns the shape of an array.
-
-    Raises:
-      UserError: there is no such array, or it has another rank.
-    """
-    if name not in arrays:
-        raise UserError(f"there is no array {name}")
-    if arrays[name].ndim != rank:
-        raise UserError(f"{name} has shape {arrays[name].shape}, expected {rank} dimensions")
-    return arrays[name].shape
 
 
 def _resolution(config_json: dict[str, Any], levels: int) -> int:
@@ -105,7 +80,7 @@ def _convolutional(
       mid_attention: name of an array of the middle's attention layer.
     """
     ch, channels, *_ = shape_of(arrays, "encoder.conv_in.weight", 4)
-    levels = _count(arrays, conv1.partition("{l}")[0] + "{}.")
+    levels = count(arrays, conv1.partition("{l}")[0] + "{}.")
     widths = [shape_of(arrays, conv1.format(l=level), 4)[0] for level in range(levels)]
     mults = tuple(w // ch if w % ch == 0 else w / ch for w in widths)
     resolution = _resolution(config_json, levels)
@@ -115,7 +90,7 @@ def _convolutional(
     model = {
         "ch": ch,
         "ch_mult": mults,
-        "num_res_blocks": _count(arrays, blocks),
+        "num_res_blocks": count(arrays, blocks),
         "attn_resolutions": tuple(resolution // 2**level for level in attended),
         "mid_attention": mid_attention in arrays,
         "z_channels": shape_of(arrays, "encoder.conv_out.weight", 4)[0],
@@ -124,17 +99,6 @@ def _convolutional(
     return {"model": {"name": "vqgan"} | model, "data": data}
 
 
-def _entries(arrays: Arrays, name: str = "quantize.embedding.weight") -> dict[str, int]:
-    if name not in arrays:
-        raise UserError(
-            f"there is no codebook ({name}): it may be a KL autoencoder, which is not supported"
-        )
-    count, dim = shape_of(arrays, name, 2)
-    return {"num_codes": count, "dim": dim}
-
-
-# An imported codebook is learned by gradients, and its unused entries are not replaced.
-_FIXED = {"codebook": "gradient", "revive_below": 0.0}
 # taming's loss is 0.25 codebook + commitment = 0.25 (codebook + 4 commitment).
 _LEGACY = {"beta": 4.0}
 # Open-MAGVIT2 and IBQ use a fixed generator weight and the hinge loss for the discriminator.
@@ -160,12 +124,12 @@ def _taming_body(arrays: Arrays, config_json: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_taming(arrays: Arrays, config_json: dict[str, Any]) -> dict[str, Any]:
-    quantizer: dict[str, Any] = {"name": "vq"} | _entries(arrays)
+    quantizer: dict[str, Any] = {"name": "vq"} | entries(arrays)
     if "quantize.embedding.embed_avg" in arrays:  # EMA codebook with a plain commitment loss.
         quantizer |= {"codebook": "ema", "revive_below": 0.0, "beta": 0.25}
         loss = _TAMING_LOSS | {"codebook_weight": 1.0}
     else:
-        quantizer, loss = quantizer | _FIXED | _LEGACY, _TAMING_LOSS
+        quantizer, loss = quantizer | FIXED | _LEGACY, _TAMING_LOSS
     return _taming_body(arrays, config_json) | {"quantizer": quantizer, "loss": loss}
 
 
@@ -174,27 +138,27 @@ def _read_var(arrays: Arrays, config_json: dict[str, Any]) -> dict[str, Any]:
     kernel = shape_of(arrays, "quant_conv.weight", 4)[2]
     found["model"]["quant_kernel"] = kernel
     side = found["data"]["resolution"] // 2 ** (len(found["model"]["ch_mult"]) - 1)
-    quantizer = {"name": "multiscale", "scales": read_scales(config_json, side)} | _FIXED
-    quantizer["convolutions"] = _count(arrays, "quantize.quant_resi.qresi_ls.{}.")
+    quantizer = {"name": "multiscale", "scales": read_scales(config_json, side)} | FIXED
+    quantizer["convolutions"] = count(arrays, "quantize.quant_resi.qresi_ls.{}.")
     loss = {"reconstruction": "l2", "perceptual_weight": 1.0}
-    return found | {"quantizer": quantizer | _entries(arrays), "loss": loss}
+    return found | {"quantizer": quantizer | entries(arrays), "loss": loss}
 
 
 def _read_gumbel(arrays: Arrays, config_json: dict[str, Any]) -> dict[str, Any]:
-    entries = _entries(arrays, "quantize.embed.weight")
-    if shape_of(arrays, "quantize.proj.weight", 4)[:2] != (entries["num_codes"], entries["dim"]):
+    codebook = entries(arrays, "quantize.embed.weight")
+    if shape_of(arrays, "quantize.proj.weight", 4)[:2] != (codebook["num_codes"], codebook["dim"]):
         raise UserError("quantize.proj.weight does not match the shape of quantize.embed.weight")
-    quantizer = {"name": "gumbel", "revive_below": 0.0, "kl_weight": 1e-8} | entries
+    quantizer = {"name": "gumbel", "revive_below": 0.0, "kl_weight": 1e-8} | codebook
     return _taming_body(arrays, config_json) | {"quantizer": quantizer}
 
 
 def _read_ibq(arrays: Arrays, config_json: dict[str, Any]) -> dict[str, Any]:
-    quantizer = {"name": "ibq", "revive_below": 0.0} | _entries(arrays)
+    quantizer = {"name": "ibq", "revive_below": 0.0} | entries(arrays)
     return _taming_body(arrays, config_json) | {"quantizer": quantizer, "adversarial": _SEED_VOKEN}
 
 
 def _read_llamagen(arrays: Arrays, config_json: dict[str, Any]) -> dict[str, Any]:
-    quantizer = {"name": "vq", "distance": "cosine"} | _entries(arrays) | _FIXED
+    quantizer = {"name": "vq", "distance": "cosine"} | entries(arrays) | FIXED
     found = _convolutional(
         arrays,
         config_json,
@@ -226,13 +190,13 @@ def _read_diffusers(arrays: Arrays, config_json: dict[str, Any]) -> dict[str, An
         attention="encoder.down_blocks.{l}.attentions.0.to_q.weight",
         mid_attention="encoder.mid_block.attentions.0.to_q.weight",
     )
-    quantizer = {"name": "vq"} | _entries(arrays) | _FIXED | _LEGACY
+    quantizer = {"name": "vq"} | entries(arrays) | FIXED | _LEGACY
     return found | {"quantizer": quantizer, "loss": _TAMING_LOSS}
 
 
 def _read_magvit2(arrays: Arrays, config_json: dict[str, Any]) -> dict[str, Any]:
     ch, channels, *_ = shape_of(arrays, "encoder.conv_in.weight", 4)
-    levels = _count(arrays, "encoder.down.{}.")
+    levels = count(arrays, "encoder.down.{}.")
     widths = [
         shape_of(arrays, f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in range(levels)
     ]
@@ -240,7 +204,7 @@ def _read_magvit2(arrays: Arrays, config_json: dict[str, Any]) -> dict[str, Any]
         "name": "magvit2",
         "ch": ch,
         "ch_mult": tuple(width // ch for width in widths),
-        "num_res_blocks": _count(arrays, "encoder.down.0.block.{}."),
+        "num_res_blocks": count(arrays, "encoder.down.0.block.{}."),
     }
     bits = shape_of(arrays, "encoder.conv_out.weight", 4)[0]
     resolution = _resolution(config_json, levels)
@@ -254,8 +218,8 @@ def _read_magvit2(arrays: Arrays, config_json: dict[str, Any]) -> dict[str, Any]
 
 def _read_maskgit(arrays: Arrays, config_json: dict[str, Any]) -> dict[str, Any]:
     _, _, channels, ch = shape_of(arrays, "encoder/Conv_0/kernel", 4)
-    levels = _count(arrays, "decoder/Conv_{}/") - 1
-    total = _count(arrays, "encoder/ResBlock_{}/")
+    levels = count(arrays, "decoder/Conv_{}/") - 1
+    total = count(arrays, "encoder/ResBlock_{}/")
     if levels < 1 or total % (levels + 1):
         raise UserError(
             f"{total} encoder blocks cannot be divided among {levels} levels and the middle"
@@ -268,7 +232,7 @@ def _read_maskgit(arrays: Arrays, config_json: dict[str, Any]) -> dict[str, Any]
         "ch_mult": tuple(shape_of(arrays, name, 4)[-1] // ch for name in firsts),
         "num_res_blocks": blocks,
     }
-    quantizer = {"name": "vq"} | _entries(arrays, "quantizer/codebook") | _FIXED
+    quantizer = {"name": "vq"} | entries(arrays, "quantizer/codebook") | FIXED
     quantizer |= {"entropy_weight": 0.1, "temperature": 0.01}
     return {
         "model": model,
@@ -321,6 +285,12 @@ FAMILIES = {
             _read_diffusers,
             names.diffusers,
             assumed_fields={"norm_num_groups": 32},
+        ),
+        Family(
+            "titok",
+            r"encoder\.latent_token_positional_embedding$",
+            titok.read,
+            titok.rows,
         ),
         Family("maskgit", r"encoder/ResBlock_0/Conv_0/kernel$", _read_maskgit, names.maskgit),
     )

@@ -6,6 +6,7 @@ vq_jax's throughout. Our paths are those of the variables, such as params/encode
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -64,8 +65,31 @@ _KINDS: dict[str, tuple[_Leaf, ...]] = {
     "array": (_Leaf("", "", _same, _same),),
     # Statistics of one codebook [K, ...], with an axis for codebooks added: [1, K, ...].
     "first": (_Leaf("", "", lambda x: x[None], lambda x: x[0]),),
+    # 1x1 convolution [O, I, 1, 1] to linear layer [I, O].
+    "conv_as_linear": (
+        _Leaf(
+            ".weight",
+            "/kernel",
+            lambda x: x.reshape(x.shape[:2]).T,
+            lambda x: x.T[:, :, None, None],
+        ),
+        _bias,
+    ),
+    # Convolution of patches of an image of 3 channels, [O, 3, p, p], to linear layer [p p 3, O].
+    "patches": (
+        _Leaf(
+            ".weight",
+            "/kernel",
+            lambda x: x.transpose(2, 3, 1, 0).reshape(-1, len(x)),
+            lambda x: x.reshape(2 * (math.isqrt(len(x) // 3),) + (3, -1)).transpose(3, 2, 0, 1),
+        ),
+        _bias,
+    ),
+    "transposed": (_Leaf("", "", _transpose, _transpose),),
     # An array with an axis for the batch added: [1, ...] to [...].
     "row": (_Leaf("", "", lambda x: x.reshape(x.shape[1:]), lambda x: x[None]),),
+    # [1, 1, W] to [W].
+    "last_axis": (_Leaf("", "", lambda x: x.reshape(-1), lambda x: x[None, None]),),
     # Weights of channels: [1, C, 1, 1] to [C].
     "channels": (_Leaf("", "", lambda x: x.reshape(-1), lambda x: x.reshape(1, -1, 1, 1)),),
     "flax": tuple(_Leaf(f"/{n}", f"/{n}", _same, _same) for n in ("kernel", "bias", "scale")),
@@ -162,7 +186,7 @@ Model = Mapping[str, Any]  # Fields of config.model.
 _RESIDUAL = (("norm1", "norm"), ("conv1", "conv"), ("norm2", "norm"), ("conv2", "conv"))
 
 
-def _residual(theirs: str, ours: str, shortcut: str) -> Iterator[Row]:
+def residual(theirs: str, ours: str, shortcut: str) -> Iterator[Row]:
     """Yields the layers of a residual block; `shortcut` is their name of its 1x1 convolution."""
     for name, kind in _RESIDUAL:
         yield Row(f"{theirs}.{name}", f"{ours}/{name}", kind)
@@ -251,23 +275,23 @@ def _vqgan(names: _VQGAN, model: Model) -> Iterator[Row]:
             ours = f"params/{side}/{way}_{level}"
             for b in range(count):
                 block = f"{theirs}.{names.block}.{b}"
-                yield from _residual(block, f"{ours}_block_{b}", names.shortcut)
+                yield from residual(block, f"{ours}_block_{b}", names.shortcut)
                 yield from attention(f"{theirs}.{names.attention}.{b}", f"{ours}_attn_{b}")
             resample = names.resample.format(way=way)
             yield Row(f"{theirs}.{resample}", f"{ours}_{way}sample/conv", "conv")
         first, middle, second = (f"{side}.{name}" for name in names.middle)
-        yield from _residual(first, f"params/{side}/mid/block_1", names.shortcut)
+        yield from residual(first, f"params/{side}/mid/block_1", names.shortcut)
         yield from attention(middle, f"params/{side}/mid/attn_1")
-        yield from _residual(second, f"params/{side}/mid/block_2", names.shortcut)
+        yield from residual(second, f"params/{side}/mid/block_2", names.shortcut)
 
 
-_CODEBOOK = Row("quantize.embedding.weight", "params/quantizer/book/codebook", "array")
+CODEBOOK = Row("quantize.embedding.weight", "params/quantizer/book/codebook", "array")
 
 
 def taming(model: Model) -> Iterator[Row]:
     """Yields the rows of taming-transformers' `VQModel`, also used by latent-diffusion and IBQ."""
     yield from _vqgan(_TAMING, model)
-    yield _CODEBOOK
+    yield CODEBOOK
     # Only `EMAVectorQuantizer` has these.
     for name, ours in (("cluster_size", "cluster_size"), ("embed_avg", "embed_sum")):
         yield Row(f"quantize.embedding.{name}", f"codebook/quantizer/book/{ours}", "first")
@@ -276,7 +300,7 @@ def taming(model: Model) -> Iterator[Row]:
 def var(model: Model) -> Iterator[Row]:
     """Yields the rows of VAR's `VQVAE`, with the joint convolutions of its attention split."""
     yield from _vqgan(_TAMING, model)
-    yield _CODEBOOK
+    yield CODEBOOK
     for i in range(16):
         yield Row(f"quantize.quant_resi.qresi_ls.{i}", f"params/quantizer/blends_{i}", "conv")
 
@@ -295,7 +319,7 @@ def taming_gumbel(model: Model) -> Iterator[Row]:
 def llamagen(model: Model) -> Iterator[Row]:
     """Yields the rows of LlamaGen's `VQModel`, whose decoder levels are in execution order."""
     yield from _vqgan(_LLAMAGEN, model)
-    yield _CODEBOOK
+    yield CODEBOOK
 
 
 def diffusers(model: Model) -> Iterator[Row]:
@@ -304,7 +328,7 @@ def diffusers(model: Model) -> Iterator[Row]:
     Its attention uses linear layers, and its decoder levels are in execution order.
     """
     yield from _vqgan(_DIFFUSERS, model)
-    yield _CODEBOOK
+    yield CODEBOOK
 
 
 def magvit2(model: Model) -> Iterator[Row]:
@@ -317,7 +341,7 @@ def magvit2(model: Model) -> Iterator[Row]:
                     f"{side}.{way}.{level}.block.{b}",
                     f"params/{side}/{way}_{level}_block_{b}",
                 )
-                yield from _residual(theirs, ours, "nin_shortcut")
+                yield from residual(theirs, ours, "nin_shortcut")
         for name in ("gamma", "beta"):
             ours = f"params/decoder/adaptive_{level}/{name}"
             yield Row(f"decoder.adaptive.{level}.{name}", ours, "linear")
@@ -328,7 +352,7 @@ def magvit2(model: Model) -> Iterator[Row]:
     for side in ("encoder", "decoder"):
         for b in range(model["num_res_blocks"]):
             ours = f"params/{side}/mid_block_{b}"
-            yield from _residual(f"{side}.mid_block.{b}", ours, "nin_shortcut")
+            yield from residual(f"{side}.mid_block.{b}", ours, "nin_shortcut")
 
 
 def maskgit(model: Model) -> Iterator[Row]:

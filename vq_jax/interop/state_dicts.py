@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vq_jax.errors import UserError
-from vq_jax.interop import names, var
+from vq_jax.interop import names, titok, var
 from vq_jax.interop.extras import CARRIED
 from vq_jax.interop.names import Names
 from vq_jax.interop.weights import flat_numpy
@@ -169,6 +169,32 @@ def to_var(config: ConfigDict, variables: dict[str, Any]) -> dict[str, np.ndarra
     arrays = var.join_qkv(_state_dict(config, variables, names.var, "var"))
     hits = (len(config.quantizer.scales), config.quantizer.num_codes)
     return arrays | {"quantize.ema_vocab_hit_SV": np.zeros(hits, np.float32)}
+
+
+def to_titok(config: ConfigDict, variables: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Converts a tokenizer to TiTok's state dict.
+
+    Args:
+      config: the tokenizer's config.
+      variables: the tokenizer's variables.
+
+    Raises:
+      UserError: TiTok's model does not support the tokenizer.
+    """
+    model, quantizer = config.model, config.quantizer
+    if model.name != "titok" or quantizer.name != "vq" or quantizer.heads > 1:
+        raise _unsupported("titok", "it has the model 'titok' and the quantizer 'vq' with one head")
+    widths = (model.width, model.decoder_width or model.width)
+    heads = (model.heads, model.decoder_heads or model.heads)
+    if any(width != 64 * count for width, count in zip(widths, heads, strict=True)):
+        raise _unsupported("titok", "it has heads of 64 dimensions")
+    if model.hidden not in (0, 4 * model.width) or model.legacy != bool(model.pixel_codes):
+        raise _unsupported("titok", "it has other layers")
+    arrays, unknown = Names.from_rows(titok.rows(model)).to_theirs(
+        flat_numpy({"params": variables["params"]})
+    )
+    assert not unknown, unknown
+    return arrays
 
 
 def loss_state_dict(arrays: dict[str, np.ndarray], n_layers: int) -> dict[str, np.ndarray]:

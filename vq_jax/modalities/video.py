@@ -107,7 +107,11 @@ class Video(Pixels):
     # --- data ---
 
     def sources(self) -> Mapping[str, OpenSource]:
-        return {"moving_emoji": open_moving_emoji, "folder": open_clips}
+        return {
+            "moving_emoji": open_moving_emoji,
+            "one_emoji": partial(open_moving_emoji, alone=True),
+            "folder": open_clips,
+        }
 
     def prepare(
         self, data: ConfigDict, train: bool, condition: Callable | None = None

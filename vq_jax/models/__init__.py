@@ -14,11 +14,14 @@ from vq_jax.models.maskgit import maskgit
 from vq_jax.models.mlp import mlp
 from vq_jax.models.priors import PRIORS, Prior
 from vq_jax.models.text_conv import text_conv
+from vq_jax.models.titok import titok
 from vq_jax.models.tokenizer import Tokenizer
 from vq_jax.models.transformer import Transformer
 from vq_jax.models.vector_mlp import vector_mlp
+from vq_jax.models.vit import vit
 from vq_jax.models.vqgan import vqgan
 from vq_jax.models.vqvae import vqvae
+from vq_jax.models.vqvae2 import vqvae2
 
 
 class Model(NamedTuple):
@@ -42,7 +45,10 @@ MODELS: dict[str, Model] = {
     "vqvae": Model(vqvae, "image"),
     "maskgit": Model(maskgit, "image"),
     "magvit2": Model(magvit2, "image"),
+    "vqvae2": Model(vqvae2, "image"),
     "mlp": Model(mlp, "image"),
+    "vit": Model(vit, "image"),
+    "titok": Model(titok, "image"),
     "cosine": Model(cosine, "image"),
     "vector_mlp": Model(vector_mlp, "vector"),
     "text_conv": Model(text_conv, "text"),

@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vq_jax.quantizers.functions import row_keys
+
 
 class Tokenizer(nn.Module):
     """Turns examples into codes and back; its param groups are `encoder`, `quantizer` and `decoder`.
@@ -147,6 +149,32 @@ class Tokenizer(nn.Module):
         loop = nn.scan(body, variable_broadcast=True, split_rngs={"params": False}, out_axes=1)
         _, found = loop(self, (start, cache), jnp.arange(context.shape[1]))
         return found
+
+    def drop_last(self, z_q: jax.Array, key: jax.Array, axis_name: str | None = None) -> jax.Array:
+        """Sets the last latents of some examples to 0, for a decoder with `nested_dropout`.
+
+        Args:
+          z_q: float32 [B, N, D].
+          key: PRNG key of the training step, the same on every device.
+          axis_name: mapped axis, or None.
+        """
+        share = getattr(self.decoder, "nested_dropout", 0.0)
+        if not share:
+            return z_q
+        count = z_q.shape[1]
+
+        def kept(key):
+            drop_key, count_key = jax.random.split(key)
+            fewer = jax.random.randint(count_key, (), 1, count + 1)
+            return jnp.where(jax.random.bernoulli(drop_key, share), fewer, count)
+
+        kept_B = jax.vmap(kept)(row_keys(key, len(z_q), axis_name))
+        return jnp.where(jnp.arange(count)[None, :, None] < kept_B[:, None, None], z_q, 0.0)
+
+    @property
+    def takes_first_codes(self) -> bool:
+        """Whether `decode_codes` also takes the first codes of an example alone."""
+        return getattr(self.decoder, "takes_first_codes", False)
 
     def initialise_codebook(
         self, z: jax.Array, key: jax.Array, batches: int, axis_name: str | None = None

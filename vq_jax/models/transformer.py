@@ -104,8 +104,8 @@ class Transformer(nn.Module):
         )
         positions = math.prod(self.grid)
         self.book_embedding = self.param("books", normal, (self.books, self.width))
-        if self.grids:
-            self.level_embedding = self.param("levels", normal, (len(self.grids), self.width))
+        if levels := len(self.grids):
+            self.level_embedding = self.param("levels", normal, (levels, self.width))
         if self.condition:
             self.condition_embedding = self.param("condition", normal, (self.width,))
         if self.position == "learned":
@@ -114,14 +114,9 @@ class Transformer(nn.Module):
             )
         if self.ngrams:
             self.ngram_embedding = NgramEmbedding(
-                self.ngrams,
-                self.ngram_bits,
-                self.ngram_dim,
-                self.width,
-                self.ngram_dropout,
-                self.dtype,
-                name="ngram",
-            )
+                self.ngrams, self.ngram_bits, self.ngram_dim, self.width, self.ngram_dropout,
+                self.dtype, name="ngram",
+            )  # fmt: skip
         if self.target_aware:
             self.target_embedding = self.param("targets", normal, (positions, self.width))
         make = partial(

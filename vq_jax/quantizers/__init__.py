@@ -2,7 +2,9 @@
 
 from vq_jax.quantizers.base import SCHEDULED, Quantizer
 from vq_jax.quantizers.binary import BSQ, LFQ
+from vq_jax.quantizers.hierarchy import HierarchyQuantizer
 from vq_jax.quantizers.integer import IntegerQuantizer
+from vq_jax.quantizers.lattice import LatticeQuantizer
 from vq_jax.quantizers.multiscale import MultiscaleQuantizer
 from vq_jax.quantizers.residual import ResidualQuantizer
 from vq_jax.quantizers.scalar import FSQ
@@ -19,9 +21,11 @@ QUANTIZERS = {
     "lfq": LFQ,
     "bsq": BSQ,
     "integer": IntegerQuantizer,
+    "lattice": LatticeQuantizer,
     "ibq": IBQ,
     "simvq": SimVQ,
     "multiscale": MultiscaleQuantizer,
+    "hierarchy": HierarchyQuantizer,
 }
 
 __all__ = ["QUANTIZERS", "SCHEDULED", "Quantizer", "VectorQuantizer"]

@@ -224,6 +224,9 @@ class Codebook(nn.Module):
         linear map of them is trained (Zhu et al. 2024, eq. 7).
       unit_norm: whether entries have length 1.
       decay: decay of the moving averages.
+      initial: what `initialise` does. "kmeans", or "gaussian": entries are drawn from a normal
+        distribution with the mean and the deviation of each dimension of the latents (a random codebook
+        as in Xu et al. 2025, "Gaussian quantization").
       kmeans_iterations: rounds of k-means in `initialise`. With 0, the entries are sampled latents.
       revive_below: threshold of a dead entry, as a share of the mean moving count. A dead entry
         moves to a random latent, and its statistics are reset. 0 turns this off.
@@ -234,6 +237,7 @@ class Codebook(nn.Module):
     num_books: int = 1
     rule: str = "ema"
     unit_norm: bool = False
+    initial: str = "kmeans"
     decay: float = 0.99
     kmeans_iterations: int = 10
     revive_below: float = 0.01
@@ -294,9 +298,13 @@ class Codebook(nn.Module):
     def initialise(
         self, rows_CMd: jax.Array, key: jax.Array, batches: int, axis_name: str | None
     ) -> None:
-        """Initialises entries and statistics by k-means; see `Quantizer.initialise`."""
+        """Initialises entries and statistics; see `initial` and `Quantizer.initialise`."""
 
         def centroids(key, rows_Md):
+            if self.initial == "gaussian":
+                return functions.gaussian_entries(
+                    key, rows_Md, self.num_codes, self.unit_norm, axis_name
+                )
             return functions.kmeans(
                 key, rows_Md, self.num_codes, self.kmeans_iterations, self.unit_norm, axis_name
             )

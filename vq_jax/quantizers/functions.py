@@ -220,8 +220,32 @@ def kmeans(
         means = normalise(means) if unit_norm else means
         return jnp.where(counts[:, None] > 0, means, sampled), counts
 
-    equal_counts = psum(jnp.full((num_codes,), z_ND.shape[0] / num_codes, jnp.float32), axis_name)
-    return jax.lax.fori_loop(0, iterations, iteration, (centroids, equal_counts))
+    start = centroids, _equal_counts(len(z_ND), num_codes, axis_name)
+    return jax.lax.fori_loop(0, iterations, iteration, start)
+
+
+def _equal_counts(rows: int, num_codes: int, axis_name: str | None) -> jax.Array:
+    """The counts if all codes were as frequent, float32 [K], of `rows` latents on each device."""
+    return psum(jnp.full((num_codes,), rows / num_codes, jnp.float32), axis_name)
+
+
+def gaussian_entries(
+    key: jax.Array,
+    z_ND: jax.Array,
+    num_codes: int,
+    unit_norm: bool = False,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Draws entries from a normal distribution with the moments of the latents of all devices.
+
+    Args and returns are those of `kmeans`, with equal counts.
+    """
+    z_ND = jax.lax.stop_gradient(z_ND).astype(jnp.float32)
+    mean_D = pmean(z_ND.mean(0), axis_name)
+    noise_KD = jax.random.normal(key, (num_codes, z_ND.shape[1]))
+    entries_KD = mean_D + jnp.sqrt(variance(z_ND, axis_name)) * noise_KD
+    entries_KD = normalise(entries_KD) if unit_norm else entries_KD
+    return entries_KD, _equal_counts(len(z_ND), num_codes, axis_name)
 
 
 def ema_codebook(

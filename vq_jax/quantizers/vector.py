@@ -49,7 +49,7 @@ class VectorQuantizer(Quantizer):
         entry with the least |z - e_k|^2 + lambda bits_k, where bits_k = -log2 of the entry's share of
         the moving counts. A frequent entry gets more latents, and the codes need fewer bits. If it
         changes over the steps, this is its value after training.
-      decay, kmeans_iterations, revive_below: see `base.Codebook`.
+      initial, decay, kmeans_iterations, revive_below: see `base.Codebook`.
     """
 
     num_codes: Annotated[int, Bounds(2)] = 512
@@ -67,6 +67,7 @@ class VectorQuantizer(Quantizer):
     variance_weight: float = 0.0
     orthogonal_weight: float = 0.0
     rate_weight: Annotated[float, Bounds(0)] = 0.0
+    initial: str = "kmeans"
     decay: Annotated[float, Bounds(0, 1)] = 0.99
     kmeans_iterations: Annotated[int, Bounds(0)] = 10
     revive_below: Annotated[float, Bounds(0, 1)] = 0.01
@@ -76,6 +77,7 @@ class VectorQuantizer(Quantizer):
             codebook=("ema", "gradient", "mapped"),
             distance=("l2", "cosine"),
             estimator=(*functions.ESTIMATORS, "gumbel"),
+            initial=("kmeans", "gaussian"),
         )
         size = self.code_dim or self.dim
         if self.heads < 1 or size % self.heads:
@@ -97,6 +99,7 @@ class VectorQuantizer(Quantizer):
             num_books=1 if self.shared_heads else self.heads,
             rule=self.codebook,
             unit_norm=self.distance == "cosine",
+            initial=self.initial,
         )
         if self.code_dim:
             self.project_in = nn.Dense(self.code_dim, precision="highest")

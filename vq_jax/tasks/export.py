@@ -1,4 +1,4 @@
-"""Exports a trained model to diffusers, taming, VAR, vq_jax's own format, or StableHLO."""
+"""Exports a trained model to diffusers, taming, VAR, TiTok, vq_jax's own format, or StableHLO."""
 
 import importlib.util
 import json
@@ -16,7 +16,7 @@ from vq_jax.errors import UserError
 from vq_jax.files import check_new, new_folder
 from vq_jax.interop import hub
 from vq_jax.interop.extras import read_origin
-from vq_jax.interop.state_dicts import to_diffusers, to_taming, to_var
+from vq_jax.interop.state_dicts import to_diffusers, to_taming, to_titok, to_var
 from vq_jax.interop.var import SCALES
 from vq_jax.interop.var import to_var as to_var_transformer
 from vq_jax.interop.weights import ARRAYS, CONFIG, HALF, save_arrays, save_json
@@ -141,6 +141,15 @@ def _var(model: Model, workdir: Path, output: Path) -> None:
     save_json({SCALES: [side for side, _ in grids]}, output / CONFIG)
 
 
+def _titok(tokenizer: TrainedTokenizer, workdir: Path, output: Path) -> None:
+    del workdir
+    config = tokenizer.config
+    arrays = to_titok(config, tokenizer.variables)
+    save_arrays(arrays, output / ARRAYS)
+    unit = config.quantizer.distance == "cosine"
+    save_json({"model": {"vq_model": {"use_l2_norm": unit}}}, output / CONFIG)
+
+
 def _stablehlo(tokenizer: TrainedTokenizer, workdir: Path, output: Path) -> None:
     """Exports encoder and decoder as programs that contain the weights, for any batch size."""
     if not importlib.util.find_spec("flatbuffers"):
@@ -188,5 +197,6 @@ FORMATS: dict[str, Callable[..., None]] = {
     "taming": _taming,
     "vq_jax": _vq_jax,
     "var": _var,
+    "titok": _titok,
     "stablehlo": _stablehlo,
 }

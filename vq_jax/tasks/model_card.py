@@ -22,6 +22,7 @@ _FILES = {
     "diffusers": "The files are those of a `VQModel` of diffusers.",
     "taming": "The files are those of taming-transformers; `config.yaml` is their config.",
     "var": "The files are those of VAR; `config.json` has the sides of its scales.",
+    "titok": "The files are those of TiTok.",
     "stablehlo": "The files are programs that contain the weights; `config.json` says how to call them.",
 }
 

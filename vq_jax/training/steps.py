@@ -29,6 +29,7 @@ _MUTABLE = ("params", "codebook")
 # Folded into a step's key for the quantizer's noise; levels and heads fold in smaller numbers.
 _NOISE = 2**32 - 2
 _QUALITY = 2**32 - 3  # folded in for the qualities of a batch
+_NESTED = 2**32 - 4  # folded in for the number of latents kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,6 +228,7 @@ def train_step(
         else:
             z_q, codes = apply(params, z, method="pass_through"), None
             aux = {"loss": jnp.zeros((), jnp.float32)}
+        z_q = apply(params, z_q, jax.random.fold_in(key, _NESTED), axis_name, method="drop_last")
         return (apply(params, z_q, x, quality, method="features"), aux["loss"]), (z, codes, aux)
 
     (h, quantizer_loss), body_vjp, (z, codes, aux) = jax.vjp(body, trained, has_aux=True)
