@@ -334,4 +334,4 @@ def _decoding(how: dict[str, Any]) -> dict[str, Any]:
 
 def _log_p(module: Prior, variables, codes_BN, label_B, condition_BM):
     logits: Any = module.apply(variables, codes_BN, label_B, condition_BM)
-    return sampling.log_probability(logits, codes_BN)
+    return sampling.log_probability(logits, codes_BN, module.radices)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+Radices = tuple[int, ...]
 GUIDANCE_SCHEDULES = ("constant", "linear", "cosine")
 _HALTON_BASES = (2, 3, 5)  # of each axis
 
@@ -136,17 +137,90 @@ def fold_keys(keys_B: jax.Array, n: jax.Array | int) -> jax.Array:
     return jax.vmap(lambda key: jax.random.fold_in(key, n))(keys_B)
 
 
-def draw_codes(keys_B: jax.Array, logits: jax.Array, draw: Draw) -> jax.Array:
-    """Samples int32 [B, ...] from logits [B, ..., K], filtered by `draw`; each row has its key."""
+def draw_codes(
+    keys_B: jax.Array, logits: jax.Array, draw: Draw, radices: Radices = ()
+) -> jax.Array:
+    """Samples int32 [B, ...] from logits [B, ..., K], filtered by `draw`; each row has its key.
+
+    With `radices`, the logits are those of digits (see `split_digits`), which are filtered and drawn each.
+    """
+    if radices:
+        digits = []
+        for i, part in enumerate(split_digits(logits, radices)):
+            digits.append(draw_codes(fold_keys(keys_B, i), part, draw))
+        return join_digits(digits, radices)
     logits = filter_logits(logits, draw.temperature, draw.top_k, draw.top_p, draw.min_p)
     return jax.vmap(jax.random.categorical)(keys_B, logits).astype(jnp.int32)
 
 
-def log_probability(logits: jax.Array, codes: jax.Array) -> jax.Array:
-    """Returns the log-probability in nats of codes int [...] under logits float32 [..., K]."""
+def log_probability(logits: jax.Array, codes: jax.Array, radices: Radices = ()) -> jax.Array:
+    """Returns the log-probability in nats of codes int [...] under logits float32 [..., K].
+
+    With `radices`, it is the sum of those of the digits; see `split_digits`.
+    """
+    if radices:
+        parts = zip(split_digits(logits, radices), digits_of(codes, radices), strict=True)
+        return sum((log_probability(part, digit) for part, digit in parts), jnp.zeros(codes.shape))
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, codes[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def likeliest(logits: jax.Array, radices: Radices = ()) -> jax.Array:
+    """Returns the likeliest codes, int32 [...], of logits [..., K]; for `radices` see `split_digits`."""
+    if radices:
+        return join_digits([likeliest(part) for part in split_digits(logits, radices)], radices)
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+
+# --- digits -----------------------------------------------------------------------------------------
+
+
+def digit_logits(radices: Radices) -> int:
+    """Returns the number of logits of all digits: one for a bit, r for a digit of r values."""
+    return sum(1 if radix == 2 else radix for radix in radices)
+
+
+def split_digits(logits: Any, radices: Radices) -> list[Any]:
+    """Splits the logits of a code whose digits are independent, given what is before.
+
+    The codes of `lfq`, `bsq` and `fsq` are numbers, whose digits stand for the dimensions of a latent. So
+    2^18 codes need 18 logits (Han et al. 2024, Infinity, sec. 3.3; Weber et al. 2024, MaskBit).
+
+    Args:
+      logits: float [..., digit_logits(radices)]. That of a bit is the log-odds of 1.
+      radices: number of values of each digit, the lowest digit first.
+
+    Returns:
+      for each digit, float [..., radix].
+    """
+    parts, start = [], 0
+    for radix in radices:
+        size = 1 if radix == 2 else radix
+        part = logits[..., start : start + size]
+        if radix == 2:
+            half = part * 0.5
+            part = (jnp if isinstance(part, jax.Array) else np).concatenate([-half, half], axis=-1)
+        parts.append(part)
+        start += size
+    return parts
+
+
+def digits_of(codes: Any, radices: Radices) -> list[Any]:
+    """Returns the digits of codes, the lowest first."""
+    digits = []
+    for radix in radices:
+        digits.append(codes % radix)
+        codes = codes // radix
+    return digits
+
+
+def join_digits(digits: Sequence[Any], radices: Radices) -> Any:
+    """Inverts `digits_of`."""
+    codes, place = 0, 1
+    for digit, radix in zip(digits, radices, strict=True):
+        codes, place = codes + place * digit, place * radix
+    return codes
 
 
 def sample_autoregressive(
@@ -157,6 +231,7 @@ def sample_autoregressive(
     free_BN: jax.Array,
     order_BP: jax.Array,
     draw: Draw,
+    radices: Radices = (),
 ) -> tuple[jax.Array, jax.Array]:
     """Samples codes one after another, in one compiled loop.
 
@@ -168,6 +243,7 @@ def sample_autoregressive(
       free_BN: bool, True for codes to sample.
       order_BP: int32, each row a permutation of the positions, of N / P tokens each.
       draw: how to sample a code.
+      radices: of codes that have logits of their digits; see `split_digits`.
 
     Returns:
       codes int32 [B, N]; float32 [B], the log-probability in nats of the sampled codes, each given
@@ -183,10 +259,12 @@ def sample_autoregressive(
 
     def choose(n, logits_G, codes_BN, likelihood_B):
         _, index_B = place(n)
-        drawn_B = draw_codes(fold_keys(keys_B, n), guide(logits_G, draw, n / length), draw)
+        guided = guide(logits_G, draw, n / length)
+        drawn_B = draw_codes(fold_keys(keys_B, n), guided, draw, radices)
         free_B = free_BN[row, index_B]
         code_B = jnp.where(free_B, drawn_B, codes_BN[row, index_B])
-        likelihood_B += jnp.where(free_B, log_probability(logits_G[0], code_B), 0.0)
+        gained_B = log_probability(logits_G[0], code_B, radices)
+        likelihood_B += jnp.where(free_B, gained_B, 0.0)
         return code_B, codes_BN.at[row, index_B].set(code_B), likelihood_B
 
     def body(n, carry):
@@ -255,6 +333,7 @@ def sample_masked(
     *,
     choice_temperature: float = 4.5,
     rank_N: jax.Array | None = None,
+    radices: Radices = (),
 ) -> tuple[jax.Array, jax.Array]:
     """Samples many codes a step, the most confident first (Chang et al. 2022, MaskGIT, sec. 3.2).
 
@@ -269,6 +348,7 @@ def sample_masked(
         linearly to 0.
       rank_N: int32, fix codes in this order instead, such as `halton_order`, in which the codes of a
         step are far apart (Besnier et al. 2025).
+      radices: as for `sample_autoregressive`.
 
     Returns:
       codes int32 [B, N]; float32 [B], the sum of the log-probabilities in nats that the sampled codes
@@ -285,13 +365,13 @@ def sample_masked(
         logits_G = logits(codes_BN)
         keys = fold_keys(keys_B, 2 * t)
         guided = guide(logits_G, draw, progress_B)
-        drawn_BN = draw_codes(keys, guided, draw)
+        drawn_BN = draw_codes(keys, guided, draw, radices)
         if rank_N is None:
             scale = choice_temperature * (1.0 - (t + 1) / steps)
             noise_BN = jax.vmap(lambda key: jax.random.gumbel(key, (length,)))(
                 fold_keys(keys_B, 2 * t + 1)
             )
-            confidence_BN = log_probability(guided, drawn_BN) + scale * noise_BN
+            confidence_BN = log_probability(guided, drawn_BN, radices) + scale * noise_BN
         else:
             confidence_BN = jnp.broadcast_to(-rank_N.astype(jnp.float32), (rows, length))
         # In floating point, cos(pi / 2) is not exactly 0.
@@ -302,7 +382,8 @@ def sample_masked(
             jnp.argsort(jnp.where(masked_BN, -confidence_BN, jnp.inf), axis=1), axis=1
         )
         fixed_BN = masked_BN & (rank_BN < (masked_B - left_B)[:, None])
-        gained_BN = jnp.where(fixed_BN, log_probability(logits_G[0], drawn_BN), 0.0)
+        gained_BN = log_probability(logits_G[0], drawn_BN, radices)
+        gained_BN = jnp.where(fixed_BN, gained_BN, 0.0)
         return jnp.where(fixed_BN, drawn_BN, codes_BN), likelihood_B + gained_BN.sum(axis=1)
 
     start = jnp.where(free_BN, -1, given_BN), jnp.zeros((rows,), jnp.float32)

@@ -43,8 +43,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from experiments.benchmarks.turns import in_turns
 from vq_jax.config import base_prior
 from vq_jax.models import PRIORS
+from vq_jax.models.fill import fill_codes
 from vq_jax.models.transformer import init_params
-from vq_jax.prior import _fill
 from vq_jax.sampling import Draw, row_keys
 from vq_jax.tasks.train_prior import make_prior_recipe
 from vq_jax.training import parallel
@@ -75,9 +75,9 @@ def ours(rows: int, dtype: str) -> dict[str, Callable[[], object]]:
 
     def sampler(module, params, **how):
         how = {"draw": Draw(), "steps": 1, "choice_temperature": 4.5, "halton": False, **how}
-        fill = jax.jit(partial(_fill, module, **how))
+        fill = jax.jit(partial(fill_codes, module, **how))
         return lambda: np.asarray(
-            fill(params, nothing, everything, labels, None, keys)[0]
+            fill({"params": params}, nothing, everything, labels, None, keys)[0]
         )  # fmt: skip
 
     made["causal"] = sampler(causal, causal_params)

@@ -37,9 +37,10 @@ def make_tokenizer(quantizer="vq", seed=0):
     module = configs.make_tokenizer(config)
     variables = jax.jit(module.init)(jax.random.key(seed), jnp.zeros((1, 16, 16, 3)))
     # Scale the codebook to the spread of the latents, so that the codes differ.
-    variables["params"]["quantizer"] = jax.tree.map(
-        lambda x: 6 * x, variables["params"]["quantizer"]
-    )
+    if "quantizer" in variables["params"]:
+        variables["params"]["quantizer"] = jax.tree.map(
+            lambda x: 6 * x, variables["params"]["quantizer"]
+        )
     return TrainedTokenizer(config, module, variables, 1)
 
 
@@ -79,7 +80,7 @@ def make_video_tokenizer(norm="none", frames=9, side=16, seed=0):
     return TrainedTokenizer(config, module, variables, 1)
 
 
-def make_prior(tokenizer, name="masked", condition="none", ngrams=(), **fields):
+def make_prior(tokenizer, name="masked", condition="none", ngrams=(), digits=False, **fields):
     """Returns a prior with random weights; `fields` are those of its condition."""
     modality = tokenizer.modality.name
     config = configs.base_prior(name, condition, modality)
@@ -88,6 +89,8 @@ def make_prior(tokenizer, name="masked", condition="none", ngrams=(), **fields):
     config.prior.update({"layers": 1, "width": 32, "heads": 2})
     if ngrams:
         config.prior.update(ngrams=ngrams, ngram_bits=6, ngram_dim=4)
+    if digits:
+        config.prior.digits = True
     config.condition.update(fields)
     with config.unlocked():
         describe_codes(config, tokenizer, CLASSES)

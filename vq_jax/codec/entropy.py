@@ -139,11 +139,15 @@ class PriorModel:
                 "files have no label: it cannot code"
             )
         self._module, self._variables = prior.module, prior.variables
+        self._radices = prior.module.radices or (prior.module.num_codes,)
         self._no_label = len(prior.class_names)
         self._steps: int = prior.config.sampling.steps
         fields = prior.config.prior.to_dict()
-        if not fields.get("ngrams"):  # Files that are older than these fields still open.
+        # Files that are older than these fields still open.
+        if not fields.get("ngrams"):
             fields = {k: v for k, v in fields.items() if not k.startswith("ngram")}
+        if not fields.get("digits"):
+            fields.pop("digits", None)
         description = {"prior": fields, "steps": self._steps}
         self.identity = tokenizers.digest(description, prior.params)
         self._fingerprint = self.identity[:2]
@@ -160,9 +164,11 @@ class PriorModel:
             codes_BN, inside_BN = self._tokens(windows, codes, size)
 
             def put_codes(where, logits_nK, codes_BN=codes_BN):
+                codes_n = codes_BN[where]
                 for rows in _chunks(logits_nK):
-                    encoder.put_each(codes_BN[where][rows], weights(logits_nK[rows]))
-                return codes_BN[where]
+                    for part, digit in self._digits(logits_nK[rows], codes_n[rows]):
+                        encoder.put_each(digit, weights(part))
+                return codes_n
 
             self._visit_tokens(inside_BN, put_codes)
         return self._fingerprint + _checksum(codes) + portability.metadata(self.outputs_crc(size))
@@ -182,8 +188,12 @@ class PriorModel:
         codes = np.zeros((*grid, levels), np.int32)
 
         def take_codes(_, logits_nK):
-            parts = (weights(logits_nK[rows]) for rows in _chunks(logits_nK))
-            return np.concatenate([decoder.take_each(part) for part in parts])
+            found = []
+            for rows in _chunks(logits_nK):
+                parts = [part for part, _ in self._digits(logits_nK[rows])]
+                digits = [decoder.take_each(weights(part)) for part in parts]
+                found.append(sampling.join_digits(digits, self._radices))
+            return np.concatenate(found)
 
         for windows in self._batches(grid, size):
             _, inside_BN = self._tokens(windows, codes, size)
@@ -199,9 +209,20 @@ class PriorModel:
             )
         return codes
 
+    def _digits(
+        self, logits_nK: np.ndarray, codes_n: np.ndarray | None = None
+    ) -> Iterator[tuple[np.ndarray, Any]]:
+        """Yields the logits and values of each digit of codes: of one digit, unless the prior has several."""
+        radices = self._module.radices
+        parts = sampling.split_digits(logits_nK, radices) if radices else [logits_nK]
+        digits = [None] * len(parts)
+        if codes_n is not None:
+            digits = sampling.digits_of(codes_n, self._radices)
+        yield from zip(parts, digits, strict=True)
+
     def _batch(self, grid: tuple[int, ...]) -> int:
         """Number of windows in a batch, which depends on the grid alone."""
-        logits = self._module.length * self._module.num_codes
+        logits = self._module.length * self._module.logits
         most = max(1, min(_WINDOWS, _LOGITS // logits))
         count = math.prod(map(len, _spans(grid, self._module.grid)))
         return min(1 << (most.bit_length() - 1), 1 << (count - 1).bit_length())
@@ -225,6 +246,9 @@ class PriorModel:
         return tokens.reshape(size, -1), inside.reshape(size, -1)
 
     def visit(self, inside_BN: np.ndarray, code: Callable) -> np.ndarray:
+        if self._module.radices:
+            raise UserError("a prior with prior.digits cannot code without loss: use another one")
+
         def weigh(where, logits_nK):
             parts = [weights(logits_nK[rows]) for rows in _chunks(logits_nK)]
             return code(where, np.concatenate(parts))

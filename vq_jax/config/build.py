@@ -69,6 +69,7 @@ def make_prior(config: ConfigDict) -> Prior:
             books=codes.books,
             grids=tuple(map(tuple, codes.grids)),
             latent=codes.latent,
+            radices=tuple(codes.radices),
             classes=len(codes.classes),
             condition=tuple(codes.condition),
             dtype=jnp.dtype(config.dtype),

@@ -227,6 +227,7 @@ def _check_prior(config: ConfigDict) -> None:
         if config.prior.name == "next_scale":
             stand_in.codes.update({"grid": (5,), "grids": ((1, 1), (2, 2)), "latent": 1})
         stand_in.codes.condition = ()
+        stand_in.codes.radices = (2,)
     make_prior(stand_in)
 
 

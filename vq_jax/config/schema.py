@@ -17,7 +17,17 @@ from vq_jax.sampling import Draw
 
 PHASES = ("autoencoder", "quantizer", "joint", "adversarial")
 # Arguments of models and modules that the program passes, and that are no config fields.
-_NOT_FIELDS = {"spec", "dtype", "parent", "name", "causal", "target_aware", "grids", "latent"}
+_NOT_FIELDS = {
+    "spec",
+    "dtype",
+    "parent",
+    "name",
+    "causal",
+    "target_aware",
+    "grids",
+    "latent",
+    "radices",
+}
 
 
 # --- fields of every run ---------------------------------------------------------------------------
@@ -161,6 +171,7 @@ class Codes:
     grid: tuple = ()
     grids: tuple = ()  # of the levels of a pyramid, coarse to fine
     latent: int = 0  # dimensions of a latent
+    radices: tuple = ()  # of codes that are numbers, the values of their digits
     condition: tuple = ()  # grid of the condition's codes
     example: tuple = ()  # shape of an example
     classes: tuple = ()  # names

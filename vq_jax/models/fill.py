@@ -59,7 +59,13 @@ def fill_codes(
 
     rank_N = jnp.asarray(sampling.halton_order(module.grid, module.books)) if halton else None
     return sampling.sample_masked(
-        logits_of, *codes, steps, draw, choice_temperature=choice_temperature, rank_N=rank_N
+        logits_of,
+        *codes,
+        steps,
+        draw,
+        choice_temperature=choice_temperature,
+        rank_N=rank_N,
+        radices=module.radices,
     )
 
 
@@ -113,4 +119,4 @@ def _one_by_one(
         )
         return by_way(logits), cache
 
-    return sampling.sample_autoregressive(begin, step, *codes, order_BP, draw)
+    return sampling.sample_autoregressive(begin, step, *codes, order_BP, draw, module.radices)

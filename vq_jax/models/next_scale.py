@@ -136,6 +136,7 @@ class NextScale(nn.Module):
     causal = True
     target_aware = False
     scan = False
+    radices = ()
     ngrams = ()
     prefix_length = 0
 
@@ -148,6 +149,11 @@ class NextScale(nn.Module):
     def length(self) -> int:
         """L, the number of an example's codes."""
         return sum(self.sizes)
+
+    @property
+    def logits(self) -> int:
+        """Number of logits of a code."""
+        return self.num_codes
 
     @property
     def sizes(self) -> tuple[int, ...]:

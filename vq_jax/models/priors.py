@@ -25,10 +25,12 @@ def transformer(
     dtype: Dtype,
     grids: tuple[tuple[int, ...], ...] = (),
     latent: int = 0,
+    radices: tuple[int, ...] = (),
     layers: Annotated[int, Bounds(1)] = 8,
     width: Annotated[int, Bounds(4)] = 512,
     heads: Annotated[int, Bounds(1)] = 8,
     hidden: Annotated[int, Bounds(0)] = 0,
+    digits: bool = False,
     position: str = "rope",
     norm: str = "rms",
     activation: str = "swiglu",
@@ -42,12 +44,18 @@ def transformer(
 ) -> Transformer:
     """Makes a `Transformer` from checked fields.
 
-    It is one function because its arguments are the fields of a config. `hidden=0` is four times the width, or the width that gives "swiglu" as many params.
+    It is one function because its arguments are the fields of a config. `hidden=0` is four times the width, or the width that gives "swiglu" as many params. `digits` predicts the digits of codes,
+    as `Transformer.radices`.
 
     Raises:
       ValueError: a field has a value that is not supported.
     """
     del latent
+    if digits and (not radices or ngrams or norm == "bert"):
+        raise ValueError(
+            "prior.digits needs codes that are numbers, of the quantizers fsq, lfq and bsq, no "
+            "prior.ngrams, and another prior.norm than 'bert'"
+        )
     for name, value, known in (
         ("position", position, ("rope", "learned")),
         ("norm", norm, tuple(NORMS)),
@@ -91,6 +99,7 @@ def transformer(
         ngram_bits=ngram_bits,
         ngram_dim=ngram_dim,
         ngram_dropout=ngram_dropout,
+        radices=tuple(radices) if digits else (),
         grids=grids,
         dtype=dtype,
     )
@@ -106,6 +115,7 @@ def next_scale(
     dtype: Dtype,
     grids: tuple[tuple[int, ...], ...] = (),
     latent: int = 0,
+    radices: tuple[int, ...] = (),
     layers: Annotated[int, Bounds(1)] = 8,
     width: Annotated[int, Bounds(4)] = 512,
     heads: Annotated[int, Bounds(1)] = 8,
@@ -118,7 +128,7 @@ def next_scale(
     Raises:
       ValueError: the codes are no pyramid of one code a position, or a field is not supported.
     """
-    del grid
+    del grid, radices
     if not grids or books != 1 or any(len(set(sides)) != 1 for sides in grids):
         raise ValueError(
             "the prior 'next_scale' needs the codes of scales: a tokenizer with the quantizer 'multiscale'"

@@ -21,6 +21,7 @@ import numpy as np
 from vq_jax.models.attention import grid_coordinates, rotary_angles
 from vq_jax.models.blocks import ACTIVATIONS, NORMS, Block, Dtype, normal
 from vq_jax.models.ngrams import NgramEmbedding, codes_before
+from vq_jax.sampling import digit_logits, digits_of
 
 # Keys and values of the tokens so far, for each layer: [B, heads, S, width / heads] each. With n-grams,
 # the last element has the codes before, int32 [B, n - 1], the newest first.
@@ -48,6 +49,9 @@ class Transformer(nn.Module):
       ngrams: orders of the n-grams of codes that are embedded, too, for a causal prior (see `ngrams`).
       ngram_bits, ngram_dim: their tables have 2^ngram_bits rows of this size.
       ngram_dropout: rate, of the row of an n-gram.
+      radices: numbers of values of the digits of a code, if these are predicted each, independent of each other
+        given what is before (see `sampling.split_digits`); or (). A code's embedding is then the sum of
+        its digits'.
       grids: of a pyramid of codes, the grids of its levels (see `CodeSpec`), or (). A level has an
         embedding, and its positions cover the same area as those of the last one.
       remat: whether activations are recomputed in the backward pass.
@@ -76,6 +80,7 @@ class Transformer(nn.Module):
     ngram_bits: int = 16
     ngram_dim: int = 32
     ngram_dropout: float = 0.0
+    radices: tuple[int, ...] = ()
     grids: tuple[tuple[int, ...], ...] = ()
     dtype: Dtype = jnp.float32
 
@@ -91,13 +96,23 @@ class Transformer(nn.Module):
         return math.prod(self.grid) * self.books
 
     @property
+    def values(self) -> int:
+        """Number of embeddings of a book: of codes, or of the values of all their digits."""
+        return sum(self.radices) or self.num_codes
+
+    @property
+    def logits(self) -> int:
+        """Number of logits of a code."""
+        return digit_logits(self.radices) or self.num_codes
+
+    @property
     def prefix_length(self) -> int:
         """Number of tokens before the example's: the class token and the condition's."""
         return 1 + (math.prod(self.condition) * self.books if self.condition else 0)
 
     def setup(self):
         self.embedding = nn.Embed(
-            self.books * self.num_codes + 1, self.width, embedding_init=normal, name="codes"
+            self.books * self.values + 1, self.width, embedding_init=normal, name="codes"
         )
         self.label_embedding = nn.Embed(
             self.classes + 1, self.width, embedding_init=normal, name="labels"
@@ -150,7 +165,7 @@ class Transformer(nn.Module):
         else:
             self.head = self.param(
                 "head", lambda key, shape: {"kernel": normal(key, shape)},
-                (self.books, self.width, self.num_codes),
+                (self.books, self.width, self.logits),
             )  # fmt: skip
         self.embedding_dropout = nn.Dropout(self.dropout)
 
@@ -172,8 +187,16 @@ class Transformer(nn.Module):
 
     def _embed(self, codes: jax.Array, book) -> jax.Array:
         """Embeds codes of the given books; -1 is a masked code."""
-        index = jnp.where(codes < 0, self.books * self.num_codes, book * self.num_codes + codes)
-        return self.embedding(index) + self.book_embedding[book]
+        masked, first = self.books * self.values, book * self.values
+        if not self.radices:
+            x = self.embedding(jnp.where(codes < 0, masked, first + codes))
+            return x + self.book_embedding[book]
+        x = jnp.zeros((*codes.shape, self.width))
+        for digit, radix in zip(digits_of(codes, self.radices), self.radices, strict=True):
+            x = x + self.embedding(first + digit)
+            first = first + radix
+        x = jnp.where((codes < 0)[..., None], self.embedding(jnp.full_like(codes, masked)), x)
+        return x + self.book_embedding[book]
 
     def _prefix(self, label_B: jax.Array, condition_BM: jax.Array | None) -> jax.Array:
         """Embeds the class and the condition: float [B, prefix_length, D]."""
@@ -227,7 +250,7 @@ class Transformer(nn.Module):
             "bpqd,qdk->bpqk", h.reshape(b, n // self.books, self.books, d), kernel_QDK,
             preferred_element_type=jnp.float32,
         )  # fmt: skip
-        return (logits + bias_QK).reshape(b, n, self.num_codes).astype(jnp.float32)
+        return (logits + bias_QK).reshape(b, n, -1).astype(jnp.float32)
 
     # --- whole sequences ---
 
@@ -251,7 +274,7 @@ class Transformer(nn.Module):
           train: whether dropout is on, with the rng "dropout".
 
         Returns:
-          float32 [B, N, K], logits of the codes in the order of `codes_BN`.
+          float32 [B, N, K], logits of the codes in the order of `codes_BN`; of their digits with `radices`.
         """
         n = codes_BN.shape[1]
         book = jnp.arange(n) % self.books

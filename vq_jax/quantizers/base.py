@@ -33,6 +33,7 @@ class Quantizer(nn.Module):
         latents instead of the latents themselves.
       grids: those of the levels of a pyramid, coarse to fine, whose codes follow each other along one
         axis; () if codes are on the grid of the latents.
+      radices: of codes that are numbers, the number of values of each digit, the lowest first; () of others.
       takes_quality: whether `__call__` has an argument `quality`, float32 [B] in [0, 1].
     """
 
@@ -40,6 +41,10 @@ class Quantizer(nn.Module):
 
     @property
     def code_shape(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def radices(self) -> tuple[int, ...]:
         return ()
 
     @property

@@ -28,6 +28,10 @@ class _SignQuantizer(Quantizer):
         return self.bits
 
     @property
+    def radices(self) -> tuple[int, ...]:
+        return (2,) * self.bits
+
+    @property
     def residual_scale(self) -> Any:
         return 0.5
 

@@ -76,6 +76,10 @@ class HierarchyQuantizer(Quantizer):
         return tuple((side, side) for side in self.sides)
 
     @property
+    def radices(self) -> tuple[int, ...]:
+        return self.inner.radices
+
+    @property
     def residual_scale(self) -> Any:
         return None
 

@@ -65,6 +65,10 @@ class ResidualQuantizer(Quantizer):
         return (self.levels,)
 
     @property
+    def radices(self) -> tuple[int, ...]:
+        return self.inner.radices
+
+    @property
     def residual_scale(self) -> Any:
         return None
 

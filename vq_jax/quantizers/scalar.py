@@ -51,6 +51,10 @@ class FSQ(Quantizer):
         return len(self.levels)
 
     @property
+    def radices(self) -> tuple[int, ...]:
+        return tuple(self.levels)
+
+    @property
     def residual_scale(self) -> Any:
         # The residual lies within half a step of 0. With an odd number of values, the steps of the
         # next level tile this range exactly. With an even number, the values are not symmetric

@@ -121,7 +121,7 @@ def measure_examples(evaluation: Evaluation) -> dict[str, Any]:
             wanted_BN = jax.vmap(of_row)(keys_B)
             inputs_BN = jnp.where(wanted_BN, -1, codes_BN)
         logits: Any = module.apply(of_prior, inputs_BN, label_B, condition_BM)
-        log_p_BN = log_probability(logits, codes_BN) * wanted_BN
+        log_p_BN = log_probability(logits, codes_BN, module.radices) * wanted_BN
         return -log_p_BN.sum(1) / wanted_BN.sum(1)
 
     total, given, count = 0.0, 0.0, 0

@@ -76,6 +76,7 @@ def describe_codes(
     codes = config.codes
     codes.num_codes, codes.books, codes.grid = spec.num_codes, spec.books, spec.grid
     codes.grids, codes.latent = spec.grids, tokenizer.module.quantizer.dim
+    codes.radices = tokenizer.module.quantizer.radices
     codes.example = tokenizer.spec.shape
     codes.classes = classes if any(classes) else ()
     codes.condition = ()

@@ -12,7 +12,7 @@ import optax
 from vq_jax.collectives import first_row, pmean
 from vq_jax.models import Prior, Tokenizer
 from vq_jax.models.transformer import init_params
-from vq_jax.sampling import log_probability, row_keys
+from vq_jax.sampling import Radices, likeliest, log_probability, row_keys, split_digits
 from vq_jax.training.state import PriorState, TrainState
 from vq_jax.training.update import finalize_step, moving_average, update
 
@@ -90,6 +90,14 @@ def codes_of(
 
     codes = batch["codes"] if "codes" in batch else encode(batch["x"])
     return codes, encode(batch["condition"]) if "condition" in batch else None
+
+
+def _mean_log_probability(logits: jax.Array, radices: Radices) -> jax.Array:
+    """The mean of the log-probabilities of all codes, of logits [..., K]: [...]."""
+    if not radices:
+        return jax.nn.log_softmax(logits).mean(-1)
+    parts = split_digits(logits, radices)
+    return sum((jax.nn.log_softmax(part).mean(-1) for part in parts), jnp.zeros(logits.shape[:-1]))
 
 
 def mask_codes(key: jax.Array, length: int, share: jax.Array) -> jax.Array:
@@ -182,13 +190,13 @@ def prior_step(
             True,
             rngs={"dropout": dropout_key},
         )
-        log_p_BN = log_probability(logits_BNK, codes_BN)
+        log_p_BN = log_probability(logits_BNK, codes_BN, prior.radices)
         nats = -jnp.sum(share_BN * log_p_BN)
         objective = (1.0 - recipe.label_smoothing) * nats
         if recipe.label_smoothing:
-            uniform = jax.nn.log_softmax(logits_BNK).mean(-1)
+            uniform = _mean_log_probability(logits_BNK, prior.radices)
             objective -= recipe.label_smoothing * jnp.sum(share_BN * uniform)
-        right = jnp.sum(share_BN * (logits_BNK.argmax(-1) == codes_BN))
+        right = jnp.sum(share_BN * (likeliest(logits_BNK, prior.radices) == codes_BN))
         return objective, {"bits_per_code": nats / jnp.log(2.0), "accuracy": right}
 
     (objective, report), grads = jax.value_and_grad(loss, has_aux=True)(state.prior.params)
