@@ -11,7 +11,9 @@ from vq_jax.config import base
 
 
 def get_config(quantizer="vq"):
-    config = base(model="vqvae", quantizer=quantizer, discriminator="patchgan")
+    # A hierarchy of codes needs latents at several resolutions.
+    model = "vqvae2" if quantizer.startswith("hierarchy") else "vqvae"
+    config = base(model=model, quantizer=quantizer, discriminator="patchgan")
     config.data.source = "emoji"
     config.data.resolution = 32
     config.data.batch_size = 16

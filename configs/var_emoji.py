@@ -70,15 +70,15 @@ def prior():
     config.prior.layers = 6
     config.prior.width = 192
     config.prior.heads = 6
-    config.prior.dropout = 0.1
+    config.prior.dropout = 0.3
 
     config.sampling.guidance = 2.0
     config.sampling.guidance_schedule = "linear"
     config.sampling.top_p = 0.95
 
-    config.phases.prior = 2000
+    config.phases.prior = 800
     config.log_every = 20
-    config.save_every = 500
+    config.save_every = 200
     config.optim.lr = 1e-3
     config.optim.lr_end = 1e-5
     config.optim.schedule = "cosine"

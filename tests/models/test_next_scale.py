@@ -129,3 +129,12 @@ def test_other_tokenizers_and_conditions_are_refused(tokenizer):
         PRIORS["next_scale"](grid=(4, 4), condition=(), **fields)
     with pytest.raises(ValueError, match="no condition"):
         PRIORS["next_scale"](grid=(5,), grids=((1, 1), (2, 2)), condition=(5,), **fields)
+
+
+def test_a_causal_prior_knows_the_places_and_levels_of_a_pyramid(tokenizer):
+    module = make_prior(tokenizer, "causal").module
+    np.testing.assert_allclose(module._coordinates()[:6], [
+        (-1, -1), (1.5, 1.5), (0.5, 0.5), (0.5, 2.5), (2.5, 0.5), (2.5, 2.5),
+    ])  # fmt: skip
+    params = module.init(jax.random.key(0), draw_codes(tokenizer, 1), jnp.array([0]))["params"]
+    chex.assert_shape(params["levels"], (3, 32))

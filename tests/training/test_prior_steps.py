@@ -1,5 +1,6 @@
 """A prior's training step, on one device and on four, with replicated and with sharded params."""
 
+import dataclasses
 from functools import partial
 
 import chex
@@ -25,20 +26,35 @@ from vq_jax.training.prior_steps import (
 KEY = jax.random.key(0)
 
 
+SIDES = (1, 2, 3)  # of the scales, for a next-scale prior
+
+
+def length_of(name):
+    return 14 if name == "next_scale" else 16
+
+
 def make(name="causal", **changes):
     config = base_prior(name)
     config.codes.update({"num_codes": 16, "grid": (4, 4), "classes": ("a", "b")})
+    if name == "next_scale":
+        grids = tuple((side, side) for side in SIDES)
+        config.codes.update({"grid": (14,), "grids": grids, "latent": 5})
     config.prior.update({"layers": 1, "width": 64, "heads": 4, "dropout": 0.0})
     config.phases.prior = 10
     config.loss.label_smoothing = 0.1
     config.update(changes)
     recipe = make_prior_recipe(config)
+    if name == "next_scale":
+        rng = np.random.default_rng(1)
+        shapes = {"entries": (16, 5), "kernels": (3, 3, 3, 5, 5), "biases": (3, 5)}
+        arrays = {k: jnp.asarray(rng.normal(size=s), jnp.float32) for k, s in shapes.items()}
+        recipe = dataclasses.replace(recipe, constants={"tokenizer": arrays})
     return recipe, lambda key: init_prior_state(recipe, key, np.arange(32), {})
 
 
-def batch(rows=8):
+def batch(rows=8, length=16):
     rng = np.random.default_rng(0)
-    codes = rng.integers(0, 16, (rows, 16)).astype(np.int32)
+    codes = rng.integers(0, 16, (rows, length)).astype(np.int32)
     return {"codes": codes, "label": rng.integers(0, 2, rows).astype(np.int32)}
 
 
@@ -46,7 +62,8 @@ def batch(rows=8):
 def test_a_step_on_four_devices_equals_that_on_one(name):
     recipe, init = make(name)
     step = partial(prior_step, recipe=recipe)
-    expected, expected_metrics = jax.jit(step)(jax.jit(init)(KEY), batch(), KEY)
+    examples = batch(length=length_of(name))
+    expected, expected_metrics = jax.jit(step)(jax.jit(init)(KEY), examples, KEY)
     for mode, fsdp in (("pmap", False), ("jit", False), ("jit", True)):
         state = parallel.make_state(init, KEY, fsdp=fsdp)
         compiled = parallel.compile_step(step, mode, state)
@@ -56,7 +73,7 @@ def test_a_step_on_four_devices_equals_that_on_one(name):
             if not leaf.sharding.is_fully_replicated
         }
         assert ("kernel" in sharded) == fsdp
-        found, metrics = compiled(state, parallel.shard_batch(batch(), mode), KEY)
+        found, metrics = compiled(state, parallel.shard_batch(examples, mode), KEY)
         chex.assert_trees_all_close(found.prior.params, expected.prior.params, atol=2e-5)
         chex.assert_trees_all_close(metrics, expected_metrics, rtol=1e-4)
         if fsdp:  # the step keeps the shardings of params, moments and averages
@@ -87,8 +104,10 @@ def test_a_prior_learns_a_pattern(name):
     recipe, init = make(name, optim={"lr": 3e-3}, phases={"prior": 150})
     state = jax.jit(init)(KEY)
     step = jax.jit(partial(prior_step, recipe=recipe))
-    examples = batch(16)
-    examples["codes"] = (np.arange(16)[None] + 8 * examples["label"][:, None]).astype(np.int32) % 16
+    examples = batch(16, length_of(name))
+    examples["codes"] = (np.arange(length_of(name))[None] + 8 * examples["label"][:, None]).astype(
+        np.int32
+    ) % 16
     for _ in range(60):
         state, metrics = step(state, examples, KEY)
     assert metrics["bits_per_code"] < 1.5  # uniform codes have 4 bits

@@ -47,7 +47,7 @@ class Encoder(nn.Module):
                 name=f"residual_{level}",
             )(x)  # fmt: skip
             z = conv(self.dim, 1, dtype=self.dtype, name=f"to_latent_{level}")(x)
-            found.append(z.reshape(len(z), -1, self.dim))
+            found.append(z.reshape(z.shape[0], -1, self.dim))
         return jnp.concatenate(found[::-1], axis=1).astype(jnp.float32)
 
 
@@ -74,7 +74,7 @@ class Decoder(nn.Module):
         """Everything before the last transposed convolution: [B, H/2, W/2, hidden/2]."""
         start, x = 0, None
         for level, (height, width) in enumerate(self.grids):  # coarse to fine
-            part = z[:, start : start + height * width].reshape(len(z), height, width, -1)
+            part = z[:, start : start + height * width].reshape(z.shape[0], height, width, -1)
             start += height * width
             if x is not None:
                 enlarged = TransposedConv(self.hidden, self.dtype, name=f"finer_{level}")(x)

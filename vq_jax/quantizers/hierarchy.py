@@ -94,14 +94,14 @@ class HierarchyQuantizer(Quantizer):
         parts, start = [], 0
         for side in self.sides:
             part = x[:, start : start + side**2]
-            parts.append(part.reshape(len(x), side, side, *x.shape[2:]))
+            parts.append(part.reshape(x.shape[0], side, side, *x.shape[2:]))
             start += side**2
         return parts
 
     @staticmethod
     def _join(parts: list[jax.Array]) -> jax.Array:
         """Inverts `_split`."""
-        return jnp.concatenate([p.reshape(len(p), -1, *p.shape[3:]) for p in parts], axis=1)
+        return jnp.concatenate([p.reshape(p.shape[0], -1, *p.shape[3:]) for p in parts], axis=1)
 
     def _level(self, i: int, y: jax.Array, above: list[jax.Array]) -> jax.Array:
         """The latents of level i, given what the levels above it were quantized to."""
