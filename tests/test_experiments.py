@@ -303,3 +303,11 @@ def test_the_readme_of_ecvq_shows_the_lattices():
             row = cells("experiments/ecvq/README.md", f"{name}, {source}")
             for cell, value in zip(row, by_rate.values(), strict=True):
                 assert_shows(cell, value)
+
+
+def test_sampling_speeds_of_the_next_scale_prior():
+    found = read_json("benchmarks/next_scale.json")
+    for name in ("next_scale", "causal", "causal, 16x16", "VAR"):
+        row = cells("experiments/benchmarks/README.md", name)
+        for cell, count in zip(row[1:], (1, 4), strict=True):
+            assert_shows(cell, found[f"sampling, {count} at a time"][name]["images_per_second"])
