@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from alike import diffusers_model
 from hub_server import serving
 from running import environment, process
 from small import make_prior, make_tokenizer, write
@@ -11,6 +12,7 @@ from vq_jax import runs
 from vq_jax.errors import UserError
 from vq_jax.interop import hub
 from vq_jax.interop.hub import Place
+from vq_jax.tasks.import_weights import import_weights
 from vq_jax.tasks.model_card import model_card
 
 pytest.importorskip("huggingface_hub")
@@ -143,8 +145,13 @@ def test_mistakes_are_one_line_and_say_what_to_do(model, tmp_path):
     home, back = tmp_path / "home", tmp_path / "back"
     get = ("--mode=import", f"--workdir={back}")
     put = ("--mode=export", f"--workdir={model}", "--format=vq_jax", "--push=hf:me/x")
-    with serving({"me/empty": {"README.md": b"no weights"}}) as server:
+    repositories = {"me/empty": {"README.md": b"no weights"}, "me/gated": {"a.ckpt": b"a"}}
+    with serving(repositories) as server:
         here = server.address
+        server.gated.add("me/gated")
+        assert "accept its terms" in mistake(
+            run(here, home, *get, "--input=hf:me/gated", check=False)
+        )
         assert "no such repository" in mistake(
             run(here, home, *get, "--input=hf:no/one", check=False)
         )
@@ -160,3 +167,19 @@ def test_mistakes_are_one_line_and_say_what_to_do(model, tmp_path):
     gone = mistake(run(here, home, *get, "--input=hf:me/tok", check=False))
     assert "the Hub cannot be reached" in gone
     assert not back.exists()
+
+
+def test_weights_in_shards_come_as_those_of_a_folder(tmp_path):
+    diffusers_model((32, 64), (1,), layers_per_block=1).save_pretrained(
+        tmp_path / "theirs", max_shard_size="500KB"
+    )
+    files = {path.name: path.read_bytes() for path in (tmp_path / "theirs").iterdir()}
+    assert sum(name.endswith(".safetensors") for name in files) > 1
+    import_weights(tmp_path / "theirs", tmp_path / "here")
+    with serving({"me/shards": files}) as server:
+        run(
+            server.address, tmp_path / "home", "--mode=import", "--input=hf:me/shards",
+            f"--workdir={tmp_path / 'fetched'}",
+        )  # fmt: skip
+    fetched, here = (vq_jax.load(tmp_path / name) for name in ("fetched", "here"))
+    assert fetched.fingerprint == here.fingerprint

@@ -17,6 +17,7 @@ class HubServer(http.server.ThreadingHTTPServer):
     def __init__(self, repositories=None, token="hf_test"):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories, self.token, self.log = repositories or {}, token, []
+        self.gated = set()  # names of repositories whose terms nobody has accepted
 
     @property
     def address(self):
@@ -82,6 +83,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             repository = self.server.repositories.get("/".join(parts[:at]))
             if repository is None:
                 return self._missing()
+            if "/".join(parts[:at]) in self.server.gated:
+                return self._send(403, {"error": "gated"}, X_Error_Code="GatedRepo")
             name = "/".join(parts[at + 2 :])
             if name not in repository:
                 return self._missing("EntryNotFound")
