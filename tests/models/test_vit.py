@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import write
 
 from vq_jax import config as configs
 from vq_jax.errors import UserError
@@ -12,6 +13,7 @@ from vq_jax.models import MODELS, Tokenizer
 from vq_jax.models.vit import from_patches, to_patches
 from vq_jax.quantizers import VectorQuantizer
 from vq_jax.tasks.reconstruct import reconstruct_one
+from vq_jax.tasks.train_tokenizer import tokenizer_job
 from vq_jax.tokenizer import TrainedTokenizer
 
 SPEC = jax.ShapeDtypeStruct((16, 16, 3), jnp.float32)
@@ -112,3 +114,32 @@ def test_wrong_fields_are_refused():
     config.model.patch = 8
     with pytest.raises(UserError, match="enlarges by 16"):
         configs.check(config)
+
+
+def test_a_two_stage_model_starts_from_the_decoder_of_another_tokenizer(tmp_path):
+    config = configs.base("maskgit", "vq")
+    config.data.resolution = 16
+    config.model.update(ch=8, ch_mult=(1, 2, 2), num_res_blocks=1)
+    config.quantizer.update(num_codes=24, dim=6)
+    config.phases.joint = 1
+    module = configs.make_tokenizer(config)
+    variables = jax.jit(module.init)(KEY, jnp.zeros((1, *SPEC.shape)))
+    (tmp_path / "pixels").mkdir()
+    write(TrainedTokenizer(config, module, variables, 1), tmp_path / "pixels")
+
+    config = configs.base("titok", "vq")
+    config.data.resolution = 16
+    pixels = {"pixel_codes": 24, "pixel_dim": 6, "pixel_ch": 8, "pixel_ch_mult": (1, 2, 2)}
+    config.model.update(SMALL | {"tokens": 6, "pixel_blocks": 1} | pixels)
+    config.quantizer.update(num_codes=32, dim=6)
+    config.phases.joint = 1
+    config.start_from = str(tmp_path / "pixels")
+    job = tokenizer_job(config, tmp_path / "run", KEY)
+    params = jax.device_get(job.init().generator.params)
+    taken = jax.tree.map(lambda x: x[0], params["decoder"]["pixel_decoder"])
+    chex.assert_trees_all_equal(taken, variables["params"]["decoder"])
+    entries = params["decoder"]["pixel_codebook"][0]
+    chex.assert_trees_all_equal(entries, variables["params"]["quantizer"]["book"]["codebook"])
+    config.model.pixel_ch = 16
+    with pytest.raises(UserError, match="wrong shape"):
+        tokenizer_job(config, tmp_path / "run", KEY)

@@ -14,7 +14,7 @@ from vq_jax.models.maskgit import maskgit
 from vq_jax.models.mlp import mlp
 from vq_jax.models.priors import PRIORS, Prior
 from vq_jax.models.text_conv import text_conv
-from vq_jax.models.titok import titok
+from vq_jax.models.titok import start_pixel_decoder, titok
 from vq_jax.models.tokenizer import Tokenizer
 from vq_jax.models.transformer import Transformer
 from vq_jax.models.vector_mlp import vector_mlp
@@ -32,7 +32,8 @@ class Model(NamedTuple):
         `strides`: how many elements of the example a latent spans along each axis, or None if the
         model takes examples of one size only.
       modality: the kind of data it serves, a name in `modalities.MODALITIES`.
-      start_from: (variables of another tokenizer, shapes of this one's) -> variables to start from.
+      start_from: (variables of another tokenizer, shapes of this one's) -> variables to start from. Those
+        that it leaves out of a tokenizer with another model start as usual.
     """
 
     make: Callable[..., tuple[nn.Module, nn.Module]]
@@ -48,7 +49,7 @@ MODELS: dict[str, Model] = {
     "vqvae2": Model(vqvae2, "image"),
     "mlp": Model(mlp, "image"),
     "vit": Model(vit, "image"),
-    "titok": Model(titok, "image"),
+    "titok": Model(titok, "image", start_pixel_decoder),
     "cosine": Model(cosine, "image"),
     "vector_mlp": Model(vector_mlp, "vector"),
     "text_conv": Model(text_conv, "text"),

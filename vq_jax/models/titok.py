@@ -164,6 +164,24 @@ class Decoder(nn.Module):
         return 2.0 * x.astype(jnp.float32) - 1.0
 
 
+def start_pixel_decoder(variables: Any, wanted: Any) -> Any:
+    """Starts the second half of a two-stage model from MaskGIT's tokenizer: its codebook and its decoder.
+
+    Args:
+      variables: of the other tokenizer, nested dicts.
+      wanted: arrays or shapes of this model's variables.
+
+    Returns:
+      the variables of a TiTok unchanged; of another tokenizer those that this model has.
+    """
+    decoder = wanted["params"]["decoder"]
+    if "latent_tokens" in variables["params"]["encoder"] or "pixel_decoder" not in decoder:
+        return variables
+    entries = variables["params"].get("quantizer", {}).get("book", {}).get("codebook", {})
+    part = {"pixel_decoder": variables["params"]["decoder"], "pixel_codebook": entries}
+    return {"params": {"decoder": part}}
+
+
 def titok(
     *,
     spec: jax.ShapeDtypeStruct,

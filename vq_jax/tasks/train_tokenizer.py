@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,11 @@ def _initial_weights(config: ConfigDict, workdir: Path, shapes: GanState) -> dic
     opened = load_tokenizer(folder)
     wanted = {"params": shapes.generator.params, **shapes.generator.stats}
     variables = MODELS[config.model.name].start_from(jax.device_get(opened.variables), wanted)
-    if lines := differences(flat(variables), flat(wanted)):
+    expected = flat(wanted)
+    if opened.config.model.name != config.model.name and not variables.keys() >= wanted.keys():
+        # The model has said which part of another one it takes.
+        expected = {k: v for k, v in expected.items() if k in flat(variables)}
+    if lines := differences(flat(variables), expected):
         if (sides := _scaled_attention(config, opened.config)) is not None:
             raise UserError(
                 f"start_from={folder} has attention at other levels: for images of "
@@ -116,6 +121,13 @@ def _initial_weights(config: ConfigDict, workdir: Path, shapes: GanState) -> dic
         discriminator = {}
     stats = {name: tree for name, tree in variables.items() if name != "params"}
     return {"params": variables["params"], "stats": stats, "discriminator": discriminator}
+
+
+def _replaced(tree: Any, part: Any) -> Any:
+    """Returns nested dicts with the leaves that `part` has."""
+    if not isinstance(part, Mapping):
+        return part
+    return tree | {name: _replaced(tree[name], leaf) for name, leaf in part.items()}
 
 
 def _scaled_attention(config: ConfigDict, before: ConfigDict) -> str | None:
@@ -183,7 +195,8 @@ def tokenizer_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
         state = fresh(key)
         if not weights:
             return state
-        params, stats = weights["params"], weights["stats"]
+        params = _replaced(state.generator.params, weights["params"])
+        stats = state.generator.stats | weights["stats"]
         copy = jax.tree.map(jnp.copy, params)
         generator = state.generator.replace(params=params, ema_params=copy, stats=stats)
         discriminator = state.discriminator
