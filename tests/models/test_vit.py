@@ -136,9 +136,8 @@ def test_a_two_stage_model_starts_from_the_decoder_of_another_tokenizer(tmp_path
     config.start_from = str(tmp_path / "pixels")
     job = tokenizer_job(config, tmp_path / "run", KEY)
     params = jax.device_get(job.init().generator.params)
-    taken = jax.tree.map(lambda x: x[0], params["decoder"]["pixel_decoder"])
+    taken, entries = (params["decoder"][name] for name in ("pixel_decoder", "pixel_codebook"))
     chex.assert_trees_all_equal(taken, variables["params"]["decoder"])
-    entries = params["decoder"]["pixel_codebook"][0]
     chex.assert_trees_all_equal(entries, variables["params"]["quantizer"]["book"]["codebook"])
     config.model.pixel_ch = 16
     with pytest.raises(UserError, match="wrong shape"):
