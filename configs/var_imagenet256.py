@@ -10,12 +10,20 @@ ImageNet must be prepared for TFDS by hand (`tfds:imagenet2012` explains how). A
     python -m vq_jax.main --mode=import --input=vae_ch160v4096z32.pth --workdir=runs/var_imagenet256
 
 This recipe has not been run. The authors have not released how the tokenizer was trained: the networks, the
-codebook and the scales here are theirs, and losses and optimizer are VQGAN's with another weight. They report an
-FID of 3.55 for d16 and 1.97 for d30, trained on crops of images that are larger, and with a linear schedule.
+codebook and the scales here are theirs, and losses and optimizer are VQGAN's with another weight. Epochs, batch and
+learning rates of the priors are theirs. They report an FID of 3.55 for d16 and 1.97 for d30, with stochastic depth, a
+linear schedule, a weight decay that changes, and gates that start larger (1e-3 to 1e-5 by depth; here 1e-5).
 """
 
 from vq_jax.config import base, base_prior
 
+# layers -> epochs, batch, learning rate of 256 images, its last share, weight decay
+PRIORS = {
+    16: (200, 768, 1e-4, 0.1, 0.05),
+    20: (250, 768, 1e-4, 0.1, 0.05),
+    24: (350, 768, 8e-5, 0.01, 0.05),
+    30: (350, 1024, 8e-5, 0.01, 0.08),
+}
 SCALES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 
 
@@ -62,12 +70,13 @@ def tokenizer():
 
 
 def prior(depth):
+    epochs, batch, lr, last, decay = PRIORS[depth]
     config = base_prior("next_scale")
     config.tokenizer = "runs/var_imagenet256"
     config.data.source = "codes"
     config.data.folder = "codes/var256"
     config.data.resolution = 256
-    config.data.batch_size = 768 if depth < 30 else 1024
+    config.data.batch_size = batch
     config.parallel = "jit"
     config.dtype = "bfloat16"
 
@@ -76,21 +85,21 @@ def prior(depth):
     config.prior.heads = depth
     config.prior.remat = True
 
-    config.phases.prior = 1_281_167 * (200 if depth < 20 else 350) // config.data.batch_size
+    config.phases.prior = 1_281_167 * epochs // batch
     config.loss.label_dropout = 0.1
-    config.optim.lr = 1e-4 * config.data.batch_size / 256
-    config.optim.lr_end = 0.1 * config.optim.lr
+    config.optim.lr = lr * batch / 256
+    config.optim.lr_end = last * config.optim.lr
     config.optim.schedule = "cosine"
     config.optim.warmup_steps = config.phases.prior // 50
     config.optim.b1 = 0.9
     config.optim.b2 = 0.95
-    config.optim.weight_decay = 0.05
+    config.optim.weight_decay = decay
     config.optim.clip_norm = 2.0
-    # In the authors' terms cfg=1.5, top_k=900, top_p=.95.
+    # In the authors' terms cfg=1.5, top_k=900, top_p=.96.
     config.sampling.guidance = 2.5
     config.sampling.guidance_schedule = "linear"
     config.sampling.top_k = 900
-    config.sampling.top_p = 0.95
+    config.sampling.top_p = 0.96
     config.log_every = 100
     config.save_every = 5000
     config.eval_samples = 1024

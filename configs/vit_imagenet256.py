@@ -6,7 +6,8 @@ ImageNet must be prepared for TFDS by hand (`tfds:imagenet2012` explains how). A
 --config.parallel=jit to train on several hosts.
 
 This recipe has not been run. It differs from enhancing-transformers in the discriminator, a PatchGAN and not
-StyleGAN's, and in rotary positions, with which images of other sizes can be coded.
+StyleGAN's; in rotary positions, with which images of other sizes can be coded; and in details of the layers: GELU, biases
+of queries, keys and values, and one more layer with tanh next to latents and pixels, as in the paper.
 """
 
 from vq_jax.config import base

@@ -188,8 +188,11 @@ def free_codes(prior: TrainedPrior, hidden: np.ndarray, factor: int) -> np.ndarr
 
     grids = prior.tokenizer.codes.grids
     if not grids:
-        return shares(hidden.shape[0] // factor, hidden.shape[1] // factor) > 0
-    levels = [shares(*grid) >= 0.5 for grid in grids[:-1]] + [shares(*grids[-1]) > 0]
+        height, width = (side // factor for side in hidden.shape)
+        cells = hidden.reshape(height, factor, width, factor)
+        return np.asarray(cells.any(axis=(1, 3)))
+    half = 0.5 - 1e-6  # sums of shares are rounded
+    levels = [shares(*grid) >= half for grid in grids[:-1]] + [shares(*grids[-1]) > 0]
     return np.concatenate([level.reshape(-1) for level in levels])
 
 

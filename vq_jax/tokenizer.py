@@ -159,8 +159,8 @@ class TrainedTokenizer:
             fewer = 0 < given < spec.books and self.module.quantizer.takes_fewer_codes
             if given != spec.books and not fewer:
                 raise ValueError(f"codes have {given} a position, not {spec.books}")
-        fewer = self.module.takes_first_codes and 0 < grid[0] < spec.grid[0]
-        if self.strides is None and grid != spec.grid and not fewer:
+        first_only = self.module.takes_first_codes and 0 < grid[0] < spec.grid[0]
+        if self.strides is None and grid != spec.grid and not first_only:
             raise ValueError(
                 f"the codes of a {self.modality.noun} have shape {codes.shape[1:]}, not {spec.shape}"
             )

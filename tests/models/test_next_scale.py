@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import make_prior, make_tokenizer
+from small import CLASSES, make_prior, make_tokenizer
 
+from vq_jax import config as configs
 from vq_jax import editing, sampling
 from vq_jax.errors import UserError
 from vq_jax.models import PRIORS
+from vq_jax.tasks.train_prior import describe_codes, make_prior_recipe
 from vq_jax.tokenizer import TrainedTokenizer
 
 
@@ -28,6 +30,27 @@ def prior(tokenizer):
         dense = made.params[f"block_{layer}"]["modulation"]
         dense["bias"] = jnp.where(jnp.arange(len(dense["bias"])) < 64, 1.0, 0.0)
     return made
+
+
+def make_prior_config(tokenizer, name):
+    config = configs.base_prior(name)
+    config.data.resolution = tokenizer.config.data.resolution
+    config.prior.update({"layers": 1, "width": 32, "heads": 2})
+    config.phases.prior = 1
+    describe_codes(config.unlock(), tokenizer, CLASSES)
+    return config
+
+
+def make_hierarchy():
+    """A tokenizer with levels that are no scales of one sum."""
+    config = configs.base("vqvae2", "hierarchy/vq")
+    config.data.resolution = 16
+    config.model.update(hidden=16, res_hidden=8)
+    config.quantizer.update(sides=(2, 4))
+    config.phases.joint = 1
+    module = configs.make_tokenizer(config)
+    variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    return TrainedTokenizer(config, module, variables, 1)
 
 
 def draw_codes(tokenizer, count=2):
@@ -129,6 +152,22 @@ def test_other_tokenizers_and_conditions_are_refused(tokenizer):
         PRIORS["next_scale"](grid=(4, 4), condition=(), **fields)
     with pytest.raises(ValueError, match="no condition"):
         PRIORS["next_scale"](grid=(5,), grids=((1, 1), (2, 2)), condition=(5,), **fields)
+
+
+def test_priors_over_a_hierarchy_are_refused_by_name():
+    tokenizer = make_hierarchy()
+    with pytest.raises(UserError, match="'multiscale'"):
+        make_prior_recipe(make_prior_config(tokenizer, "next_scale"), None, tokenizer)
+
+
+def test_old_runs_go_on_without_levels(tokenizer):
+    new = make_prior_config(tokenizer, "causal")
+    old = new.copy_and_resolve_references()
+    old.codes.grids = ()
+    again = new.copy_and_resolve_references()
+    describe_codes(again, tokenizer, CLASSES, old)
+    assert new.codes.grids and not configs.differences(old, again)
+    assert not (again.codes.latent or again.codes.radices)
 
 
 def test_a_causal_prior_knows_the_places_and_levels_of_a_pyramid(tokenizer):

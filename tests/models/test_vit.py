@@ -110,6 +110,10 @@ def test_wrong_fields_are_refused():
     config = configs.base("titok", "vq")
     config.phases.joint = 1
     config.data.resolution = 64
+    config.model.decoder_heads = 7
+    with pytest.raises(UserError, match=r"model\.decoder_width 768 .* model\.decoder_heads, 7"):
+        configs.check(config)
+    config.model.decoder_heads = 0
     config.model.pixel_codes = 32
     config.model.patch = 8
     with pytest.raises(UserError, match="enlarges by 16"):

@@ -11,7 +11,9 @@ from torch_models import randomise
 from torch_titok import TiTok
 
 import vq_jax
+from vq_jax import config as configs
 from vq_jax.errors import UserError
+from vq_jax.interop.state_dicts import to_titok
 from vq_jax.interop.weights import ARRAYS
 from vq_jax.tasks.export import export
 from vq_jax.tasks.import_weights import import_weights
@@ -52,3 +54,16 @@ def test_refusals(tmp_path):
     torch.save(TiTok(False).state_dict(), tmp_path / "single.bin")
     with pytest.raises(UserError, match="32x32 only"):
         import_weights(tmp_path / "single.bin", tmp_path / "no", resolution=64)
+
+
+@pytest.mark.parametrize(
+    "section, field, value",
+    [("quantizer", "code_dim", 4), ("quantizer", "codebook", "mapped"), ("data", "channels", 1),
+     ("model", "heads", 2)],
+)  # fmt: skip
+def test_tokenizers_that_titok_has_not_are_not_exported(section, field, value):
+    config = configs.base("titok", "vq")
+    config.model.update(width=64, heads=1)
+    config[section][field] = value
+    with pytest.raises(UserError, match="format 'titok' does not support"):
+        to_titok(config, {"params": {}})

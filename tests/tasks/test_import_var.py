@@ -14,6 +14,7 @@ from torch_var import VARTokenizer, VARTransformer
 
 import vq_jax
 from vq_jax.errors import UserError
+from vq_jax.interop.state_dicts import to_var
 from vq_jax.interop.weights import ARRAYS
 from vq_jax.tasks.export import export
 from vq_jax.tasks.import_weights import import_weights
@@ -85,3 +86,26 @@ def test_refusals(tmp_path, theirs):
     with pytest.raises(UserError, match="32 codes"):
         import_weights(tmp_path / "other.pth", tmp_path / "no", tokenizer=tmp_path / "tokenizer")
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("convolution_share", 0.3), ("convolutions", 0), ("distance", "cosine")],
+)
+def test_tokenizers_that_var_cannot_decode_are_not_exported(tmp_path, theirs, field, value):
+    tokenizer = vq_jax.load(tmp_path / "tokenizer")
+    config = tokenizer.config.copy_and_resolve_references()
+    config.quantizer[field] = value
+    with pytest.raises(UserError, match="format 'var' does not support"):
+        to_var(config, tokenizer.variables)
+
+
+def test_config_json_of_a_stranger(tmp_path, theirs):
+    for vae_kwargs in (None, [], {"v_patch_nums": "x"}):
+        described = json.dumps({"vae_kwargs": vae_kwargs})
+        (tmp_path / "vae" / "config.json").write_text(described)
+        with pytest.raises(UserError, match="v_patch_nums"):
+            import_weights(tmp_path / "vae", tmp_path / "no", resolution=32)
+    torch.save({"pos_1LC": torch.zeros(1, 5, 8)}, tmp_path / "empty.pth")
+    with pytest.raises(UserError, match="no layers"):
+        import_weights(tmp_path / "empty.pth", tmp_path / "no", tokenizer=tmp_path / "tokenizer")

@@ -79,7 +79,7 @@ class _Reader:
 
     Args:
       weights: the file.
-      pattern: `_MINGPT` or `_MASKGIT`.
+      pattern: one of `SIGNATURES`.
       ignored: regular expression of the names of arrays that are not needed.
     """
 
@@ -318,10 +318,11 @@ def _read_var(weights: Weights, codes: CodeSpec) -> FoundPrior:
             f"{weights.path} has a modulation that all layers share (shared_aln, VAR's d36): it is not "
             "supported"
         )
-    layers = read.count(r"blocks\.(\d{1,4})\.")
+    if not (layers := read.count(r"blocks\.(\d{1,4})\.")):
+        raise UserError(f"{weights.path} has no layers (blocks.0)")
     table = Names.from_rows(var.rows(layers))
     ranks = {name: 2 for name, _ in table.leaves.values()}
-    ranks |= {name: 1 for name in ranks if name.endswith(("bias", "q_bias", "v_bias"))}
+    ranks |= {name: 1 for name in ranks if name.endswith("bias")}
     ranks |= {name: 4 for name in ranks if name.endswith("scale_mul_1H11")}
     ranks |= {"pos_1LC": 3, "pos_start": 3}
     ranks = {name: rank for name, rank in ranks.items() if not name.endswith("mat_qkv.bias")}
@@ -341,7 +342,7 @@ def _read_var(weights: Weights, codes: CodeSpec) -> FoundPrior:
         "hidden": len(read.arrays["blocks.0.ffn.fc1.bias"]),
     }
     # (1 + t) times the logits with the label minus t times those without, t = 1.5 k / (K - 1)
-    sampling = {"guidance": 2.5, "guidance_schedule": "linear", "top_k": 900, "top_p": 0.95}
+    sampling = {"guidance": 2.5, "guidance_schedule": "linear", "top_k": 900, "top_p": 0.96}
     classes = len(read.arrays["class_emb.weight"]) - 1
     return FoundPrior(
         "var_transformer", "next_scale", fields, sampling, classes, params, label_dropout=0.1

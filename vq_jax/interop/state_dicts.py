@@ -166,6 +166,15 @@ def to_var(config: ConfigDict, variables: dict[str, Any]) -> dict[str, np.ndarra
     Raises:
       UserError: VAR's model does not support the tokenizer.
     """
+    quantizer = config.quantizer
+    if quantizer.name == "multiscale" and (
+        quantizer.convolution_share != 0.5
+        or quantizer.convolutions < 2
+        or quantizer.distance != "l2"
+    ):
+        raise _unsupported(
+            "var", "it has two convolutions or more of half the weight, and the L2 distance"
+        )
     arrays = var.join_qkv(_state_dict(config, variables, names.var, "var"))
     hits = (len(config.quantizer.scales), config.quantizer.num_codes)
     return arrays | {"quantize.ema_vocab_hit_SV": np.zeros(hits, np.float32)}
@@ -182,8 +191,13 @@ def to_titok(config: ConfigDict, variables: dict[str, Any]) -> dict[str, np.ndar
       UserError: TiTok's model does not support the tokenizer.
     """
     model, quantizer = config.model, config.quantizer
-    if model.name != "titok" or quantizer.name != "vq" or quantizer.heads > 1:
-        raise _unsupported("titok", "it has the model 'titok' and the quantizer 'vq' with one head")
+    plain = quantizer.name == "vq" and quantizer.heads == 1 and not quantizer.code_dim
+    if model.name != "titok" or not plain or quantizer.codebook == "mapped":
+        raise _unsupported(
+            "titok", "it has the model 'titok' and the quantizer 'vq' with one plain codebook"
+        )
+    if config.data.channels != 3:
+        raise _unsupported("titok", "its images have three channels")
     widths = (model.width, model.decoder_width or model.width)
     heads = (model.heads, model.decoder_heads or model.heads)
     if any(width != 64 * count for width, count in zip(widths, heads, strict=True)):
@@ -193,8 +207,31 @@ def to_titok(config: ConfigDict, variables: dict[str, Any]) -> dict[str, np.ndar
     arrays, unknown = Names.from_rows(titok.rows(model)).to_theirs(
         flat_numpy({"params": variables["params"]})
     )
-    assert not unknown, unknown
+    if unknown:
+        raise UserError(f"format 'titok' has no names for {', '.join(unknown)}")
     return arrays
+
+
+def titok_config(config: ConfigDict) -> dict[str, Any]:
+    """Returns the content of TiTok's config.json; a size that TiTok has no name for is None."""
+    model, quantizer = config.model, config.quantizer
+    named = {(8, 512): "small", (12, 768): "base", (24, 1024): "large"}
+    decoder = (model.decoder_layers or model.layers, model.decoder_width or model.width)
+    described = {
+        "codebook_size": quantizer.num_codes,
+        "token_size": quantizer.dim,
+        "use_l2_norm": quantizer.distance == "cosine",
+        "commitment_cost": quantizer.beta,
+        "vit_enc_model_size": named.get((model.layers, model.width)),
+        "vit_dec_model_size": named.get(decoder),
+        "vit_enc_patch_size": model.patch,
+        "vit_dec_patch_size": model.patch,
+        "num_latent_tokens": model.tokens,
+        "finetune_decoder": bool(model.pixel_codes),
+        "is_legacy": model.legacy,
+    }
+    crop = {"preprocessing": {"crop_size": config.data.resolution}}
+    return {"model": {"vq_model": described}, "dataset": crop}
 
 
 def loss_state_dict(arrays: dict[str, np.ndarray], n_layers: int) -> dict[str, np.ndarray]:
@@ -247,8 +284,8 @@ def _state_dict(
     if format == "taming" and quantizer.get("codebook") == "ema":
         trees["codebook"] = variables["codebook"]
     params = flat_numpy(trees)
-    if quantizer.get("distance") == "cosine":
-        # All formats use the L2 distance. With entries of length 1 it gives the same codes.
+    if quantizer.name == "vq" and quantizer.distance == "cosine":
+        # Both formats use the L2 distance. With entries of length 1 it gives the same codes.
         path = "params/quantizer/book/codebook"
         params[path] = np.asarray(normalise(jnp.asarray(params[path])))
     arrays, unknown = Names.from_rows(table(config.model)).to_theirs(params)

@@ -93,8 +93,10 @@ def read(arrays: Arrays, config_json: dict[str, Any]) -> dict[str, Any]:
             "pixel_ch_mult": tuple(w // widths[0] for w in widths),
             "pixel_blocks": count(arrays, "pixel_decoder.mid.{}."),
         }
-    described = config_json.get("model", {}).get("vq_model", {})
-    unit = described.get("use_l2_norm", legacy)
+    described: Any = config_json
+    for section in ("model", "vq_model"):
+        described = described.get(section) if isinstance(described, dict) else None
+    unit = described.get("use_l2_norm", legacy) if isinstance(described, dict) else legacy
     quantizer = {"name": "vq", "distance": "cosine" if unit else "l2"} | entries(arrays) | FIXED
     side = patch * math.isqrt(places - 1)
     if (given := config_json.get("resolution")) not in (None, side):

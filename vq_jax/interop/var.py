@@ -59,7 +59,9 @@ def read_scales(config_json: Mapping[str, Any], side: int) -> tuple[int, ...]:
     Raises:
       UserError: they are not known.
     """
-    given = config_json.get(SCALES, config_json.get("vae_kwargs", {}).get(SCALES))
+    inner = config_json.get("vae_kwargs")
+    inner = inner if isinstance(inner, dict) else {}
+    given = config_json.get(SCALES, inner.get(SCALES))
     if given is None and side in _SCALES:
         return _SCALES[side]
     if not isinstance(given, list | tuple) or not all(isinstance(n, int) for n in given):

@@ -24,6 +24,9 @@ from vq_jax.quantizers.multiscale import area_matrix, bicubic_matrix, resize
 # Keys and values of the scales so far, for each layer: [B, heads, S, W / heads] each.
 Cache = tuple[tuple[jax.Array, jax.Array], ...]
 
+NEEDS_SCALES = (
+    "the prior 'next_scale' needs the codes of scales: a tokenizer with the quantizer 'multiscale'"
+)
 _LARGEST_SCALE = math.log(100.0)  # of the logarithm of a head's scale
 
 
@@ -167,7 +170,13 @@ class NextScale(nn.Module):
 
     @staticmethod
     def constants(tokenizer: Any, variables: Any) -> dict[str, Any]:
-        """Returns the collections besides `params`, from a tokenizer and its variables."""
+        """Returns the collections besides `params`, from a tokenizer and its variables.
+
+        Raises:
+          ValueError: its quantizer has no pyramid of one sum.
+        """
+        if not hasattr(tokenizer.quantizer, "pyramid"):
+            raise ValueError(NEEDS_SCALES)
 
         def pyramid(module):
             return module.quantizer.pyramid()
@@ -221,7 +230,7 @@ class NextScale(nn.Module):
         """Adds what the codes of scale i decode to; see `MultiscaleQuantizer`."""
         side, whole = self.grids[i][0], self.grids[-1][0]
         entries_KD, kernels, biases = (
-            self.frozen[n].value for n in ("entries", "kernels", "biases")
+            jnp.asarray(self.frozen[name].value) for name in ("entries", "kernels", "biases")
         )
         coarse = entries_KD[codes_Bl].reshape(len(codes_Bl), side, side, self.latent)
         enlarged = resize(coarse, bicubic_matrix(side, whole))

@@ -7,7 +7,7 @@ from typing import Annotated
 from vq_jax.bounds import Bounds
 from vq_jax.models.attention import axis_sizes
 from vq_jax.models.blocks import ACTIVATIONS, NORMS, Dtype, swiglu_width
-from vq_jax.models.next_scale import NextScale
+from vq_jax.models.next_scale import NEEDS_SCALES, NextScale
 from vq_jax.models.transformer import Transformer
 
 Prior = Transformer | NextScale
@@ -44,8 +44,9 @@ def transformer(
 ) -> Transformer:
     """Makes a `Transformer` from checked fields.
 
-    It is one function because its arguments are the fields of a config. `hidden=0` is four times the width, or the width that gives "swiglu" as many params. `digits` predicts the digits of codes,
-    as `Transformer.radices`.
+    It is one function because its arguments are the fields of a config. `hidden=0` is four times the width,
+    or the width that gives "swiglu" as many params. `digits` predicts the digits of codes; see
+    `Transformer.radices`.
 
     Raises:
       ValueError: a field has a value that is not supported.
@@ -130,9 +131,7 @@ def next_scale(
     """
     del grid, radices
     if not grids or books != 1 or any(len(set(sides)) != 1 for sides in grids):
-        raise ValueError(
-            "the prior 'next_scale' needs the codes of scales: a tokenizer with the quantizer 'multiscale'"
-        )
+        raise ValueError(NEEDS_SCALES)
     if condition:
         raise ValueError("the prior 'next_scale' takes no condition: use 'causal' or 'masked'")
     if width % heads:

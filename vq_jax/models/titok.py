@@ -17,7 +17,7 @@ from vq_jax.bounds import Bounds
 from vq_jax.models.blocks import Dtype, LayerNorm
 from vq_jax.models.layers import check_halves, conv
 from vq_jax.models.maskgit import Decoder as PixelDecoder
-from vq_jax.models.vit import check_trunk, from_patches, run_blocks, to_patches
+from vq_jax.models.vit import from_patches, patch_grid, run_blocks, to_patches
 
 
 class Sequence(nn.Module):
@@ -153,7 +153,7 @@ class Decoder(nn.Module):
         if self.pixel_decoder is None:
             return h
         logits = self.logits_out(jnp.tanh(self.logits_hidden(h))).astype(jnp.float32)
-        mixed = jax.nn.softmax(logits) @ self.pixel_codebook
+        mixed = jnp.matmul(jax.nn.softmax(logits), self.pixel_codebook, precision="highest")
         return self.pixel_decoder.features(mixed)
 
     def head(self, h: jax.Array) -> jax.Array:
@@ -232,8 +232,12 @@ def titok(
     """
     decoder_layers, decoder_width = decoder_layers or layers, decoder_width or width
     decoder_heads = decoder_heads or heads
-    grid = check_trunk(spec, patch, width, heads)
-    check_trunk(spec, patch, decoder_width, decoder_heads)
+    grid = patch_grid(spec, patch)
+    for side, wide, count in (("", width, heads), ("decoder_", decoder_width, decoder_heads)):
+        if wide % count:
+            raise ValueError(
+                f"model.{side}width {wide} must be a multiple of model.{side}heads, {count}"
+            )
     channels, pixel_decoder = spec.shape[-1], None
     if pixel_codes:
         check_halves(spec.shape[0], len(pixel_ch_mult) - 1)

@@ -138,17 +138,15 @@ class Decoder(nn.Module):
         return from_patches(self.pixels(h).astype(jnp.float32), self.patch)
 
 
-def check_trunk(spec: jax.ShapeDtypeStruct, patch: int, width: int, heads: int) -> tuple[int, int]:
+def patch_grid(spec: jax.ShapeDtypeStruct, patch: int) -> tuple[int, int]:
     """Returns the grid of patches of a training image.
 
     Raises:
-      ValueError: the fields do not fit the image or each other.
+      ValueError: the image does not divide into patches.
     """
     height, wide, _ = spec.shape
     if height % patch or wide % patch:
         raise ValueError(f"data.resolution {height} must be a multiple of model.patch, {patch}")
-    if width % heads or width // heads % 4:
-        raise ValueError(f"model.width {width} must be a multiple of 4 * model.heads, {4 * heads}")
     return height // patch, wide // patch
 
 
@@ -189,7 +187,9 @@ def vit(
     Raises:
       ValueError: the fields do not fit the image or each other.
     """
-    grid = check_trunk(spec, patch, width, heads)
+    grid = patch_grid(spec, patch)
+    if width % heads or width // heads % 4:
+        raise ValueError(f"model.width {width} must be a multiple of 4 * model.heads, {4 * heads}")
     for name, value, known in (
         ("position", position, POSITIONS),
         ("norm", norm, ("rms", "layer")),

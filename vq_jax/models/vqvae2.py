@@ -71,7 +71,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def features(self, z: jax.Array) -> jax.Array:
-        """Everything before the last transposed convolution: [B, H/2, W/2, hidden/2]."""
+        """Everything before the last transposed convolution, at half of the image's resolution."""
         start, x = 0, None
         for level, (height, width) in enumerate(self.grids):  # coarse to fine
             part = z[:, start : start + height * width].reshape(z.shape[0], height, width, -1)

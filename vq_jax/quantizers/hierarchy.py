@@ -24,9 +24,12 @@ class Condition(nn.Module):
         factor = y_BHWD.shape[1] // above_BhwD.shape[1]
         enlarged = above_BhwD.repeat(factor, axis=1).repeat(factor, axis=2)
         h = jnp.concatenate([y_BHWD, enlarged], axis=-1)
-        h = nn.relu(nn.Conv(self.hidden, (3, 3), name="conv_in")(h))
+        h = nn.relu(nn.Conv(self.hidden, (3, 3), precision="highest", name="conv_in")(h))
         small = nn.initializers.normal(0.02)
-        return y_BHWD + nn.Conv(y_BHWD.shape[-1], (3, 3), kernel_init=small, name="conv_out")(h)
+        conv_out = nn.Conv(
+            y_BHWD.shape[-1], (3, 3), kernel_init=small, precision="highest", name="conv_out"
+        )
+        return y_BHWD + conv_out(h)
 
 
 class HierarchyQuantizer(Quantizer):

@@ -16,7 +16,7 @@ from vq_jax.errors import UserError
 from vq_jax.files import check_new, new_folder
 from vq_jax.interop import hub
 from vq_jax.interop.extras import read_origin
-from vq_jax.interop.state_dicts import to_diffusers, to_taming, to_titok, to_var
+from vq_jax.interop.state_dicts import titok_config, to_diffusers, to_taming, to_titok, to_var
 from vq_jax.interop.var import SCALES
 from vq_jax.interop.var import to_var as to_var_transformer
 from vq_jax.interop.weights import ARRAYS, CONFIG, HALF, save_arrays, save_json
@@ -53,9 +53,12 @@ def export(
     folder = find(workdir)
     model = load(folder)
     kind = configs.kind_of(model.config)
-    next_scale = kind == "prior" and model.config.prior.name == "next_scale"
-    if kind != "tokenizer" and format != "vq_jax" and not (format == "var" and next_scale):
-        raise UserError(f"{folder} holds a {kind}: use format 'vq_jax', the only one for a {kind}")
+    if kind == "prior":
+        possible = ["vq_jax"] + ["var"] * (model.config.prior.name == "next_scale")
+        if format not in possible:
+            raise UserError(
+                f"{folder} holds a prior: use format {' or '.join(map(repr, possible))}"
+            )
     with new_folder(output) as temporary:
         (_half if half else FORMATS[format])(model, folder, temporary)
         if place is not None:
@@ -143,11 +146,8 @@ def _var(model: Model, workdir: Path, output: Path) -> None:
 
 def _titok(tokenizer: TrainedTokenizer, workdir: Path, output: Path) -> None:
     del workdir
-    config = tokenizer.config
-    arrays = to_titok(config, tokenizer.variables)
-    save_arrays(arrays, output / ARRAYS)
-    unit = config.quantizer.distance == "cosine"
-    save_json({"model": {"vq_model": {"use_l2_norm": unit}}}, output / CONFIG)
+    save_arrays(to_titok(tokenizer.config, tokenizer.variables), output / ARRAYS)
+    save_json(titok_config(tokenizer.config), output / CONFIG)
 
 
 def _stablehlo(tokenizer: TrainedTokenizer, workdir: Path, output: Path) -> None:

@@ -22,7 +22,7 @@ _FILES = {
     "diffusers": "The files are those of a `VQModel` of diffusers.",
     "taming": "The files are those of taming-transformers; `config.yaml` is their config.",
     "var": "The files are those of VAR; `config.json` has the sides of its scales.",
-    "titok": "The files are those of TiTok.",
+    "titok": "The names and layouts are those of TiTok, whose code opens the sizes that it has a name for.",
     "stablehlo": "The files are programs that contain the weights; `config.json` says how to call them.",
 }
 

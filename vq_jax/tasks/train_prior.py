@@ -14,9 +14,10 @@ from vq_jax import modalities
 from vq_jax.data.codes import read_metadata
 from vq_jax.errors import UserError, first_line
 from vq_jax.interop.weights import differences, flat, listing
+from vq_jax.models import Prior
 from vq_jax.models.transformer import stack
 from vq_jax.prior import TrainedPrior
-from vq_jax.runs import check_fingerprint, has_checkpoints, load_prior, load_tokenizer_of
+from vq_jax.runs import check_fingerprint, find, has_checkpoints, load_prior, load_tokenizer_of
 from vq_jax.tasks.job import Job, check_held_out, training_batches
 from vq_jax.tokenizer import TrainedTokenizer
 from vq_jax.training import parallel
@@ -42,7 +43,7 @@ def make_prior_recipe(
     permute = make_ramp(*loss.permute) if loss.permute else (lambda step: 1.0)
     return PriorRecipe(
         prior=prior,
-        constants={} if opened is None else prior.constants(opened.module, opened.variables),
+        constants={} if opened is None else _constants(prior, opened),
         tokenizer=tokenizer,
         optimizer=make_optimizer(config.optim, sum(config.phases.values())),
         label_smoothing=loss.label_smoothing,
@@ -53,10 +54,28 @@ def make_prior_recipe(
     )
 
 
+def _constants(prior: Prior, tokenizer: TrainedTokenizer) -> dict[str, Any]:
+    """Returns a prior's collections besides `params`, on this host."""
+    try:
+        return jax.device_get(prior.constants(tokenizer.module, tokenizer.variables))
+    except ValueError as e:
+        raise UserError(str(e)) from e
+
+
 def describe_codes(
-    config: ConfigDict, tokenizer: TrainedTokenizer, classes: tuple[str, ...]
+    config: ConfigDict,
+    tokenizer: TrainedTokenizer,
+    classes: tuple[str, ...],
+    before: ConfigDict | None = None,
 ) -> None:
     """Fills in `config.codes`, from the tokenizer and the data.
+
+    Args:
+      config: a prior's.
+      tokenizer: of its codes.
+      classes: their names.
+      before: config of the run that continues, or of that whose weights training starts from; None for a new
+        prior. One from before priors knew the levels of a pyramid goes on without them.
 
     Raises:
       UserError: the tokenizer takes examples of another shape or kind.
@@ -75,8 +94,10 @@ def describe_codes(
         )
     codes = config.codes
     codes.num_codes, codes.books, codes.grid = spec.num_codes, spec.books, spec.grid
-    codes.grids, codes.latent = spec.grids, tokenizer.module.quantizer.dim
-    codes.radices = tokenizer.module.quantizer.radices
+    by_scale = config.prior.name == "next_scale"
+    codes.grids = spec.grids if before is None or by_scale else before.codes.grids
+    codes.latent = tokenizer.module.quantizer.dim if by_scale else 0
+    codes.radices = tokenizer.module.quantizer.radices if config.prior.get("digits") else ()
     codes.example = tokenizer.spec.shape
     codes.classes = classes if any(classes) else ()
     codes.condition = ()
@@ -94,6 +115,17 @@ def describe_codes(
             raise UserError(
                 f"condition {config.condition.name}: the tokenizer cannot encode it: {first_line(e)}"
             ) from e
+
+
+def _config_before(config: ConfigDict, workdir: Path) -> ConfigDict | None:
+    """The config of the run in `workdir`, or of `config.start_from`; None if there is neither."""
+    folder = workdir
+    if not has_checkpoints(workdir):
+        if not config.start_from:
+            return None
+        folder = find(config.start_from)
+    before = configs.load(folder / configs.FILE)
+    return before if configs.kind_of(before) == "prior" else None
 
 
 def _initial_params(config: ConfigDict, workdir: Path, shapes: PriorState) -> Any:
@@ -129,7 +161,7 @@ def prior_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
         fingerprint = list(bytes.fromhex(metadata["fingerprint"]))
         check_fingerprint(tokenizer, fingerprint, config.data.folder)
     with config.unlocked():
-        describe_codes(config, tokenizer, splits.class_names)
+        describe_codes(config, tokenizer, splits.class_names, _config_before(config, workdir))
     check_held_out(config, splits.val)  # fail early
     modality = tokenizer.modality
     recipe = make_prior_recipe(config, None if from_codes else tokenizer.module, tokenizer)
