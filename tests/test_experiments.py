@@ -236,6 +236,8 @@ def test_the_readme_of_video_shows_its_figures():
     assert_shows(cells(file, "bits per pixel-frame")[0], *bits)
     figures = read_json("video/prior_moving_emoji/evaluation.json")
     assert_shows(cells(file, "bits per code (uniform: 8)")[0], figures["bits_per_code"])
+    figures = read_json("video/prior_one_emoji/evaluation.json")
+    assert_shows(cells(file, "bits per code of one emoji")[0], figures["bits_per_code"])
     found = read_json("video/emoji.json")["vq_jax"]
     for name, clips, key in (
         ("fixed width", "64", "fixed"),

@@ -43,3 +43,18 @@ def test_emoji_move_and_stay_inside(splits):
         clip = splits.val[i]["x"].astype(int)
         changes = np.abs(np.diff(clip, axis=0)).mean((1, 2, 3))
         assert changes.max() > 0.5 and changes.max() < 60
+
+
+def test_one_emoji_moves_over_one_colour():
+    config = base("causal3d").data
+    config.update(frames=9, resolution=32)
+    clips = open_moving_emoji(config, 0, alone=True).train
+    shares = []
+    for i in range(20):
+        clip = clips[i]["x"]
+        background = np.median(clip.reshape(-1, 3), axis=0)
+        other = (np.abs(clip - background) > 8).any(-1)
+        shares.append(other.mean())
+        assert other.any((1, 2)).all()
+        assert (other[0] != other[-1]).any()
+    assert 0.1 < np.mean(shares) < 0.5
