@@ -4,7 +4,8 @@
     python -m vq_jax.main --config=configs/var_emoji.py
     python -m vq_jax.main --mode=sample --workdir=runs/var_emoji --label="Food & Drink"
 
-The emoji are embedded in the package. Train the tokenizer first, as above.
+The emoji are embedded in the package. Train the tokenizer first, as above. 800 steps took 15 minutes on two shared CPU
+cores with other work beside: 6.78 bits a code, Frechet distance 214.6 (see experiments/var_emoji).
 """
 
 from vq_jax.config import base_prior

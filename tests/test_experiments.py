@@ -313,3 +313,32 @@ def test_sampling_speeds_of_the_next_scale_prior():
         row = cells("experiments/benchmarks/README.md", name)
         for cell, count in zip(row[1:], (1, 4), strict=True):
             assert_shows(cell, found[f"sampling, {count} at a time"][name]["images_per_second"])
+
+
+def test_architectures():
+    found = read_json("quantizers/architectures.json")
+    for variant, figures in found.items():
+        tokenizer = figures["tokenizer"]
+        for prior, of_prior in figures["priors"].items():
+            row = next(
+                [cell.strip() for cell in line.strip("| ").split("|")]
+                for line in (EXPERIMENTS / "quantizers/README.md").read_text().splitlines()
+                if line.startswith(f"| {variant} |") and f"| {prior} |" in line
+            )
+            assert_shows(row[2], 1024 * tokenizer["bits_per_pixel"])
+            assert_shows(row[3], tokenizer["psnr"])
+            assert_shows(row[4], tokenizer["lpips"])
+            assert_shows(row[5], of_prior["efficientnet_frechet_reconstructed"])
+            assert_shows(row[6], tokenizer["steps"])
+            assert_shows(row[8], 1024 * of_prior["bits_per_pixel"])
+            assert_shows(row[9], of_prior["efficientnet_frechet"])
+
+
+def test_the_next_scale_prior_of_emoji():
+    figures = read_json("var_emoji/evaluation.json")
+    file = "experiments/var_emoji/README.md"
+    assert_shows(cells(file, "bits per code (uniform: 9)")[0], figures["bits_per_code"])
+    row = cells(file, "Frechet distance of samples (EfficientNet-lite0; not FID)")
+    assert_shows(row[0], figures["efficientnet_frechet"])
+    row = cells("README.md", "[var_emoji](experiments/var_emoji)")
+    assert_shows(row[0], figures["bits_per_code"], figures["efficientnet_frechet"])
