@@ -250,7 +250,13 @@ def test_invalid_edits_are_refused_with_the_reason(priors, tokenizer, image):
         editing.inpaint(tokenizer, image, np.ones(image.shape[:2], bool))
     without_grid = TrainedPrior(
         prior.config,
-        SimpleNamespace(strides=None, modality=prior.modality),
+        SimpleNamespace(
+            strides=None,
+            modality=prior.modality,
+            module=None,
+            variables={},
+            codes=SimpleNamespace(grids=()),
+        ),
         prior.module,
         prior.params,
         1,

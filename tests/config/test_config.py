@@ -34,6 +34,8 @@ def test_every_config_file_is_valid_and_builds_its_model(path):
     assert f"--config=configs/{path.name}" in text.split('"""')[1]
     if configs.kind_of(config) == "prior":
         config.codes.update(num_codes=16, grid=(4, 4), classes=("a",))
+        if config.prior.name == "next_scale":
+            config.codes.update(grid=(16,), grids=((4, 4),), latent=3)
         prior = configs.make_prior(config)
         codes, label = (jax.ShapeDtypeStruct(s, jnp.int32) for s in ((2, 16), (2,)))
         shapes = jax.eval_shape(prior.init, jax.random.key(0), codes, label)

@@ -146,6 +146,18 @@ def test_inpainting_and_variations_keep_what_is_given(prior, rng):
         editing.inpaint(prior, np.zeros((32, 32, 3), np.uint8), np.eye(32, dtype=bool))
 
 
+def test_remat_does_not_change_gradients(prior, tokenizer):
+    codes, label = draw_codes(tokenizer), jnp.array([0, 3])
+
+    def loss(params, module):
+        variables = prior.variables | {"params": params}
+        return jnp.square(module.apply(variables, codes, label)).mean()
+
+    grads = jax.jit(jax.grad(loss), static_argnums=1)
+    again = grads(prior.params, prior.module.clone(remat=True))
+    chex.assert_trees_all_close(grads(prior.params, prior.module), again, rtol=1e-4, atol=1e-6)
+
+
 def test_other_tokenizers_and_conditions_are_refused(tokenizer):
     fields = {"num_codes": 8, "classes": 0, "dtype": jnp.float32, "books": 1}
     with pytest.raises(ValueError, match="'multiscale'"):

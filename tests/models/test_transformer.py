@@ -122,7 +122,7 @@ def test_cached_logits_equal_uncached(name, style, books, condition, scan):
             logits, cache = step(n, codes[row, index], visited[:, n // books], following, cache)
 
 
-@pytest.mark.parametrize("name", PRIORS)
+@pytest.mark.parametrize("name", [name for name in PRIORS if name != "next_scale"])
 def test_scan_and_remat_do_not_change_loss_and_gradients(name):
     prior, variables, codes, labels, _ = make(name, scan=True, remat=True)
     single, params = unstack(prior, variables["params"])

@@ -29,7 +29,7 @@ STEPS = {
 
 def make_config(family):
     name, *option = family.split()
-    config = base("vqvae", name)
+    config = base("vqvae2" if name == "hierarchy" else "vqvae", name)
     config.model.update(hidden=16, res_hidden=8, num_res_blocks=1)
     section = config.quantizer.inner if "inner" in config.quantizer else config.quantizer
     section.update(num_codes=64, dim=8, decay=0.9, revive_below=0.1)
@@ -45,7 +45,7 @@ def make_config(family):
 def collapse(path, leaf):
     """Sets every entry to the first entry, and the counts to their initial values."""
     name = jax.tree_util.keystr(path)
-    if "quantizer" not in name or "map" in name or "blends" in name:
+    if "quantizer" not in name or any(part in name for part in ("map", "blends", "conditions")):
         return leaf
     if "cluster_size" in name:
         return jnp.ones_like(leaf)
