@@ -1,7 +1,13 @@
-"""What the codes of an example look like: `CodeSpec`."""
+"""What the codes of an example look like: `CodeSpec`; and the levels of a pyramid of codes."""
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Grids = Sequence[tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,3 +46,18 @@ class CodeSpec:
     def bits(self) -> float:
         """Bits of an example's codes at fixed width, log2(num_codes) each."""
         return self.length * math.log2(self.num_codes)
+
+
+def levels_of(grids: Grids) -> np.ndarray:
+    """Returns the level of each code of a pyramid, int [L], the codes of a level after those of the one before."""
+    return np.repeat(np.arange(len(grids)), [math.prod(grid) for grid in grids])
+
+
+def split_levels(x: Any, grids: Grids) -> list[Any]:
+    """Cuts the values of a pyramid's codes, [B, L, ...], into those of its levels, [B, *grid, ...]."""
+    parts, start = [], 0
+    for grid in grids:
+        part = x[:, start : start + math.prod(grid)]
+        parts.append(part.reshape(x.shape[0], *grid, *x.shape[2:]))
+        start += math.prod(grid)
+    return parts

@@ -65,12 +65,13 @@ def _check(prior: TrainedPrior, image: np.ndarray, condition: str, needs: str) -
             f"the image is {width}x{height} pixels, smaller than one code, {factor}x{factor}"
         )
     side = prior.tokenizer.spec.shape[0]
-    if prior.tokenizer.codes.grids and max(height, width) > side:
+    pyramid = bool(prior.tokenizer.codes.grids)
+    if pyramid and max(height, width) > side:
         raise UserError(
             f"the image is {width}x{height} pixels, and this tokenizer takes images of up to {side}x{side}: "
             "make it smaller"
         )
-    if prior.tokenizer.codes.grids and condition != "none":
+    if pyramid and condition != "none":
         raise UserError(
             f"{condition} needs a tokenizer of images of any size, with a grid of codes"
         )
@@ -162,7 +163,8 @@ def decode_one(prior: TrainedPrior, codes: np.ndarray) -> np.ndarray:
 def _multiple(prior: TrainedPrior, factor: int) -> tuple[int, int]:
     """Returns what an image's sides must be multiples of, so that windows are aligned, and the least side."""
     if prior.tokenizer.codes.grids:
-        return prior.tokenizer.spec.shape[0], prior.tokenizer.spec.shape[0]
+        side = prior.tokenizer.spec.shape[0]
+        return side, side
     window = min(prior.module.grid)
     return factor * max(1, window // 2), factor * max(prior.module.grid)
 
@@ -407,12 +409,13 @@ def variations(
     given = encode_one(prior, mirror_pad(image, *_multiple(prior, factor)))
     seed = check_seed(how.pop("seed", 0))
     results = []
+    spec = prior.tokenizer.codes
+    grid = given.shape[: len(spec.grid)]
     for i in range(count):
-        rng = np.random.default_rng((seed, i))
-        grid = given.shape[: len(prior.tokenizer.codes.grid)]
-        places = rng.permutation(math.prod(grid)).reshape(grid)
-        if prior.tokenizer.codes.grids:
+        if spec.grids:
             places = np.arange(math.prod(grid))[::-1]
+        else:
+            places = np.random.default_rng((seed, i)).permutation(math.prod(grid)).reshape(grid)
         free = np.asarray(places < max(1, round(share * places.size)))
         codes = fill_grid(prior, given, free, seed=seed + 10_000 * i, **how)
         results.append(to_uint8(decode_one(prior, codes))[: image.shape[0], : image.shape[1]])

@@ -7,6 +7,7 @@ batch.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -158,19 +159,20 @@ def log_probability(logits: jax.Array, codes: jax.Array, radices: Radices = ()) 
 
     With `radices`, it is the sum of those of the digits; see `split_digits`.
     """
-    if radices:
-        parts = zip(split_digits(logits, radices), digits_of(codes, radices), strict=True)
-        return sum((log_probability(part, digit) for part, digit in parts), jnp.zeros(codes.shape))
-    logits = logits.astype(jnp.float32)
-    chosen = jnp.take_along_axis(logits, codes[..., None], axis=-1)[..., 0]
-    return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+    def of_digit(logits, digit):
+        logits = logits.astype(jnp.float32)
+        chosen = jnp.take_along_axis(logits, digit[..., None], axis=-1)[..., 0]
+        return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+    parts = map(of_digit, split_digits(logits, radices), digits_of(codes, radices))
+    return functools.reduce(jnp.add, parts)
 
 
 def likeliest(logits: jax.Array, radices: Radices = ()) -> jax.Array:
     """Returns the likeliest codes, int32 [...], of logits [..., K]; for `radices` see `split_digits`."""
-    if radices:
-        return join_digits([likeliest(part) for part in split_digits(logits, radices)], radices)
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    digits = [jnp.argmax(part, axis=-1) for part in split_digits(logits, radices)]
+    return join_digits(digits, radices).astype(jnp.int32)
 
 
 # --- digits -----------------------------------------------------------------------------------------
@@ -189,11 +191,13 @@ def split_digits(logits: Any, radices: Radices) -> list[Any]:
 
     Args:
       logits: float [..., digit_logits(radices)]. That of a bit is the log-odds of 1.
-      radices: number of values of each digit, the lowest digit first.
+      radices: number of values of each digit, the lowest digit first; () is one digit, the code itself.
 
     Returns:
       for each digit, float [..., radix].
     """
+    if not radices:
+        return [logits]
     parts, start = [], 0
     for radix in radices:
         size = 1 if radix == 2 else radix
@@ -207,7 +211,9 @@ def split_digits(logits: Any, radices: Radices) -> list[Any]:
 
 
 def digits_of(codes: Any, radices: Radices) -> list[Any]:
-    """Returns the digits of codes, the lowest first."""
+    """Returns the digits of codes, the lowest first; with radices () the codes themselves."""
+    if not radices:
+        return [codes]
     digits = []
     for radix in radices:
         digits.append(codes % radix)
@@ -217,6 +223,8 @@ def digits_of(codes: Any, radices: Radices) -> list[Any]:
 
 def join_digits(digits: Sequence[Any], radices: Radices) -> Any:
     """Inverts `digits_of`."""
+    if not radices:
+        return digits[0]
     codes, place = 0, 1
     for digit, radix in zip(digits, radices, strict=True):
         codes, place = codes + place * digit, place * radix

@@ -17,7 +17,6 @@ The results are medians over the rounds, and ratios.
 import argparse
 import json
 import platform
-import statistics
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -28,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.turns import in_turns
+from experiments.benchmarks.turns import in_turns, show
 from vq_jax.models import PRIORS
 from vq_jax.models.fill import fill_codes
 from vq_jax.models.transformer import init_params
@@ -120,17 +119,8 @@ def main() -> None:
         contenders = ours(rows, arguments.dtype)
         if arguments.var:
             contenders |= theirs(arguments.var, rows, arguments.dtype)
-        medians = {
-            name: statistics.median(times)
-            for name, times in in_turns(contenders, arguments.rounds).items()
-        }
-        first = medians["next_scale"]
-        print(f"{rows} at a time\n  {'':<16}{'ms':>10}{'images/s':>10}{'relative time':>16}")
-        for name, ms in medians.items():
-            print(f"  {name:<16}{ms:>10.0f}{1e3 * rows / ms:>10.2f}{ms / first:>16.2f}", flush=True)
-        results[f"sampling, {rows} at a time"] = {
-            name: {"ms": ms, "images_per_second": 1e3 * rows / ms} for name, ms in medians.items()
-        }
+        times = in_turns(contenders, arguments.rounds)
+        results[f"sampling, {rows} at a time"] = show(f"{rows} at a time", times, rows)
     if arguments.output:
         arguments.output.write_text(json.dumps(results, indent=2) + "\n")
 

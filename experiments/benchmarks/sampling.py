@@ -28,7 +28,6 @@ The results are medians over the rounds, and ratios.
 import argparse
 import json
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -40,7 +39,7 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from experiments.benchmarks.turns import in_turns
+from experiments.benchmarks.turns import in_turns, show
 from vq_jax.config import base_prior
 from vq_jax.models import PRIORS
 from vq_jax.models.fill import fill_codes
@@ -185,18 +184,6 @@ def training(rows: int, device: str, dtype: str) -> dict[str, Callable[[], objec
         loss.item()  # waits for the device
 
     return {"vq_jax": here, "PyTorch": there}
-
-
-def show(title: str, times: dict[str, list[float]], images: int) -> dict[str, dict[str, float]]:
-    """Prints and returns the medians; times are also shown relative to the first contender."""
-    medians = {name: statistics.median(ms) for name, ms in times.items()}
-    first = next(iter(medians.values()))
-    print(f"{title}\n  {'':<24}{'ms':>10}{'images/s':>10}{'relative time':>20}")
-    for name, ms in medians.items():
-        print(f"  {name:<24}{ms:>10.0f}{1e3 * images / ms:>10.2f}{ms / first:>20.2f}", flush=True)
-    return {
-        name: {"ms": ms, "images_per_second": 1e3 * images / ms} for name, ms in medians.items()
-    }
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Times contenders alternately, so that a slowdown of the machine affects all of them."""
 
+import statistics
 import time
 from collections.abc import Callable
 
@@ -27,3 +28,15 @@ def in_turns(
             if turn >= warm:
                 times[name].append(result if isinstance(result, float) else taken)
     return times
+
+
+def show(title: str, times: dict[str, list[float]], images: int) -> dict[str, dict[str, float]]:
+    """Prints and returns the medians; times are also shown relative to the first contender."""
+    medians = {name: statistics.median(ms) for name, ms in times.items()}
+    first = next(iter(medians.values()))
+    print(f"{title}\n  {'':<24}{'ms':>10}{'images/s':>10}{'relative time':>20}")
+    for name, ms in medians.items():
+        print(f"  {name:<24}{ms:>10.0f}{1e3 * images / ms:>10.2f}{ms / first:>20.2f}", flush=True)
+    return {
+        name: {"ms": ms, "images_per_second": 1e3 * images / ms} for name, ms in medians.items()
+    }

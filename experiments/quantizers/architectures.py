@@ -17,15 +17,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from experiments.quantizers.compare import first_batch, last_step
 from vq_jax import config as configs
-from vq_jax.data.pipeline import train_batches
 from vq_jax.modalities import open_source
 from vq_jax.runs import load_tokenizer
 from vq_jax.tasks.train import train
 from vq_jax.tasks.train_prior import describe_codes, make_prior_recipe
-from vq_jax.tasks.train_tokenizer import make_phases, make_recipe
 from vq_jax.training.prior_steps import init_prior_state, prior_step
-from vq_jax.training.steps import init_state, train_step
 
 SECONDS = {"tokenizer": 180, "prior": 90}
 # name -> (model, its fields, quantizer, its fields, learning rate)
@@ -97,18 +95,8 @@ def cpu_seconds(step, state, batch) -> float:
     return (time.process_time() - started) / 12
 
 
-def _first_batch(config) -> dict[str, jax.Array]:
-    prepare = configs.make_prepare(config, train=True)
-    batch = next(train_batches(open_source(config).train, config.data, 0, prepare))
-    return {name: jnp.asarray(array) for name, array in batch.items() if name in ("x", "label")}
-
-
 def steps_of_tokenizer(config) -> int:
-    recipe, phase = make_recipe(config), make_phases(config)[-1]
-    init = jax.jit(partial(init_state, recipe, spec=configs.spec_of(config)))
-    step = jax.jit(partial(train_step, recipe=recipe, phase=phase), donate_argnums=0)
-    once = cpu_seconds(step, init(jax.random.key(0)), {"x": _first_batch(config)["x"]})
-    return round(SECONDS["tokenizer"] / once)
+    return round(SECONDS["tokenizer"] / cpu_seconds(*last_step(config)))
 
 
 def steps_of_prior(config) -> int:
@@ -121,7 +109,7 @@ def steps_of_prior(config) -> int:
         recipe, jax.random.key(0), jnp.zeros(32, jnp.uint8), tokenizer.variables
     )
     step = jax.jit(partial(prior_step, recipe=recipe))
-    return round(SECONDS["prior"] / cpu_seconds(step, state, _first_batch(config)))
+    return round(SECONDS["prior"] / cpu_seconds(step, state, first_batch(config)))
 
 
 def run(config, workdir: Path, count) -> dict[str, Any]:

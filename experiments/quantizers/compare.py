@@ -94,18 +94,25 @@ def small_split(cifar: Path, folder: Path) -> None:
     making.rename(folder)
 
 
+def last_step(config):
+    """Returns the training step of a config's last phase, its first state and a batch."""
+    recipe, phase = make_recipe(config), make_phases(config)[-1]
+    init = jax.jit(partial(init_state, recipe, spec=configs.spec_of(config)))
+    step = jax.jit(partial(train_step, recipe=recipe, phase=phase), donate_argnums=0)
+    return step, init(jax.random.key(0)), {"x": first_batch(config)["x"]}
+
+
+def first_batch(config) -> dict[str, jax.Array]:
+    """Returns the first training batch of a config: examples and labels."""
+    prepare = configs.make_prepare(config, train=True)
+    batch = next(train_batches(open_source(config).train, config.data, 0, prepare))
+    return {name: jax.numpy.asarray(batch[name]) for name in ("x", "label")}
+
+
 def step_rate(config, seconds: float = 3.0) -> float:
     """Returns the images/s of a joint training step (median, without data loading)."""
-    recipe, phase = make_recipe(config), make_phases(config)[-1]
+    step, state, batch = last_step(config)
     key = jax.random.key(0)
-    state = jax.jit(partial(init_state, recipe, spec=configs.spec_of(config)))(key)
-    batch = next(
-        train_batches(
-            open_source(config).train, config.data, 0, configs.make_prepare(config, train=True)
-        )
-    )
-    batch = {"x": jax.numpy.asarray(batch["x"])}
-    step = jax.jit(partial(train_step, recipe=recipe, phase=phase), donate_argnums=0)
     jax.block_until_ready(jax.tree.leaves(state))
     state, _ = jax.block_until_ready(step(state, batch, key))  # compiles
     times: list[float] = []

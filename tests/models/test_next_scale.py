@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import CLASSES, make_prior, make_tokenizer
+from small import CLASSES, make_prior, make_prior_config, make_tokenizer
 
 from vq_jax import config as configs
 from vq_jax import editing, sampling
@@ -30,15 +30,6 @@ def prior(tokenizer):
         dense = made.params[f"block_{layer}"]["modulation"]
         dense["bias"] = jnp.where(jnp.arange(len(dense["bias"])) < 64, 1.0, 0.0)
     return made
-
-
-def make_prior_config(tokenizer, name):
-    config = configs.base_prior(name)
-    config.data.resolution = tokenizer.config.data.resolution
-    config.prior.update({"layers": 1, "width": 32, "heads": 2})
-    config.phases.prior = 1
-    describe_codes(config.unlock(), tokenizer, CLASSES)
-    return config
 
 
 def make_hierarchy():
@@ -177,7 +168,7 @@ def test_old_runs_go_on_without_levels(tokenizer):
     old = new.copy_and_resolve_references()
     old.codes.grids = ()
     again = new.copy_and_resolve_references()
-    describe_codes(again, tokenizer, CLASSES, old)
+    describe_codes(again.unlock(), tokenizer, CLASSES, old)
     assert new.codes.grids and not configs.differences(old, again)
     assert not (again.codes.latent or again.codes.radices)
 

@@ -10,7 +10,7 @@ from small import write
 from vq_jax import config as configs
 from vq_jax.errors import UserError
 from vq_jax.models import MODELS, Tokenizer
-from vq_jax.models.vit import from_patches, to_patches
+from vq_jax.models.transforms import from_patches, to_patches
 from vq_jax.quantizers import VectorQuantizer
 from vq_jax.tasks.reconstruct import reconstruct_one
 from vq_jax.tasks.train_tokenizer import tokenizer_job

@@ -82,6 +82,15 @@ def make_video_tokenizer(norm="none", frames=9, side=16, seed=0):
 
 def make_prior(tokenizer, name="masked", condition="none", ngrams=(), digits=False, **fields):
     """Returns a prior with random weights; `fields` are those of its condition."""
+    config = make_prior_config(tokenizer, name, condition, ngrams, digits, **fields)
+    module = configs.make_prior(config)
+    params = jax.jit(partial(init_params, module))(jax.random.key(1))
+    params = jax.tree.map(lambda x: 5 * x if x.ndim > 1 else x, params)
+    return TrainedPrior(config, tokenizer, module, params, 1)
+
+
+def make_prior_config(tokenizer, name, condition="none", ngrams=(), digits=False, **fields):
+    """Returns the config of a small prior, with its codes described."""
     modality = tokenizer.modality.name
     config = configs.base_prior(name, condition, modality)
     for field in tokenizer.modality.shape_fields:
@@ -94,10 +103,7 @@ def make_prior(tokenizer, name="masked", condition="none", ngrams=(), digits=Fal
     config.condition.update(fields)
     with config.unlocked():
         describe_codes(config, tokenizer, CLASSES)
-    module = configs.make_prior(config)
-    params = jax.jit(partial(init_params, module))(jax.random.key(1))
-    params = jax.tree.map(lambda x: 5 * x if x.ndim > 1 else x, params)
-    return TrainedPrior(config, tokenizer, module, params, 1)
+    return config
 
 
 def write(model, folder):

@@ -17,6 +17,7 @@ from vq_jax import tokenizer as tokenizers
 from vq_jax.codec import bitstream, portability
 from vq_jax.codec.bitstream import Decoder, Encoder
 from vq_jax.codec.counts import FILE as COUNTS
+from vq_jax.codes import levels_of
 from vq_jax.errors import UserError
 from vq_jax.models import Prior
 from vq_jax.models.next_scale import NextScale
@@ -139,7 +140,6 @@ class PriorModel:
                 "files have no label: it cannot code"
             )
         self._module, self._variables = prior.module, prior.variables
-        self._radices = prior.module.radices or (prior.module.num_codes,)
         self._no_label = len(prior.class_names)
         self._steps: int = prior.config.sampling.steps
         fields = prior.config.prior.to_dict()
@@ -158,7 +158,7 @@ class PriorModel:
 
     def put(self, encoder: Encoder, codes: np.ndarray) -> bytes:
         """Writes codes; returns the metadata."""
-        grid = codes.shape[:-1]
+        grid, radices = codes.shape[:-1], self._module.radices
         size = self._batch(grid)
         for windows in self._batches(grid, size):
             codes_BN, inside_BN = self._tokens(windows, codes, size)
@@ -166,7 +166,9 @@ class PriorModel:
             def put_codes(where, logits_nK, codes_BN=codes_BN):
                 codes_n = codes_BN[where]
                 for rows in _chunks(logits_nK):
-                    for part, digit in self._digits(logits_nK[rows], codes_n[rows]):
+                    parts = sampling.split_digits(logits_nK[rows], radices)
+                    digits = sampling.digits_of(codes_n[rows], radices)
+                    for part, digit in zip(parts, digits, strict=True):
                         encoder.put_each(digit, weights(part))
                 return codes_n
 
@@ -183,16 +185,16 @@ class PriorModel:
         """
         if metadata[:2] != self._fingerprint:
             raise UserError("this file is coded by another prior: name the run of that one")
-        size = self._batch(grid)
+        size, radices = self._batch(grid), self._module.radices
         portability.check(metadata[6:], self.outputs_crc(size), PORTABLE)
         codes = np.zeros((*grid, levels), np.int32)
 
         def take_codes(_, logits_nK):
             found = []
             for rows in _chunks(logits_nK):
-                parts = [part for part, _ in self._digits(logits_nK[rows])]
+                parts = sampling.split_digits(logits_nK[rows], radices)
                 digits = [decoder.take_each(weights(part)) for part in parts]
-                found.append(sampling.join_digits(digits, self._radices))
+                found.append(sampling.join_digits(digits, radices))
             return np.concatenate(found)
 
         for windows in self._batches(grid, size):
@@ -208,17 +210,6 @@ class PriorModel:
                 "prior computes other probabilities here; compress again with entropy='static'"
             )
         return codes
-
-    def _digits(
-        self, logits_nK: np.ndarray, codes_n: np.ndarray | None = None
-    ) -> Iterator[tuple[np.ndarray, Any]]:
-        """Yields the logits and values of each digit of codes: of one digit, unless the prior has several."""
-        radices = self._module.radices
-        parts = sampling.split_digits(logits_nK, radices) if radices else [logits_nK]
-        digits = [None] * len(parts)
-        if codes_n is not None:
-            digits = sampling.digits_of(codes_n, self._radices)
-        yield from zip(parts, digits, strict=True)
 
     def _batch(self, grid: tuple[int, ...]) -> int:
         """Number of windows in a batch, which depends on the grid alone."""
@@ -322,7 +313,7 @@ class PriorModel:
         """As `_one_by_one`, for a next-scale prior; logits do not depend on codes of finer scales."""
         assert isinstance(self._module, NextScale)
         label_B = jnp.full(len(inside_BN), self._no_label, jnp.int32)
-        scale_N = np.repeat(np.arange(len(self._module.sizes)), self._module.sizes)
+        scale_N = levels_of(self._module.grids)
         for i in range(len(self._module.sizes)):
             known_BN = jnp.asarray(np.where(scale_N < i, codes_BN, 0))
             logits_BNK = np.asarray(self._all(self._variables, known_BN, label_B))

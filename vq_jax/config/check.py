@@ -223,11 +223,10 @@ def _check_prior(config: ConfigDict) -> None:
     # The codes are known once the tokenizer is open: any will do for a check of the fields.
     stand_in = config.copy_and_resolve_references()
     with stand_in.unlocked():
-        stand_in.codes.update({"num_codes": 2, "grid": (4, 4), "books": 1, "classes": ("",)})
-        if config.prior.name == "next_scale":
-            stand_in.codes.update({"grid": (5,), "grids": ((1, 1), (2, 2)), "latent": 1})
-        stand_in.codes.condition = ()
-        stand_in.codes.radices = (2,)
+        stand_in.codes.update({"num_codes": 2, "books": 1, "classes": ("",), "condition": ()})
+        stand_in.codes.update(
+            {"grid": (5,), "grids": ((1, 1), (2, 2)), "latent": 1, "radices": (2,)}
+        )
     make_prior(stand_in)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vq_jax.codes import levels_of
 from vq_jax.errors import UserError
 from vq_jax.interop.names import Names, Row
 from vq_jax.interop.weights import flat_numpy
@@ -113,7 +114,7 @@ def to_var(params: Any, grids: tuple[tuple[int, ...], ...]) -> dict[str, np.ndar
     found, unknown = Names.from_rows(rows(layers)).to_theirs(arrays)
     assert not unknown, unknown
     width = len(arrays["block_0/q_bias"])
-    levels = np.repeat(np.arange(len(grids)), [height * wide for height, wide in grids])
+    levels = levels_of(grids)
     seen = levels[:, None] >= levels[None, :]
     found["lvl_1L"] = levels[None]
     found["attn_bias_for_masking"] = np.where(seen, 0, -np.inf).astype(np.float32)[None, None]

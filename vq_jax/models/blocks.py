@@ -43,10 +43,15 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        x32 = x.astype(jnp.float32)
-        x32 -= jnp.mean(x32, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
-        return (x32 * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(self.dtype)
+        return (standardise(x, self.epsilon) * scale + bias).astype(self.dtype)
+
+
+def standardise(x: jax.Array, epsilon: float) -> jax.Array:
+    """(x - mean) / std over the last axis, float32; `epsilon` is added to the variance."""
+    x32 = x.astype(jnp.float32)
+    x32 -= jnp.mean(x32, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+    return x32 * jax.lax.rsqrt(variance + epsilon)
 
 
 # "bert" applies LayerNorm after each residual addition and to the embeddings. Its logits come from one

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vq_jax.codes import levels_of
 from vq_jax.models.attention import attend
-from vq_jax.models.blocks import Dtype
+from vq_jax.models.blocks import Dtype, standardise
 from vq_jax.quantizers.functions import normalise
 from vq_jax.quantizers.multiscale import area_matrix, bicubic_matrix, resize
 
@@ -78,7 +79,7 @@ class NextScaleBlock(nn.Module):
         parts = jnp.split(modulation(nn.silu(label_BW))[:, None], 6, axis=-1)
         gate1, gate2, scale1, scale2, shift1, shift2 = (part.astype(self.dtype) for part in parts)
 
-        normed = _standardise(x_BlW, self.dtype) * (1 + scale1) + shift1
+        normed = standardise(x_BlW, 1e-6).astype(self.dtype) * (1 + scale1) + shift1
         qkv = dense(3 * width, "qkv", use_bias=False)(normed).reshape(b, length, 3, width)
         q_bias = self.param("q_bias", nn.initializers.zeros, (width,))
         v_bias = self.param("v_bias", nn.initializers.zeros, (width,))
@@ -98,7 +99,7 @@ class NextScaleBlock(nn.Module):
         mixed = attend(q, k, v, seen).swapaxes(1, 2).reshape(b, length, width)
         x_BlW += gate1 * drop(dense(width, "out", out_init)(mixed))
 
-        normed = _standardise(x_BlW, self.dtype) * (1 + scale2) + shift2
+        normed = standardise(x_BlW, 1e-6).astype(self.dtype) * (1 + scale2) + shift2
         h = nn.gelu(dense(self.hidden, "up")(normed))
         x_BlW += gate2 * drop(dense(width, "down", out_init)(h))
         return x_BlW, (k, v)
@@ -140,8 +141,6 @@ class NextScale(nn.Module):
     target_aware = False
     scan = False
     radices = ()
-    ngrams = ()
-    prefix_length = 0
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -262,12 +261,11 @@ class NextScale(nn.Module):
 
     def _places(self) -> jax.Array:
         """Embeddings of position and level, [L, W]."""
-        levels = np.repeat(np.arange(len(self.grids)), self.sizes)
-        return self.place_embedding + self.level_embedding[levels]
+        return self.place_embedding + self.level_embedding[levels_of(self.grids)]
 
     def _logits(self, x_BlW: jax.Array, label_BW: jax.Array) -> jax.Array:
         scale, shift = jnp.split(self.modulation_out(nn.silu(label_BW))[:, None], 2, axis=-1)
-        h = _standardise(x_BlW, jnp.float32) * (1 + scale) + shift
+        h = standardise(x_BlW, 1e-6) * (1 + scale) + shift
         return self.head(h).astype(jnp.float32)
 
     def __call__(
@@ -295,7 +293,7 @@ class NextScale(nn.Module):
         if len(self.grids) > 1:
             x = jnp.concatenate([x, self.input_dense(self.inputs_of(codes_BL))], axis=1)
         x = (x + self._places()).astype(self.dtype)
-        levels = np.repeat(np.arange(len(self.grids)), self.sizes)
+        levels = levels_of(self.grids)
         seen = jnp.asarray(levels[:, None] >= levels[None, :])
         for block in self.blocks:
             x, _ = block(x, label_BW, seen, train)
@@ -339,11 +337,3 @@ def _modulation_init(std: float):
         return kernel * factor.astype(np.float32)
 
     return init
-
-
-def _standardise(x: jax.Array, dtype: Dtype) -> jax.Array:
-    """(x - mean) / std over the last axis, in float32."""
-    x32 = x.astype(jnp.float32)
-    x32 -= jnp.mean(x32, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
-    return (x32 * jax.lax.rsqrt(variance + 1e-6)).astype(dtype)

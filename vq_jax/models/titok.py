@@ -17,7 +17,8 @@ from vq_jax.bounds import Bounds
 from vq_jax.models.blocks import Dtype, LayerNorm
 from vq_jax.models.layers import check_halves, conv
 from vq_jax.models.maskgit import Decoder as PixelDecoder
-from vq_jax.models.vit import from_patches, patch_grid, run_blocks, to_patches
+from vq_jax.models.transforms import from_patches, to_patches
+from vq_jax.models.vit import patch_grid, run_blocks
 
 
 class Sequence(nn.Module):

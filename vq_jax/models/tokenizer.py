@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vq_jax.quantizers.functions import row_keys
+from vq_jax.quantizers.functions import draw_kept
 
 
 class Tokenizer(nn.Module):
@@ -161,14 +161,8 @@ class Tokenizer(nn.Module):
         share = getattr(self.decoder, "nested_dropout", 0.0)
         if not share:
             return z_q
-        count = z_q.shape[1]
-
-        def kept(key):
-            drop_key, count_key = jax.random.split(key)
-            fewer = jax.random.randint(count_key, (), 1, count + 1)
-            return jnp.where(jax.random.bernoulli(drop_key, share), fewer, count)
-
-        kept_B = jax.vmap(kept)(row_keys(key, len(z_q), axis_name))
+        rows, count = z_q.shape[:2]
+        kept_B = draw_kept(key, rows, count, share, axis_name)
         return jnp.where(jnp.arange(count)[None, :, None] < kept_B[:, None, None], z_q, 0.0)
 
     @property

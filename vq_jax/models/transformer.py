@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vq_jax.codes import levels_of
 from vq_jax.models.attention import grid_coordinates, rotary_angles
 from vq_jax.models.blocks import ACTIVATIONS, NORMS, Block, Dtype, normal
 from vq_jax.models.ngrams import NgramEmbedding, codes_before
@@ -221,8 +222,7 @@ class Transformer(nn.Module):
             after = self.place_embedding.shape[0] - math.prod(self.grid)
             x = x + self.place_embedding[after + position]
         if self.grids:
-            levels = np.repeat(np.arange(len(self.grids)), [math.prod(g) for g in self.grids])
-            x = x + self.level_embedding[jnp.asarray(levels)[position]]
+            x = x + self.level_embedding[jnp.asarray(levels_of(self.grids))[position]]
         return x
 
     def _target(self, position: jax.Array) -> jax.Array | float:

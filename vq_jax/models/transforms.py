@@ -11,8 +11,14 @@ _COLOUR_VARIANCES = (1.0, 0.15, 0.1)  # of natural images, roughly, grey being 1
 
 
 def to_patches(x: jax.Array, side: int) -> jax.Array:
-    """Turns squares of pixels into channels: [..., H, W, C] to [..., H / side, W / side, side * side * C]."""
+    """Turns squares of pixels into channels: [..., H, W, C] to [..., H / side, W / side, side * side * C].
+
+    Raises:
+      ValueError: the sides are no multiples of `side`.
+    """
     *lead, h, w, c = x.shape
+    if h % side or w % side:
+        raise ValueError(f"an image of {w}x{h} pixels does not divide into patches of {side}")
     x = x.reshape(-1, h // side, side, w // side, side, c).swapaxes(2, 3)
     return x.reshape(*lead, h // side, w // side, side * side * c)
 

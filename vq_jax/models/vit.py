@@ -13,24 +13,9 @@ import jax.numpy as jnp
 from vq_jax.bounds import Bounds
 from vq_jax.models.attention import grid_coordinates, rotary_angles
 from vq_jax.models.blocks import NORMS, Block, Dtype, normal, swiglu_width
+from vq_jax.models.transforms import from_patches, to_patches
 
 POSITIONS = ("rope", "learned")
-
-
-def to_patches(x: jax.Array, patch: int) -> jax.Array:
-    """Cuts images [B, H, W, C] into patches [B, H/p, W/p, p p C]."""
-    b, h, w, c = x.shape
-    if h % patch or w % patch:
-        raise ValueError(f"an image of {w}x{h} pixels does not divide into patches of {patch}")
-    x = x.reshape(b, h // patch, patch, w // patch, patch, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // patch, w // patch, -1)
-
-
-def from_patches(x: jax.Array, patch: int) -> jax.Array:
-    """Inverts `to_patches`."""
-    b, h, w, _ = x.shape
-    x = x.reshape(b, h, w, patch, patch, -1).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, h * patch, w * patch, -1)
 
 
 class Trunk(nn.Module):

@@ -25,6 +25,22 @@ class ResidualStack(nn.Module):
         return nn.relu(x)
 
 
+def halve(x: jax.Array, hidden: int, times: int, dtype: Any) -> jax.Array:
+    """Halves images `times` times; call it inside a module's compact method."""
+    for i in range(times):
+        width = hidden // 2 if i == 0 else hidden
+        x = nn.relu(conv(width, 4, stride=2, dtype=dtype, name=f"down_{i}")(x))
+    return x
+
+
+def enlarge(x: jax.Array, hidden: int, downsamples: int, dtype: Any) -> jax.Array:
+    """Inverts all but the last of `downsamples` halvings; call it inside a module's compact method."""
+    for i in range(downsamples - 1):
+        width = hidden // 2 if i == downsamples - 2 else hidden
+        x = nn.relu(TransposedConv(width, dtype, name=f"up_{i}")(x))
+    return x
+
+
 class Encoder(nn.Module):
     """Images float [B, H, W, C] to latents float32 [B, H/f, W/f, dim], f = 2^downsamples."""
 
@@ -42,9 +58,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        for i in range(self.downsamples):
-            width = self.hidden // 2 if i == 0 else self.hidden
-            x = nn.relu(conv(width, 4, stride=2, dtype=self.dtype, name=f"down_{i}")(x))
+        x = halve(x, self.hidden, self.downsamples, self.dtype)
         x = conv(self.hidden, 3, dtype=self.dtype, name="conv")(x)
         x = remat_if(self.remat, ResidualStack)(
             self.hidden, self.res_hidden, self.num_res_blocks, self.dtype, name="residual"
@@ -73,10 +87,7 @@ class Decoder(nn.Module):
         x = remat_if(self.remat, ResidualStack)(
             self.hidden, self.res_hidden, self.num_res_blocks, self.dtype, name="residual"
         )(x)
-        for i in range(self.downsamples - 1):
-            width = self.hidden // 2 if i == self.downsamples - 2 else self.hidden
-            x = nn.relu(TransposedConv(width, self.dtype, name=f"up_{i}")(x))
-        return x
+        return enlarge(x, self.hidden, self.downsamples, self.dtype)
 
     def head(self, h: jax.Array) -> jax.Array:
         """The last transposed convolution."""

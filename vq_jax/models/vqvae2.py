@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from vq_jax.bounds import Bounds
+from vq_jax.codes import split_levels
 from vq_jax.models.layers import TransposedConv, conv, remat_if
-from vq_jax.models.vqvae import ResidualStack
+from vq_jax.models.vqvae import ResidualStack, enlarge, halve
 
 
 class Encoder(nn.Module):
@@ -33,9 +34,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        for i in range(self.downsamples):
-            width = self.hidden // 2 if i == 0 else self.hidden
-            x = nn.relu(conv(width, 4, stride=2, dtype=self.dtype, name=f"down_{i}")(x))
+        x = halve(x, self.hidden, self.downsamples, self.dtype)
         found: list[jax.Array] = []
         for level in range(self.levels):  # fine to coarse
             if level:
@@ -72,10 +71,8 @@ class Decoder(nn.Module):
     @nn.compact
     def features(self, z: jax.Array) -> jax.Array:
         """Everything before the last transposed convolution, at half of the image's resolution."""
-        start, x = 0, None
-        for level, (height, width) in enumerate(self.grids):  # coarse to fine
-            part = z[:, start : start + height * width].reshape(z.shape[0], height, width, -1)
-            start += height * width
+        x: Any = None
+        for level, part in enumerate(split_levels(z, self.grids)):  # coarse to fine
             if x is not None:
                 enlarged = TransposedConv(self.hidden, self.dtype, name=f"finer_{level}")(x)
                 part = jnp.concatenate([nn.relu(enlarged), part.astype(self.dtype)], axis=-1)
@@ -84,11 +81,7 @@ class Decoder(nn.Module):
                 self.hidden, self.res_hidden, self.num_res_blocks, self.dtype,
                 name=f"residual_{level}",
             )(x)  # fmt: skip
-        assert x is not None
-        for i in range(self.downsamples - 1):
-            wide = self.hidden // 2 if i == self.downsamples - 2 else self.hidden
-            x = nn.relu(TransposedConv(wide, self.dtype, name=f"up_{i}")(x))
-        return x
+        return enlarge(x, self.hidden, self.downsamples, self.dtype)
 
     def head(self, h: jax.Array) -> jax.Array:
         """The last transposed convolution."""

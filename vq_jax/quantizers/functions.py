@@ -313,6 +313,27 @@ def row_keys(key: jax.Array | None, rows: int, axis_name: str | None = None) -> 
     return jax.vmap(partial(jax.random.fold_in, key))(numbers)
 
 
+def draw_kept(
+    key: jax.Array, rows: int, most: int, share: float, axis_name: str | None = None
+) -> jax.Array:
+    """Draws how many of the first `most` things each row keeps, int32 [rows].
+
+    About `share` of the rows keep a random number of them, 1 to `most`; the others keep all.
+
+    Args:
+      key, rows, axis_name: see `row_keys`.
+      most: number of things.
+      share: of the rows.
+    """
+
+    def draw(key):
+        dropout_key, count_key = jax.random.split(key)
+        fewer = jax.random.randint(count_key, (), 1, most + 1)
+        return jnp.where(jax.random.bernoulli(dropout_key, share), fewer, most)
+
+    return jax.vmap(draw)(row_keys(key, rows, axis_name))
+
+
 def variance(z_ND: jax.Array, axis_name: str | None = None) -> jax.Array:
     """Computes each dimension's variance over the rows of all devices: float [N, D] -> [D]."""
     mean_D = pmean(z_ND.mean(0), axis_name)

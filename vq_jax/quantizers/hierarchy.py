@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vq_jax.bounds import Bounds
+from vq_jax.codes import split_levels
 from vq_jax.quantizers.base import Quantizer
 
 
@@ -94,12 +95,7 @@ class HierarchyQuantizer(Quantizer):
                 f"the latents have shape {x.shape}, but quantizer.sides is {tuple(self.sides)}, which is "
                 f"{length} positions: make the sides those of the model's levels"
             )
-        parts, start = [], 0
-        for side in self.sides:
-            part = x[:, start : start + side**2]
-            parts.append(part.reshape(x.shape[0], side, side, *x.shape[2:]))
-            start += side**2
-        return parts
+        return split_levels(x, self.grids)
 
     @staticmethod
     def _join(parts: list[jax.Array]) -> jax.Array:

@@ -111,14 +111,8 @@ class ResidualQuantizer(Quantizer):
         """Returns the number of levels that each image keeps, broadcastable to the latents."""
         if key is None or not self.dropout:
             return self.levels
-
-        def draw(key):
-            dropout_key, levels_key = jax.random.split(key)
-            fewer = jax.random.randint(levels_key, (), 1, self.levels + 1)
-            return jnp.where(jax.random.bernoulli(dropout_key, self.dropout), fewer, self.levels)
-
         dropout_key = jax.random.fold_in(key, self.levels)  # the levels use 0 to levels - 1
-        kept_B = jax.vmap(draw)(functions.row_keys(dropout_key, y.shape[0], axis_name))
+        kept_B = functions.draw_kept(dropout_key, y.shape[0], self.levels, self.dropout, axis_name)
         return kept_B.reshape(-1, *(1 for _ in y.shape[1:]))
 
     def lookup(self, codes: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """The training step of a prior, a pure function of state, batch and key."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -94,10 +95,8 @@ def codes_of(
 
 def _mean_log_probability(logits: jax.Array, radices: Radices) -> jax.Array:
     """The mean of the log-probabilities of all codes, of logits [..., K]: [...]."""
-    if not radices:
-        return jax.nn.log_softmax(logits).mean(-1)
-    parts = split_digits(logits, radices)
-    return sum((jax.nn.log_softmax(part).mean(-1) for part in parts), jnp.zeros(logits.shape[:-1]))
+    means = (jax.nn.log_softmax(part).mean(-1) for part in split_digits(logits, radices))
+    return functools.reduce(jnp.add, means)
 
 
 def mask_codes(key: jax.Array, length: int, share: jax.Array) -> jax.Array:
