@@ -27,8 +27,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 gr = pytest.importorskip("gradio", reason="Gradio is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 pytestmark = pytest.mark.slow
+from vq_jax.data.video import as_clip, write_clip
 from vq_jax.errors import UserError
-from vq_jax.page import generate, parts
+from vq_jax.page import drawing, parts
 from vq_jax.page.models import served
 
 WAIT = 60_000  # milliseconds; programs are compiled
@@ -60,6 +61,7 @@ def models(tmp_path_factory):
     put("images-upscale", make_prior(tokenizer, "causal", "upscale", factor=4), "images")
     put("text", text)
     put("text-prior", make_prior(text, "causal"), "text")
+    put("text-random", make_prior(text, "random_order"), "text")
     put("video", video)
     put("video-prior", make_prior(video), "video")
     return folder
@@ -224,6 +226,41 @@ def test_a_text_is_continued_and_compressed(page):
     panel(page).get_by_text("which came back unchanged").wait_for()
 
 
+def test_gaps_of_a_text_are_filled(page):
+    page.get_by_role("tab", name="Text").click()
+    panel(page).get_by_label("Text, with _ for each byte to draw").fill("In the ____ning")
+    press(page, "Fill")
+    playwright.expect(panel(page).get_by_label("Filled in four ways")).to_have_value(
+        re.compile("^In the .{1,4}ning\n", re.DOTALL), timeout=WAIT
+    )
+    panel(page).get_by_label("Text, with _ for each byte to draw").fill("no gap")
+    press(page, "Fill")
+    page.get_by_text("there is no '_' in the text").first.wait_for()
+
+
+def test_a_painted_part_of_a_clip_is_drawn_anew(page, tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (9, 16, 16, 3), np.uint8)
+    write_clip(as_clip(frames, 8), tmp_path / "x.mkv")
+    page.get_by_role("tab", name="Video").click()
+    panel(page).locator("input[type=file]").nth(1).set_input_files(str(tmp_path / "x.mkv"))
+    canvas = panel(page).locator("canvas").first
+    canvas.wait_for()
+    time.sleep(3)  # the first frame is shown
+    press(page, "Edit")
+    page.get_by_text("nothing is drawn: paint over what to replace").first.wait_for()
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 40, y)
+    page.mouse.down()
+    page.mouse.move(x + 40, y, steps=10)
+    page.mouse.up()
+    press(page, "Edit")
+    page.locator("#edited video").wait_for()
+    panel(page).get_by_label("interpolate").check()
+    press(page, "Edit")
+    page.locator("#edited video").wait_for()
+
+
 def test_a_new_clip(page):
     page.get_by_role("tab", name="Video").click()
     press(page, "Generate")
@@ -327,10 +364,10 @@ def test_a_drawing_is_an_image_and_a_mask():
     layer = picture_of(64, 0)
     layer[16:32, 16:32, 3] = 255
     drawn = {"background": picture_of(64), "layers": [layer], "composite": None}
-    image, mask = generate.drawn_mask(drawn, 3, 64)
+    image, mask = drawing.drawn_mask(drawn, 3, 64)
     np.testing.assert_array_equal(image, picture_of(64)[..., :3])
     assert mask.sum() == 256 and mask[16:32, 16:32].all()
-    image, mask = generate.drawn_mask(drawn, 1, 32)
+    image, mask = drawing.drawn_mask(drawn, 1, 32)
     assert image.shape == (32, 32, 1) and mask[8:16, 8:16].all() and mask.sum() == 64
 
 
@@ -345,7 +382,7 @@ def test_a_drawing_is_an_image_and_a_mask():
 )
 def test_a_drawing_that_is_none_is_refused(drawn, said):
     with pytest.raises(UserError, match=said):
-        generate.drawn_mask(drawn, 3, 64)
+        drawing.drawn_mask(drawn, 3, 64)
 
 
 def test_huge_images_and_programs_are_refused_before_they_are_read(tmp_path):

@@ -88,9 +88,9 @@ FLAGS: dict[str, Flag] = {
         "int", "Search for codes that cost fewer bits, with 'context': 0 is none. Default: 1."
     ),
     "salvage": Flag("switch", "Decompress what is left of a damaged file that 'context' coded."),
-    "half": Flag(
-        "switch",
-        "Format vq_jax: store params in 16 bits. The result is another model: files of the run do not fit it.",
+    "bits": Flag(
+        "int",
+        "Format vq_jax: store params in 16 or 8 bits. The result is another model: files of the run do not fit it.",
     ),
     "push": Flag(
         "text",
@@ -401,7 +401,7 @@ COMMANDS: dict[str, Command] = {
         "export:export",
         "export a run to diffusers, taming, VAR, TiTok, vq_jax's own format, or StableHLO",
         "--workdir=runs/default --format=vq_jax --output=exported",
-        {"output": "output", "format": "format", "half": "half", "push": "push"},
+        {"output": "output", "format": "format", "bits": "bits", "push": "push"},
         required=("output", "format"),
         flag_help={
             "output": "The folder to write.",

@@ -125,7 +125,7 @@ def test_cards_say_what_is_true(model, tmp_path):
     place, tokenizer = Place("o/n"), make_tokenizer()
     (model / "evaluation.json").write_text('{"psnr": 23.5}')
     assert "| psnr | 23.5 |" in model_card(tokenizer, model, place, "vq_jax")
-    assert "psnr" not in model_card(tokenizer, model, place, "vq_jax", half=True)
+    assert "psnr" not in model_card(tokenizer, model, place, "vq_jax", bits=16)
     (model / "evaluation.json").write_text("[1]")
     assert "psnr" not in model_card(tokenizer, model, place, "vq_jax")
     assert "library_name" not in model_card(tokenizer, model, place, "taming")

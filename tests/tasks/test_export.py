@@ -170,25 +170,44 @@ def test_arrays_that_do_not_match_the_config_are_refused(tmp_path, imported):
         vq_jax.load(tmp_path / "changed")
 
 
-def test_half_stores_params_in_16_bits_and_opens_in_32(tmp_path):
+@pytest.mark.parametrize("bits, dtypes", [(16, {"float16"}), (8, {"int8", "float32"})])
+def test_params_of_fewer_bits_open_as_float32(bits, dtypes, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     tokenizer = make_tokenizer()
     write(tokenizer, folder)
-    export(folder, tmp_path / "half", "vq_jax", half=True)
-    stored = load_file(tmp_path / "half" / ARRAYS)
-    assert {a.dtype for n, a in stored.items() if n.startswith("params/")} == {np.dtype("float16")}
-    assert {a.dtype for n, a in stored.items() if n.startswith("codebook/")} == {
-        np.dtype("float32")
-    }
-    opened = vq_jax.load(tmp_path / "half")
-    assert {a.dtype for a in jax.tree.leaves(opened.variables)} == {np.dtype("float32")}
-    chex.assert_trees_all_close(opened.variables, tokenizer.variables, rtol=1e-3, atol=1e-6)
+    export(folder, tmp_path / "small", "vq_jax", bits=bits)
+    stored = load_file(tmp_path / "small" / ARRAYS)
+    assert {str(a.dtype) for n, a in stored.items() if n.startswith("params/")} == dtypes
+    assert {str(a.dtype) for n, a in stored.items() if n.startswith("codebook/")} == {"float32"}
+    opened = vq_jax.load(tmp_path / "small")
+    assert {str(a.dtype) for a in jax.tree.leaves(opened.variables)} == {"float32"}
+    for found, right in zip(
+        jax.tree.leaves(opened.variables), jax.tree.leaves(tokenizer.variables), strict=True
+    ):
+        largest = np.abs(right).max(axis=tuple(range(right.ndim - 1)), initial=0)
+        error = np.abs(found - right).max(initial=0, axis=tuple(range(right.ndim - 1)))
+        assert (error <= largest * (1e-3 if bits == 16 else 0.501 / 127) + 1e-6).all()
     assert opened.fingerprint != tokenizer.fingerprint
 
+    # What was stored in fewer bits is a model like any other: imported, it is the same.
+    import_weights(tmp_path / "small", tmp_path / "imported", format="vq_jax")
+    assert vq_jax.load(tmp_path / "imported").fingerprint == opened.fingerprint
+
+
+def test_params_that_fewer_bits_cannot_hold_are_refused(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    tokenizer = make_tokenizer()
     large = jax.tree.map(lambda a: a * 1e9, tokenizer.variables)
     write(TrainedTokenizer(tokenizer.config, tokenizer.module, large, 0), folder)
-    for format, text in (("vq_jax", "16 bits cannot hold"), ("taming", "only 'vq_jax'")):
+    for format, bits, text in (
+        ("vq_jax", 16, "16 bits cannot hold"),
+        ("taming", 8, "only 'vq_jax'"),
+        ("vq_jax", 4, "bits is 4: use one of 32, 16, 8"),
+    ):
         with pytest.raises(UserError, match=text):
-            export(folder, tmp_path / format, format, half=True)
+            export(folder, tmp_path / format, format, bits=bits)
         assert not (tmp_path / format).exists()
+    export(folder, tmp_path / "small", "vq_jax", bits=8)
+    assert vq_jax.load(tmp_path / "small").step == 0

@@ -13,6 +13,7 @@ from flax import traverse_util
 
 from vq_jax.errors import UserError, first_line
 from vq_jax.files import writing
+from vq_jax.interop.bits import SCALES, widen
 from vq_jax.interop.pickles import Inert
 from vq_jax.interop.torch_file import read_torch_file
 
@@ -24,8 +25,7 @@ PIPELINE_PARTS = ("vqvae", "vqgan", "movq", "vae")  # folders of a diffusers pip
 # The files of vq_jax's own format: the config, and the arrays. Arrays are named by their paths in
 # the variables, such as params/encoder/conv_in/kernel.
 CONFIG, ARRAYS = "config.json", "model.safetensors"
-# In the metadata of a file whose params are stored in 16 bits, and were trained in 32.
-HALF = "half"
+_BITS = "bits"  # in the metadata of a file whose params are stored in 16 or 8 bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -347,8 +347,8 @@ def read_folder(folder: Path, shapes: dict[str, Any]) -> tuple[int, dict[str, An
         found |= _read_safetensors(path, prefix)
     if lines := differences(found, flat(shapes)):
         raise UserError(f"{path} does not match {CONFIG} in the same folder:" + listing(lines))
-    if _metadata(path).get(HALF):
-        found = {n: a.astype(np.float32) if a.dtype == np.float16 else a for n, a in found.items()}
+    if _BITS in _metadata(path):
+        found = widen(found, _read_safetensors(path, f"{SCALES}/"))
     tree = nested(found)
     return _step(path), {name: tree.get(name, {}) for name in shapes}
 

@@ -5,11 +5,9 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-from PIL import Image
 
 from vq_jax import editing
-from vq_jax.errors import UserError
-from vq_jax.page import parts
+from vq_jax.page import drawing, parts
 from vq_jax.page.models import Described, chosen, prior_of
 from vq_jax.page.parts import ONE, whole
 
@@ -23,7 +21,6 @@ _EDITS = {
     "upscale": "upscale",
     "restore": "restore",
 }
-_NO_IMAGE = "image yet: upload one, or choose an example below"
 
 
 def _class_menu(model: Described) -> gr.Dropdown:
@@ -112,7 +109,7 @@ def edit_tab(models: Sequence[Described]) -> None:
     )
     with gr.Row():
         with gr.Column():
-            editor = _editor()
+            editor = drawing.editor("Image", ["upload", "clipboard"])
             edit = gr.Radio(list(edits), value=first, label="Edit")
             with gr.Row():
                 name = parts.menu(edits[first])
@@ -140,7 +137,7 @@ def edit_tab(models: Sequence[Described]) -> None:
         progress(0.1, "opening the model")
         model, seed = chosen(edits[edit], name), whole(seed, "seed")
         prior = prior_of(model.folder)
-        image, mask = drawn_mask(drawn, prior.tokenizer.config.data.channels, int(side))
+        image, mask = drawing.drawn_mask(drawn, prior.tokenizer.config.data.channels, int(side))
         progress(0.3, edit)
         how = _settings(model, label) | {"seed": seed}
         made = _edited(prior, edit, image, mask, int(margin), round(share, 1), how)
@@ -150,31 +147,6 @@ def edit_tab(models: Sequence[Described]) -> None:
     edit.change(of_edit, edit, [name, label])
     inputs = [editor, edit, name, label, side, margin, share, seed]
     run.click(apply, inputs, gallery, **ONE)
-
-
-def _editor() -> gr.ImageEditor:
-    """A place to draw a mask; a damaged image is described."""
-    editor: Any = gr.ImageEditor(
-        label="Image",
-        type="numpy",
-        image_mode="RGBA",
-        layers=False,
-        format="png",
-        sources=["upload", "clipboard"],
-        transforms=[],
-        canvas_size=(512, 512),
-        brush=gr.Brush(default_size=24, colors=["#ff00ff"], color_mode="fixed"),
-    )
-    read = editor.preprocess
-
-    def preprocess(payload: Any) -> Any:
-        try:
-            return read(payload)
-        except Exception as e:
-            raise gr.Error("this image cannot be read", print_exception=False) from e
-
-    editor.preprocess = preprocess
-    return editor
 
 
 def _edited(
@@ -187,43 +159,9 @@ def _edited(
     how: dict[str, Any],
 ) -> list[np.ndarray]:
     if edit == "inpaint":
-        if not mask.any():
-            raise UserError("nothing is drawn: paint over what to replace")
-        return [editing.inpaint(prior, image, mask, **how)]
+        return [editing.inpaint(prior, image, drawing.needed_mask(mask), **how)]
     if edit == "outpaint":
         return [editing.outpaint(prior, image, margin, **how)]
     if edit == "variations":
         return list(editing.variations(prior, image, share, 4, **how))
     return [getattr(editing, edit)(prior, image, **how)]
-
-
-def drawn_mask(drawn: Any, channels: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Separates what the editor returns into an image and a mask.
-
-    Args:
-      drawn: "background" and "layers", uint8 [H, W, 4] each; painted pixels of the layers are opaque.
-      channels: of the image.
-      side: both are scaled down to sides of at most this number of pixels.
-
-    Returns:
-      uint8 [H, W, channels], and bool [H, W].
-
-    Raises:
-      UserError: there is no image, it has too many pixels, or a layer has another size.
-    """
-    background = parts.needed(drawn and drawn.get("background"), _NO_IMAGE)
-    background = np.asarray(background)
-    if not background[..., 3].any():
-        raise UserError(f"there is no {_NO_IMAGE}")
-    if background.shape[0] * background.shape[1] > parts.PIXELS:
-        raise UserError(f"the image has more than {parts.PIXELS / 1e6:.0f} megapixels")
-    canvas = Image.new("RGBA", background.shape[1::-1], "white")
-    canvas.alpha_composite(Image.fromarray(background))
-    plain = np.asarray(canvas.convert("L" if channels == 1 else "RGB"))
-    mask = np.zeros(background.shape[:2], np.uint8)
-    for layer in drawn.get("layers") or []:
-        if layer.shape[:2] != mask.shape:
-            raise UserError("the drawing has another size than the image: remove it and draw again")
-        mask[layer[..., 3] > 127] = 255
-    image = parts.shrunk(plain.reshape(*mask.shape, channels), side)
-    return image, parts.shrunk(mask, side, Image.Resampling.BOX) > 63

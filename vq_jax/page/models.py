@@ -46,6 +46,11 @@ class Described:
         residual = self.kind == "tokenizer" and self.config.quantizer.name == "residual"
         return int(self.config.quantizer.levels) if residual else 1
 
+    @property
+    def fills_gaps(self) -> bool:
+        """Whether it is a prior that sees what comes after a gap."""
+        return self.kind == "prior" and self.config.prior.name != "causal"
+
 
 def described(folder: Path) -> Described:
     """Describes a model from its config alone."""

@@ -1,4 +1,4 @@
-"""The tab of texts: continue a prompt, and compress without loss."""
+"""The tab of texts: continue a prompt, fill gaps, and compress without loss."""
 
 import gzip
 import lzma
@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
+from vq_jax import text_editing
 from vq_jax.errors import UserError
 from vq_jax.page import parts
 from vq_jax.page.models import Described, among, chosen, codec_of, prior_of
@@ -15,6 +16,8 @@ from vq_jax.page.parts import ONE, whole
 
 _MOST_BYTES = 20_000  # that are compressed at once: a prior takes seconds a kilobyte
 _PROMPT = "And Jesus said unto them, "
+_GAP = "_"  # stands for each byte to draw
+_GAPS = "And God said, Let there be __________________, and it was so."
 _PSALM = (
     "The LORD is my shepherd; I shall not want. He maketh me to lie down in green pastures: he leadeth me "
     "beside the still waters. He restoreth my soul."
@@ -22,9 +25,11 @@ _PSALM = (
 
 
 def text_tab(models: Sequence[Described]) -> None:
-    """Texts that continue a prompt, and a text as a .vqz file."""
+    """Texts that continue a prompt, texts with gaps, and a text as a .vqz file."""
     if priors := among(models, "prior", "text"):
         _continue(priors)
+    if filling := [m for m in priors if m.fills_gaps]:
+        _fill(filling)
     _compress([m for m in models if m.modality == "text"])
 
 
@@ -55,6 +60,37 @@ def _continue(priors: Sequence[Described]) -> None:
         return "\n\n---\n\n".join(str(text) for text in texts)
 
     run.click(write, [name, prompt, count, temperature, seed], written, **ONE)
+
+
+def _fill(priors: Sequence[Described]) -> None:
+    gr.Markdown("### Fill the gaps of a text")
+    with gr.Row():
+        with gr.Column(scale=1):
+            name = parts.menu(priors)
+            text = gr.Textbox(
+                _GAPS, label=f"Text, with {_GAP} for each byte to draw", lines=3, max_length=400
+            )
+            temperature = gr.Slider(0, 1.5, 0.7, step=0.1, label="Temperature")
+            seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+            run = gr.Button("Fill", variant="primary")
+        filled = gr.Textbox(label="Filled in four ways", lines=10, scale=2, interactive=False)
+
+    @parts.guarded
+    def fill(name, text, temperature, seed, progress: Any = parts.PROGRESS) -> str:
+        plain = np.frombuffer(parts.needed(text, "text: write one").encode(), np.uint8)
+        gap = text_editing.read_gap(plain, _GAP)
+        progress(0.1, "opening the model")
+        prior, first = prior_of(chosen(priors, name).folder), whole(seed, "seed")
+        texts = []
+        for i in range(4):
+            progress(0.3 + 0.2 * i, "sampling")
+            drawn = text_editing.fill_gap(
+                prior, plain, gap, seed=first + i, temperature=round(temperature, 1)
+            )
+            texts.append(str(prior.modality.shown(drawn)))
+        return "\n\n---\n\n".join(texts)
+
+    run.click(fill, [name, text, temperature, seed], filled, **ONE)
 
 
 def _compress(models: Sequence[Described]) -> None:

@@ -1,5 +1,6 @@
-"""The tab of videos: new clips, continued clips, and clips through a tokenizer."""
+"""The tab of videos: new, continued and edited clips, and clips through a tokenizer."""
 
+import functools
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,31 +10,53 @@ import gradio as gr
 import numpy as np
 
 from vq_jax import video_editing
+from vq_jax.data.moving_emoji import VAL_CLIPS, MovingEmoji
 from vq_jax.data.video import DEFAULT_RATE, Clip, as_clip, read_frames, write_clip
-from vq_jax.page import parts
+from vq_jax.errors import UserError
+from vq_jax.page import drawing, parts
 from vq_jax.page.models import Described, among, chosen, codec_of, prior_of
 from vq_jax.page.parts import ONE, whole
+from vq_jax.prior import TrainedPrior
 
 _SECONDS = 10  # of an uploaded clip that are used
 _FRAMES = 240
+_EDITS = ["inpaint", "interpolate"]
 
 
 def video_tab(models: Sequence[Described]) -> None:
-    """Clips: sampled, continued, compressed."""
+    """Clips: sampled, continued, edited, compressed."""
     if priors := among(models, "prior", "video"):
         _generate(priors)
+        _edit(priors)
     if tokenizers := among(models, "tokenizer", "video"):
         _reconstruct(tokenizers)
 
 
-def _saved(frames: np.ndarray, rate: Any) -> str:
+def _write(frames: np.ndarray, rate: Any, target: Path) -> str:
     """Writes frames uint8 [T, H, W, C] as an .mp4 with even sides, which every browser plays."""
-    target = parts.temporary(".mp4")
     odd = [side % 2 for side in frames.shape[1:3]]
     frames = np.pad(frames, ((0, 0), (0, odd[0]), (0, odd[1]), (0, 0)), mode="edge")
     large = np.stack([parts.enlarged(parts.shown(frame)) for frame in frames])
     write_clip(as_clip(large, rate), target)
     return str(target)
+
+
+def _saved(frames: np.ndarray, rate: Any) -> str:
+    return _write(frames, rate, parts.temporary(".mp4"))
+
+
+@functools.cache
+def _example_clips() -> list[str]:
+    """Writes clips of one moving emoji to files; none where the emoji are missing."""
+    from vq_jax.data import builders  # TensorFlow Datasets takes a while
+
+    try:
+        files = builders.emoji_splits()["test"]
+    except UserError:
+        return []  # the extra `demo` is not installed
+    clips = MovingEmoji("test", tuple(files), frames=17, side=32, count=VAL_CLIPS, alone=True)
+    places = [(i, parts.folder() / f"emoji_{i}.mp4") for i in (3, 8, 9, 12)]
+    return [_write(clips[i]["x"], DEFAULT_RATE, place) for i, place in places]
 
 
 def _read(path: str | None, channels: int, side: int) -> Clip:
@@ -46,6 +69,17 @@ def _read(path: str | None, channels: int, side: int) -> Clip:
     return as_clip(np.stack(frames), clip.rate)
 
 
+def _read_for(prior: TrainedPrior, path: str | None) -> Clip:
+    """Reads an uploaded clip at the size that the prior knows."""
+    return _read(path, prior.tokenizer.config.data.channels, max(prior.tokenizer.spec.shape[1:3]))
+
+
+def _examples(video: gr.Video) -> None:
+    """Clips that one click loads."""
+    if clips := _example_clips():
+        gr.Examples([[path] for path in clips], [video], label="Examples")
+
+
 def _generate(priors: Sequence[Described]) -> None:
     gr.Markdown("### New clips, and clips continued")
     with gr.Row():
@@ -56,6 +90,7 @@ def _generate(priors: Sequence[Described]) -> None:
             seed = gr.Number(0, label="Seed", precision=0, minimum=0)
             run = gr.Button("Generate", variant="primary")
         made = gr.Video(label="Result", autoplay=True, loop=True, interactive=False)
+    _examples(video)
 
     @parts.guarded
     def generate(name, path, frames, seed, progress: Any = parts.PROGRESS) -> str:
@@ -65,21 +100,66 @@ def _generate(priors: Sequence[Described]) -> None:
         if path is None:
             samples = prior.modality.to_raw(prior.sample(1, seed=whole(seed, "seed")))
             return _saved(samples[0], DEFAULT_RATE)
-        side = 2 * max(prior.tokenizer.spec.shape[1:3])
-        clip = _read(path, prior.tokenizer.config.data.channels, side)
+        clip = _read_for(prior, path)
         result = video_editing.predict(prior, clip.array(), int(frames), seed=whole(seed, "seed"))
         return _saved(result, clip.rate)
 
     run.click(generate, [name, video, frames, seed], made, **ONE)
 
 
+def _edit(priors: Sequence[Described]) -> None:
+    gr.Markdown(
+        "### A clip with a part drawn anew\n"
+        "Paint on its first frame over what to replace in all frames; or have the frames between the first and the last "
+        "drawn."
+    )
+    with gr.Row():
+        with gr.Column():
+            name = parts.menu(priors)
+            video = gr.Video(label="Clip to edit", sources=["upload"])
+            editor = drawing.editor("First frame", [])
+            edit = gr.Radio(_EDITS, value="inpaint", label="Edit")
+            seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+            run = gr.Button("Edit", variant="primary")
+        made = gr.Video(
+            label="Edited clip", autoplay=True, loop=True, interactive=False, elem_id="edited"
+        )
+    _examples(video)
+
+    @parts.guarded
+    def show_first(name, path) -> Any:
+        if path is None:
+            return None
+        frame = next(_read_for(prior_of(chosen(priors, name).folder), path).frames())
+        return parts.enlarged(parts.shown(frame))
+
+    @parts.guarded
+    def apply(name, path, drawn, edit, seed, progress: Any = parts.PROGRESS) -> str:
+        progress(0.1, "opening the model")
+        prior, seed = prior_of(chosen(priors, name).folder), whole(seed, "seed")
+        clip = _read_for(prior, path)
+        frames = clip.array()
+        progress(0.3, edit)
+        if edit == "interpolate":
+            return _saved(
+                video_editing.interpolate(prior, frames[0], frames[-1], seed=seed), clip.rate
+            )
+        _, mask = drawing.drawn_mask(drawn, clip.shape[-1], max(clip.shape[1:3]))
+        mask = drawing.needed_mask(mask)
+        return _saved(video_editing.inpaint(prior, frames, mask, seed=seed), clip.rate)
+
+    video.change(show_first, [name, video], editor, **ONE)
+    run.click(apply, [name, video, editor, edit, seed], made, **ONE)
+
+
 def _reconstruct(tokenizers: Sequence[Described]) -> None:
     gr.Markdown("### A clip through the tokenizer")
+    own = min(256, int(tokenizers[0].config.data.resolution))
     with gr.Row():
         with gr.Column():
             name = parts.menu(tokenizers)
             video = gr.Video(label="Clip", sources=["upload"])
-            side = gr.Slider(32, 256, 64, step=32, label="Longer side in pixels")
+            side = gr.Slider(16, 256, own, step=16, label="Longer side in pixels")
             run = gr.Button("Compress", variant="primary")
         with gr.Column():
             made = gr.Video(
@@ -87,6 +167,7 @@ def _reconstruct(tokenizers: Sequence[Described]) -> None:
             )
             said = gr.Markdown()
             save = gr.DownloadButton("Download the .vqz file", interactive=False)
+    _examples(video)
 
     @parts.guarded
     def reconstruct(name, path, side, progress: Any = parts.PROGRESS) -> tuple:

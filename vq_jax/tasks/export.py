@@ -15,11 +15,12 @@ from vq_jax import config as configs
 from vq_jax.errors import UserError
 from vq_jax.files import check_new, new_folder
 from vq_jax.interop import hub
+from vq_jax.interop.bits import BITS, narrow
 from vq_jax.interop.extras import read_origin
 from vq_jax.interop.state_dicts import titok_config, to_diffusers, to_taming, to_titok, to_var
 from vq_jax.interop.var import SCALES
 from vq_jax.interop.var import to_var as to_var_transformer
-from vq_jax.interop.weights import ARRAYS, CONFIG, HALF, save_arrays, save_json
+from vq_jax.interop.weights import ARRAYS, CONFIG, save_arrays, save_json
 from vq_jax.prior import TrainedPrior
 from vq_jax.runs import find, load
 from vq_jax.tasks.model_card import CARD, model_card
@@ -28,7 +29,7 @@ from vq_jax.tokenizer import TrainedTokenizer
 
 
 def export(
-    workdir: Path, output: Path, format: str, half: bool = False, push: str | None = None
+    workdir: Path, output: Path, format: str, bits: int = 32, push: str | None = None
 ) -> None:
     """Exports a trained model into a folder, in another codebase's format or vq_jax's own.
 
@@ -36,7 +37,7 @@ def export(
       workdir: the run's folder.
       output: the folder to write; it must not exist, or be empty.
       format: one of `FORMATS`.
-      half: whether floats are stored in 16 bits, in vq_jax's own format.
+      bits: of the params in vq_jax's own format: 32, 16 or 8.
       push: hf:OWNER/NAME, a repository at the Hub to upload the folder to, with a card; None uploads nothing.
 
     Raises:
@@ -44,8 +45,10 @@ def export(
     """
     if format not in FORMATS:
         raise UserError(f"format is {format!r}: use one of {', '.join(FORMATS)}")
-    if half and format != "vq_jax":
-        raise UserError(f"format is {format!r}: only 'vq_jax' has floats of 16 bits")
+    if bits not in BITS:
+        raise UserError(f"bits is {bits}: use one of {', '.join(map(str, BITS))}")
+    if bits != 32 and format != "vq_jax":
+        raise UserError(f"format is {format!r}: only 'vq_jax' stores params in {bits} bits")
     check_new(output)
     place = None if push is None else hub.parse(push)
     if place is not None:
@@ -60,17 +63,20 @@ def export(
                 f"{folder} holds a prior: use format {' or '.join(map(repr, possible))}"
             )
     with new_folder(output) as temporary:
-        (_half if half else FORMATS[format])(model, folder, temporary)
+        if bits == 32:
+            FORMATS[format](model, folder, temporary)
+        else:
+            _in_fewer_bits(model, folder, temporary, bits)
         if place is not None:
-            (temporary / CARD).write_text(model_card(model, folder, place, format, half))
+            (temporary / CARD).write_text(model_card(model, folder, place, format, bits))
             _hide_local_paths(temporary / CONFIG)
     files = ", ".join(
         f"{p.name} ({p.stat().st_size / 1e6:,.1f} MB)" for p in sorted(output.iterdir())
     )
     print(f"exported {folder} to {output}: {files}")
-    if half:
+    if bits != 32:
         print(
-            "params of 16 bits make it another model: .vqz files and priors of the run do not fit it"
+            f"params of {bits} bits make it another model: .vqz files and priors of the run do not fit it"
         )
     if place is not None:
         try:
@@ -101,15 +107,10 @@ def _vq_jax(model: Model, workdir: Path, output: Path) -> None:
     copy_other_files(model, workdir, output)
 
 
-def _half(model: Model, workdir: Path, output: Path) -> None:
-    """As `_vq_jax`, with params in 16 bits: another model, to which no counts of codes belong."""
+def _in_fewer_bits(model: Model, workdir: Path, output: Path, bits: int) -> None:
+    """As `_vq_jax`, with params in fewer bits: another model, to which no counts of codes belong."""
     config, arrays, step = own_arrays(model, workdir)
-    for name, array in arrays.items():
-        if name.startswith("params/") and array.dtype == np.float32:
-            if not np.abs(array).max(initial=0) <= np.finfo(np.float16).max:
-                raise UserError(f"{name} has values that floats of 16 bits cannot hold")
-            arrays[name] = array.astype(np.float16)
-    save_arrays(arrays, output / ARRAYS, step=str(step), **{HALF: "1"})
+    save_arrays(narrow(arrays, bits), output / ARRAYS, step=str(step), bits=str(bits))
     configs.save(config, output / CONFIG)
 
 

@@ -27,7 +27,7 @@ _FILES = {
 }
 
 
-def model_card(model: Model, folder: Path, place: Place, format: str, half: bool = False) -> str:
+def model_card(model: Model, folder: Path, place: Place, format: str, bits: int = 32) -> str:
     """Returns a card in Markdown: what the model is, how to open it, its figures and its training.
 
     A model that ships keeps its own card, below the Hub's header.
@@ -36,7 +36,7 @@ def model_card(model: Model, folder: Path, place: Place, format: str, half: bool
       model, folder: the model, and where it was loaded from.
       place: the repository.
       format: of the files.
-      half: whether params are stored in 16 bits: the figures of the run are then not those of the files.
+      bits: of the params. Below 32, the figures of the run are not those of the files.
     """
     kind = configs.kind_of(model.config)
     header: dict[str, Any] = {
@@ -51,7 +51,7 @@ def model_card(model: Model, folder: Path, place: Place, format: str, half: bool
     name = place.repository.partition("/")[2]
     lines = [f"# {name}", "", _described(model, kind), "", "## Use", ""]
     lines += [_FILES[format]] if _FILES[format] else _usage(place, name, kind)
-    if not half and (figures := _figures(folder)):
+    if bits == 32 and (figures := _figures(folder)):
         lines += ["", "## Figures", "", "Held out, by `--mode=evaluate`.", ""]
         lines += ["| figure | value |", "|---|---|", *figures]
     return front + "\n".join([*lines, "", "## Training", "", _trained(model, folder)]) + "\n"
