@@ -1,5 +1,8 @@
 """Fetching from the Hub and pushing to it, against a server on this machine."""
 
+import shutil
+import subprocess
+
 import numpy as np
 import pytest
 from alike import diffusers_model
@@ -183,3 +186,33 @@ def test_weights_in_shards_come_as_those_of_a_folder(tmp_path):
         )  # fmt: skip
     fetched, here = (vq_jax.load(tmp_path / name) for name in ("fetched", "here"))
     assert fetched.fingerprint == here.fingerprint
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A file system of 8 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(folder)]
+    if (
+        not shutil.which("mount")
+        or subprocess.run(mount, check=False, capture_output=True).returncode
+    ):
+        pytest.skip("file systems cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(model, tmp_path, full_disk):
+    files = {path.name: path.read_bytes() for path in model.iterdir()}
+    with serving({"me/tok": files}) as server:
+        get = ("--mode=import", "--input=hf:me/tok", f"--workdir={tmp_path / 'back'}")
+        said = mistake(run(server.address, full_disk / "home", *get, check=False))
+        assert "MB are free in" in said
+        assert not (tmp_path / "back").exists()
+        put = ("--mode=export", f"--workdir={model}", "--format=vq_jax", "--push=hf:me/new")
+        out = f"--output={full_disk / 'out'}"
+        said = mistake(run(server.address, tmp_path / "home", *put, out, check=False))
+        assert "No space left on device" in said
+        assert "me/new" not in server.repositories
+    assert not (full_disk / "out").exists()

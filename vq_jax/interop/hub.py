@@ -129,7 +129,7 @@ def fetch(place: Place) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         if total > (free := shutil.disk_usage(cache).free):
             raise UserError(
-                f"{place} has {total / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {cache}"
+                f"{place} has {total / 1e6:,.2f} MB, and {free / 1e6:,.2f} MB are free in {cache}"
             )
         stderr(f"fetching {_listed(wanted)} ({total / 1e6:,.1f} MB) of {place.repository}")
         for name in wanted:
