@@ -13,13 +13,16 @@ import numpy as np
 from PIL import Image
 
 import vq_jax
-from vq_jax import codec, editing
+from vq_jax import codec, editing, text_editing, video_editing
 from vq_jax import config as configs
 from vq_jax.codec import peers
 from vq_jax.data.builders import TEST_PHOTOS, emoji_splits, package_folder
 from vq_jax.data.images import decode, rows_of, save_image, to_float, to_uint8
+from vq_jax.data.moving_emoji import open_moving_emoji
+from vq_jax.data.video import DEFAULT_RATE, as_clip, write_clip
 
 CLASSES = ("Animals & Nature", "Food & Drink", "People & Body", "Smileys & Emotion", "Flags")
+GAPS = b"And God said, Let there be __________________, and it was so."
 
 
 def held_out(count: int) -> np.ndarray:
@@ -103,6 +106,39 @@ def reconstructed(output: Path) -> None:
     save(rows_of(images, back), output / "gallery_reconstructions.png")
 
 
+def clips(output: Path) -> None:
+    """Rows: held-out clips, through the tokenizer, and continued from the first nine frames."""
+    prior = vq_jax.load("moving-emoji-prior")
+    data = prior.tokenizer.config.data
+    held_out = open_moving_emoji(data, 0, alone=True).val
+    originals = np.stack([held_out[i]["x"] for i in range(12)])
+    tokenizer = prior.tokenizer
+    back = tokenizer.modality.to_raw(tokenizer.decode(tokenizer.encode(to_float(originals))))
+    rest = data.frames - 9
+    continued = np.stack([video_editing.predict(prior, x[:9], rest, seed=0) for x in originals])
+    frames = [
+        rows_of(*rows)
+        for rows in zip(*(np.moveaxis(x, 1, 0) for x in (originals, back, continued)), strict=True)
+    ]
+    target = output / "gallery_clips.gif"
+    write_clip(as_clip(np.stack(frames).repeat(2, axis=1).repeat(2, axis=2), DEFAULT_RATE), target)
+    print(target)
+
+
+def texts() -> None:
+    """Prints a text continued, and one whose gap is filled."""
+    prior = vq_jax.load("text-kjv-prior")
+    show = prior.modality.shown
+    for x in prior.modality.to_raw(
+        prior.sample(2, prompt="And Jesus said unto them, ", temperature=0.7)
+    ):
+        print(show(x), "\n")
+    text = np.frombuffer(GAPS, np.uint8)
+    gap = text_editing.read_gap(text, "_")
+    for seed in range(4):
+        print(show(text_editing.fill_gap(prior, text, gap, seed=seed, temperature=0.7)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
@@ -115,6 +151,8 @@ def main() -> None:
     enlarged(vq_jax.load("emoji-upscale"), output)
     restored(vq_jax.load("emoji-restore"), output)
     photograph(output)
+    clips(output)
+    texts()
 
 
 if __name__ == "__main__":

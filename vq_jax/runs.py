@@ -104,14 +104,28 @@ def load_prior(name_or_path: str | Path, tokenizer: str | Path | None = None) ->
       UserError: either cannot be opened, or the prior is for another tokenizer.
     """
     folder = find(name_or_path)
-    config = configs.load(folder / configs.FILE)
-    if configs.kind_of(config) != "prior":
-        raise UserError(
-            f"{folder} holds a tokenizer, not a prior: name a prior over its codes, or train one whose config "
-            "has it as tokenizer"
-        )
+    config = _prior_config(folder)
     opened = load_tokenizer_of(tokenizer or _tokenizer_of(folder, config), config.data)
-    module = configs.make_prior(config)
+    params, fingerprint, step = read_prior(folder)
+    check_fingerprint(opened, fingerprint, folder)
+    return TrainedPrior(config, opened, configs.make_prior(config), params, step)
+
+
+def read_prior(name_or_path: str | Path) -> tuple[dict[str, Any], jax.Array, int]:
+    """Reads a trained prior without its tokenizer.
+
+    Args:
+      name_or_path: see `load`.
+
+    Returns:
+      its averaged params; the fingerprint of the tokenizer that it was trained with, uint8 [32]; its number of
+      training steps.
+
+    Raises:
+      UserError: it cannot be opened.
+    """
+    folder = find(name_or_path)
+    module = configs.make_prior(_prior_config(folder))
     params = jax.eval_shape(partial(init_params, module), jax.random.key(0))
     wanted = {"params": params, "fingerprint": jax.ShapeDtypeStruct((32,), jnp.uint8)}
     if in_one_file(folder):
@@ -121,8 +135,17 @@ def load_prior(name_or_path: str | Path, tokenizer: str | Path | None = None) ->
 
         step, tree = read_newest(folder, "prior", wanted)
     tree = jax.tree.map(jnp.asarray, tree)
-    check_fingerprint(opened, tree["fingerprint"], folder)
-    return TrainedPrior(config, opened, module, tree["params"], step)
+    return tree["params"], tree["fingerprint"], step
+
+
+def _prior_config(folder: Path) -> ConfigDict:
+    config = configs.load(folder / configs.FILE)
+    if configs.kind_of(config) != "prior":
+        raise UserError(
+            f"{folder} holds a tokenizer, not a prior: name a prior over its codes, or train one whose config "
+            "has it as tokenizer"
+        )
+    return config
 
 
 LOADERS: dict[str, Callable[[Path], TrainedTokenizer | TrainedPrior]] = {

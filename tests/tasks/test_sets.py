@@ -220,7 +220,7 @@ def test_training_starts_from_imported_weights_that_fit_its_config(imported, tmp
 
 
 @pytest.mark.parametrize("scan", [False, True])
-def test_a_prior_starts_from_the_weights_of_another(tmp_path, data_dir, scan):
+def test_a_prior_starts_from_the_weights_of_another(tmp_path, data_dir, scan, capsys):
     tokenizer = make_tokenizer()
     write(tokenizer, tmp_path / "tokenizer")
     prior = make_prior(tokenizer, "causal")
@@ -241,3 +241,11 @@ def test_a_prior_starts_from_the_weights_of_another(tmp_path, data_dir, scan):
     state = prior_job(config, tmp_path / "run", jax.random.key(0)).init()
     _, started = unstack(module.clone(scan=scan), jax.device_get(state.prior.params))
     chex.assert_trees_all_equal(started, jax.device_get(params))
+    assert "another tokenizer" not in capsys.readouterr().err
+
+    # The tokenizer may have been trained further since; this is said.
+    write(make_tokenizer(seed=1), tmp_path / "tokenizer")
+    state = prior_job(config, tmp_path / "run", jax.random.key(0)).init()
+    _, started = unstack(module.clone(scan=scan), jax.device_get(state.prior.params))
+    chex.assert_trees_all_equal(started, jax.device_get(params))
+    assert "trained on the codes of another tokenizer" in capsys.readouterr().err

@@ -11,13 +11,14 @@ from ml_collections import ConfigDict
 
 from vq_jax import config as configs
 from vq_jax import modalities
+from vq_jax.console import stderr
 from vq_jax.data.codes import read_metadata
 from vq_jax.errors import UserError, first_line
 from vq_jax.interop.weights import differences, flat, listing
 from vq_jax.models import Prior
 from vq_jax.models.transformer import stack
 from vq_jax.prior import TrainedPrior
-from vq_jax.runs import check_fingerprint, find, has_checkpoints, load_prior, load_tokenizer_of
+from vq_jax.runs import check_fingerprint, find, has_checkpoints, load_tokenizer_of, read_prior
 from vq_jax.tasks.job import Job, check_held_out, training_batches
 from vq_jax.tokenizer import TrainedTokenizer
 from vq_jax.training import parallel
@@ -128,11 +129,18 @@ def _config_before(config: ConfigDict, workdir: Path) -> ConfigDict | None:
     return before if configs.kind_of(before) == "prior" else None
 
 
-def _initial_params(config: ConfigDict, workdir: Path, shapes: PriorState) -> Any:
+def _initial_params(
+    config: ConfigDict, workdir: Path, tokenizer: TrainedTokenizer, shapes: PriorState
+) -> Any:
     """Reads the params that `config.start_from` names; {} if it names none, or the run has a checkpoint."""
     if not config.start_from or has_checkpoints(workdir):
         return {}
-    params = jax.device_get(load_prior(config.start_from, config.tokenizer).params)
+    params, fingerprint, _ = jax.device_get(read_prior(config.start_from))
+    if bytes(fingerprint) != tokenizer.fingerprint:
+        stderr(
+            f"start_from={config.start_from} was trained on the codes of another tokenizer: its weights help only "
+            "if the codes are nearly the same"
+        )
     if config.prior.get("scan"):
         params = stack(params, config.prior.layers)
     if lines := differences(flat(params), flat(shapes.prior.params)):
@@ -169,9 +177,8 @@ def prior_job(config: ConfigDict, workdir: Path, key: jax.Array) -> Job:
     variables = {} if from_codes else jax.device_get(tokenizer.variables)
 
     fresh = partial(init_prior_state, recipe)
-    params = _initial_params(
-        config, workdir, jax.eval_shape(fresh, key, own_fingerprint, variables)
-    )
+    shapes = jax.eval_shape(fresh, key, own_fingerprint, variables)
+    params = _initial_params(config, workdir, tokenizer, shapes)
 
     def init(key: jax.Array, fingerprint: Any, variables: Any, params: Any) -> PriorState:
         state = fresh(key, fingerprint, variables)
