@@ -40,13 +40,17 @@ DEVICES = 4
 # The slowest files run first, which balances the load of the workers.
 SLOW_FIRST = (
     "tasks/test_program.py",
-    "tasks/test_prior_program.py",
+    "tasks/test_text_program.py",
+    "quantizers/test_contract.py",
+    "models/test_models.py",
     "tasks/test_video_program.py",
+    "tasks/test_prior_program.py",
+    "test_page.py",
     "training/test_steps.py",
-    "tasks/test_import.py",
-    "tasks/test_import_forms.py",
-    "tasks/test_compress.py",
+    "test_notebook.py",
     "codec/test_codec.py",
+    "config/test_config.py",
+    "models/test_causal3d.py",
     "tasks/test_sets.py",
 )
 

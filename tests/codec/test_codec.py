@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mutations import mutated
+from mutations import mutated, number
 from small import bits as bits_of
 from small import make_prior, make_tokenizer
 
@@ -294,7 +294,8 @@ def mutate(entropy, side, count, quantizer):
 def test_mutated_files_give_one_line_errors_in_bounded_time_and_memory(
     entropy, side, count, quantizer, monkeypatch
 ):
-    """10,000 files in the four cases together, in a process that compiles as a user's does."""
+    """10,000 files in the four cases together, see `number`, in a process that compiles as a user's does."""
+    count = number(count)
     monkeypatch.delenv("XLA_FLAGS")
     with ProcessPoolExecutor(1, get_context("spawn")) as executor:
         refused, slowest, memory_growth = executor.submit(

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from flax import serialization
+from mutations import number
 from safetensors.numpy import save_file
 
 from vq_jax.errors import UserError
@@ -282,7 +283,7 @@ def test_errors_name_the_damaged_file(tmp_path, format):
         read_torch_file(tmp_path / "nowhere")
 
 
-def test_ten_thousand_mutated_files_are_read_or_refused(tmp_path, rng):
+def test_mutated_files_are_read_or_refused(tmp_path, rng):
     """Mutated files cause no error other than UserError, no hang and no large allocation."""
     state = {"state_dict": {"w.weight": torch.randn(4, 3).T, "b": torch.ones(2)}, "epoch": 1}
     state["callbacks"] = {ModelCheckpoint: ModelCheckpoint()}
@@ -291,8 +292,8 @@ def test_ten_thousand_mutated_files_are_read_or_refused(tmp_path, rng):
     save_file(arrays, tmp_path / "safetensors")
     files += [(tmp_path / "safetensors").read_bytes(), serialization.to_bytes({"params": arrays})]
     path = tmp_path / "mutated"
-    read = refused = 0
-    for i in range(10_000):
+    read, refused, count = 0, 0, number(10_000)
+    for i in range(count):
         data = bytearray(files[i % len(files)])
         for _ in range(rng.integers(1, 6)):
             start = int(rng.integers(len(data)))
@@ -317,7 +318,7 @@ def test_ten_thousand_mutated_files_are_read_or_refused(tmp_path, rng):
             except UserError as e:
                 assert len(str(e).splitlines()) == 1
                 refused += 1
-    assert read > 100 and refused > 1000
+    assert read > count / 100 and refused > count / 10
 
 
 def test_all_opcodes_of_containers_and_numbers_are_supported():

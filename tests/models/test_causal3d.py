@@ -1,5 +1,7 @@
 """The causal model of video: no frame sees later ones, and streaming gives what the whole clip does."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -37,62 +39,75 @@ def make(name, frames=9, side=8, **changes):
     )
 
 
+def run(module, variables, x, method):
+    """Applies a compiled method."""
+    return jax.jit(partial(module.apply, method=method))(variables, x)
+
+
 @pytest.fixture(scope="module", params=list(MODELS))
 def opened(request):
     """A model, its variables with random kernels everywhere, and a batch of clips."""
     module = make(request.param)
     x = jax.random.uniform(jax.random.key(0), (2, 9, 8, 8, 3), minval=-1, maxval=1)
     variables = jax.jit(module.init)(jax.random.key(1), x)
-    keys = iter(jax.random.split(jax.random.key(2), 1000))
-    variables = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(next(keys), a.shape), variables)
+    rng = np.random.default_rng(2)
+    variables = jax.tree.map(
+        lambda a: a + rng.normal(0, 0.1, a.shape).astype(np.float32), variables
+    )
     return request.param, module, variables, x
 
 
 def test_strides_and_shapes(opened):
     name, module, variables, x = opened
     assert module.encoder.strides == STRIDES[name]
-    z, codes = (module.apply(variables, x, method=m) for m in ("encode", "encode_to_codes"))
     step, side, _ = STRIDES[name]
-    chex.assert_shape(z, (2, 1 + 8 // step, 8 // side, 8 // side, 4))
-    chex.assert_shape(module.apply(variables, codes, method="decode_codes"), x.shape)
-    image = module.apply(variables, x[:, :1], method="encode")  # an image is a clip of one frame
+
+    def shape(method, of):
+        return jax.eval_shape(partial(module.apply, method=method), variables, of)
+
+    chex.assert_shape(shape("encode", x), (2, 1 + 8 // step, 8 // side, 8 // side, 4))
+    chex.assert_shape(shape("decode_codes", shape("encode_to_codes", x)), x.shape)
+    image = shape("encode", x[:, :1])  # an image is a clip of one frame
     chex.assert_shape(image, (2, 1, 8 // side, 8 // side, 4))
 
 
 def test_no_latent_and_no_frame_depends_on_later_ones(opened):
     name, module, variables, x = opened
     step = STRIDES[name][0]
+
+    def seen_by(method, of):
+        """Function of a position in time of the output to those of the input that it depends on."""
+        y = run(module, variables, of, method)
+
+        def loss(a, k):
+            output = module.apply(variables, a, method=method)
+            return (jax.lax.dynamic_index_in_dim(output, k, axis=1) ** 2).sum()
+
+        gradient = jax.jit(jax.grad(loss))
+        return y, lambda k: np.abs(gradient(of, k)).max((0, 2, 3, 4)) > 0
+
+    z, seen_by_latent = seen_by("encode", x)
     for k in range(1 + 8 // step):
-        last = k * step  # the last frame of position k
-
-        def latent(x, k=k):
-            return (module.apply(variables, x, method="encode")[:, k] ** 2).sum()
-
-        seen = np.abs(jax.grad(latent)(x)).max((0, 2, 3, 4)) > 0
+        last, seen = k * step, seen_by_latent(k)  # the last frame of position k
         assert not seen[last + 1 :].any() and seen[max(0, last - step + 1) : last + 1].all(), seen
-    z = module.apply(variables, x, method="encode")
+    _, seen_by_frame = seen_by("decode_latents", z)
     for t in (0, 1, 3, 4, 8):
-        position = -(-t // step)
-
-        def frame(z, t=t):
-            return (module.apply(variables, z, method="decode_latents")[:, t] ** 2).sum()
-
-        seen = np.abs(jax.grad(frame)(z)).max((0, 2, 3, 4)) > 0
+        position, seen = -(-t // step), seen_by_frame(t)
         assert not seen[position + 1 :].any() and seen[position], (t, seen)
 
 
 def test_the_codes_of_the_first_frames_are_those_of_the_clip_they_begin(opened):
     _, module, variables, x = opened
-    whole = module.apply(variables, x, method="encode_to_codes")
-    part = module.apply(variables, x[:, :5], method="encode_to_codes")
+    whole = run(module, variables, x, "encode_to_codes")
+    part = run(module, variables, x[:, :5], "encode_to_codes")
     np.testing.assert_array_equal(part, whole[:, : part.shape[1]])
 
 
 @pytest.mark.parametrize("groups", [(1, 4, 4), (5, 4), (1, 8)])
 def test_streaming_equals_the_whole(opened, groups):
     _, module, variables, x = opened
-    z = module.apply(variables, x, method="encode")
-    y = module.apply(variables, z, method="decode_latents")
+    z = run(module, variables, x, "encode")
+    y = run(module, variables, z, "decode_latents")
     step = 8 // (z.shape[1] - 1)
     state_z, state_y, start, found_z, found_y = None, None, 0, [], []
     for count in groups:
@@ -109,7 +124,7 @@ def test_streaming_equals_the_whole(opened, groups):
 def test_remat_changes_no_gradient():
     x = jax.random.uniform(jax.random.key(0), (1, 5, 8, 8, 3))
     plain, remat = (make("group", 5, remat_encoder=on, remat_decoder=on) for on in (False, True))
-    variables = plain.init(jax.random.key(1), x)
+    variables = jax.jit(plain.init)(jax.random.key(1), x)
 
     def loss(params, module):
         z = module.apply({**variables, "params": params}, x, method="encode")
@@ -137,10 +152,10 @@ def test_inflated_weights_of_an_image_model_treat_each_frame_as_the_image_model_
     wanted = jax.eval_shape(video.init, jax.random.key(0), x)
     variables = inflate(jax.device_get(of_image), wanted)
     chex.assert_trees_all_equal_shapes(variables, wanted)
-    z = video.apply(variables, x, method="encode")
-    np.testing.assert_allclose(z[0], image.apply(of_image, x[0], method="encode"), atol=1e-5)
-    y = video.apply(variables, z, method="decode_latents")
-    of_frames = image.apply(of_image, z[0], method="decode_latents")
+    z = run(video, variables, x, "encode")
+    np.testing.assert_allclose(z[0], run(image, of_image, x[0], "encode"), atol=1e-5)
+    y = run(video, variables, z, "decode_latents")
+    of_frames = run(image, of_image, z[0], "decode_latents")
     np.testing.assert_allclose(y[0], of_frames, atol=1e-5)
 
 
@@ -173,7 +188,7 @@ def test_joined_frames_give_the_convolution_in_three_dimensions(strides):
 def test_the_discriminator_sees_patches_of_frames(norm):
     module = PatchGAN3D(ndf=4, n_layers=2, norm=norm)
     x = jax.random.normal(jax.random.key(0), (2, 9, 16, 16, 3))
-    logits, _ = module.init_with_output(jax.random.key(1), x)
+    logits, _ = jax.jit(module.init_with_output)(jax.random.key(1), x)
     chex.assert_shape(logits, (2, 3, 2, 2, 1))
     chex.assert_type(logits, jnp.float32)
 

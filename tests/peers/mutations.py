@@ -1,11 +1,17 @@
-"""Damaged copies of `.vqz` files."""
+"""Damaged copies of files."""
 
+import os
 import struct
 import zlib
 
 
+def number(count):
+    """A fifth of the damaged files of a test, or all `count` with the environment variable VQ_JAX_ALL_MUTATIONS."""
+    return count if os.environ.get("VQ_JAX_ALL_MUTATIONS") else count // 5
+
+
 def mutated(data, count, rng):
-    """Yields (number, bytes) of damaged copies of a file.
+    """Yields (number, bytes) of damaged copies of a `.vqz` file.
 
     Those of odd numbers get a correct checksum, so that the checks behind it are tested, too.
     """

@@ -143,7 +143,7 @@ def test_a_run_stopped_at_random_moments_equals_an_uninterrupted_run(trained, da
                 assert "stopped" in output
             stops -= 1
         result = process(*arguments)
-        assert any(text in result.stdout for text in ("is at step", "to train on", "is finished"))
+        assert any(text in result.stdout for text in ("is at step", "held out", "is finished"))
         assert logged_metrics(workdir) == expected_metrics
         chex.assert_trees_all_equal(final_state(workdir), expected_state)
         runs += 1

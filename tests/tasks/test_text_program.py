@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
-from mutations import mutated
+from mutations import mutated, number
 from running import program, user_error
 
 import vq_jax
@@ -210,7 +210,8 @@ def test_files_of_other_models_and_machines_are_refused(runs, text):
     ],
 )
 def test_mutated_files_give_one_line_errors_in_bounded_memory(runs, text, name, form, count):
-    """10,000 files in the four cases together; every 20th lossy one is decoded, too."""
+    """10,000 files in the four cases together, see `number`; every 20th lossy one is decoded, too."""
+    count = number(count)
     opened, rng = codec.load(runs / name), np.random.default_rng(0)
     x = rng.bytes(300) if form == "stored" else text[:300]
     data = opened.compress(np.frombuffer(x, np.uint8), lossy=form == "lossy")
