@@ -1,7 +1,8 @@
 """A prior over the codes of the tokenizer of text, which writes text.
 
     python -m vq_jax.main --config=configs/prior_text_kjv.py
-    python -m vq_jax.main --config=configs/prior_text_kjv.py:masked    # also fills gaps
+    python -m vq_jax.main --config=configs/prior_text_kjv.py:masked          # also fills gaps
+    python -m vq_jax.main --config=configs/prior_text_kjv.py:random_order    # also fills gaps, that of text-kjv-prior
 
 Train the tokenizer first (configs/text_kjv.py). Two and a half minutes on two CPU cores: the codes take 1.051
 bits per byte of held-out books. The variant `masked` has not been run to the end.

@@ -22,6 +22,7 @@ from vq_jax.data.moving_emoji import open_moving_emoji
 from vq_jax.data.video import DEFAULT_RATE, as_clip, write_clip
 
 CLASSES = ("Animals & Nature", "Food & Drink", "People & Body", "Smileys & Emotion", "Flags")
+PROMPT = "And Jesus said unto them, "
 GAPS = b"And God said, Let there be __________________, and it was so."
 
 
@@ -126,17 +127,15 @@ def clips(output: Path) -> None:
 
 
 def texts() -> None:
-    """Prints a text continued, and one whose gap is filled."""
-    prior = vq_jax.load("text-kjv-prior")
-    show = prior.modality.shown
-    for x in prior.modality.to_raw(
-        prior.sample(2, prompt="And Jesus said unto them, ", temperature=0.7)
-    ):
+    """Prints two texts that continue a prompt, and four ways to fill a gap."""
+    writer, filler = vq_jax.load("bytes-kjv"), vq_jax.load("text-kjv-prior")
+    show = writer.modality.shown
+    for x in writer.modality.to_raw(writer.sample(2, prompt=PROMPT, temperature=0.7)):
         print(show(x), "\n")
     text = np.frombuffer(GAPS, np.uint8)
     gap = text_editing.read_gap(text, "_")
     for seed in range(4):
-        print(show(text_editing.fill_gap(prior, text, gap, seed=seed, temperature=0.7)))
+        print(show(text_editing.fill_gap(filler, text, gap, seed=seed, temperature=0.7)))
 
 
 def main() -> None:

@@ -255,10 +255,12 @@ def test_a_painted_part_of_a_clip_is_drawn_anew(page, tmp_path):
     page.mouse.move(x + 40, y, steps=10)
     page.mouse.up()
     press(page, "Edit")
-    page.locator("#edited video").wait_for()
+    video = page.locator("#edited video")
+    video.wait_for()
+    before = video.get_attribute("src")
     panel(page).get_by_label("interpolate").check()
     press(page, "Edit")
-    page.locator("#edited video").wait_for()
+    playwright.expect(video).not_to_have_attribute("src", before, timeout=WAIT)
 
 
 def test_a_new_clip(page):

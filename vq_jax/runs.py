@@ -14,7 +14,8 @@ from vq_jax import config as configs
 from vq_jax.errors import UserError
 from vq_jax.files import WEIGHTS, expanded, ships
 from vq_jax.interop.weights import holds_arrays, read_folder
-from vq_jax.models.transformer import init_params
+from vq_jax.models import Prior
+from vq_jax.models.transformer import init_params, unstack
 from vq_jax.prior import TrainedPrior
 from vq_jax.tokenizer import TrainedTokenizer
 
@@ -106,20 +107,20 @@ def load_prior(name_or_path: str | Path, tokenizer: str | Path | None = None) ->
     folder = find(name_or_path)
     config = _prior_config(folder)
     opened = load_tokenizer_of(tokenizer or _tokenizer_of(folder, config), config.data)
-    params, fingerprint, step = read_prior(folder)
+    module, params, fingerprint, step = read_prior(folder)
     check_fingerprint(opened, fingerprint, folder)
-    return TrainedPrior(config, opened, configs.make_prior(config), params, step)
+    return TrainedPrior(config, opened, module, params, step)
 
 
-def read_prior(name_or_path: str | Path) -> tuple[dict[str, Any], jax.Array, int]:
+def read_prior(name_or_path: str | Path) -> tuple[Prior, dict[str, Any], jax.Array, int]:
     """Reads a trained prior without its tokenizer.
 
     Args:
       name_or_path: see `load`.
 
     Returns:
-      its averaged params; the fingerprint of the tokenizer that it was trained with, uint8 [32]; its number of
-      training steps.
+      the prior and its averaged params, with one tree for each layer; the fingerprint of the tokenizer that it was
+      trained with, uint8 [32]; its number of training steps.
 
     Raises:
       UserError: it cannot be opened.
@@ -135,7 +136,7 @@ def read_prior(name_or_path: str | Path) -> tuple[dict[str, Any], jax.Array, int
 
         step, tree = read_newest(folder, "prior", wanted)
     tree = jax.tree.map(jnp.asarray, tree)
-    return tree["params"], tree["fingerprint"], step
+    return *unstack(module, tree["params"]), tree["fingerprint"], step
 
 
 def _prior_config(folder: Path) -> ConfigDict:

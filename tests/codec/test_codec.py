@@ -294,7 +294,7 @@ def mutate(entropy, side, count, quantizer):
 def test_mutated_files_give_one_line_errors_in_bounded_time_and_memory(
     entropy, side, count, quantizer, monkeypatch
 ):
-    """10,000 files in the four cases together, see `number`, in a process that compiles as a user's does."""
+    """10,000 files in the four cases together, or about 2,000 (see `number`), in a process that compiles as a user's does."""
     count = number(count)
     monkeypatch.delenv("XLA_FLAGS")
     with ProcessPoolExecutor(1, get_context("spawn")) as executor:

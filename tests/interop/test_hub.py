@@ -128,14 +128,18 @@ def test_cards_say_what_is_true(model, tmp_path):
     place, tokenizer = Place("o/n"), make_tokenizer()
     (model / "evaluation.json").write_text('{"psnr": 23.5}')
     assert "| psnr | 23.5 |" in model_card(tokenizer, model, place, "vq_jax")
-    assert "psnr" not in model_card(tokenizer, model, place, "vq_jax", bits=16)
+    for bits in (16, 8):
+        card = model_card(tokenizer, model, place, "vq_jax", bits=bits)
+        assert "psnr" not in card and f"stored in {bits} bits" in card
     (model / "evaluation.json").write_text("[1]")
     assert "psnr" not in model_card(tokenizer, model, place, "vq_jax")
     assert "library_name" not in model_card(tokenizer, model, place, "taming")
     tokenizer.step = 0
     assert "not trained with vq_jax" in model_card(tokenizer, model, place, "vq_jax")
     shipped = runs.find("photo-codec")
-    assert "Kodak" in model_card(vq_jax.load("photo-codec"), shipped, place, "vq_jax")
+    ships = vq_jax.load("photo-codec")
+    assert "Kodak" in model_card(ships, shipped, place, "vq_jax", bits=16)
+    assert "Kodak" not in model_card(ships, shipped, place, "vq_jax", bits=8)
 
 
 def mistake(result):

@@ -172,6 +172,11 @@ def test_old_runs_go_on_without_levels(tokenizer):
     assert new.codes.grids and not configs.differences(old, again)
     assert not (again.codes.latent or again.codes.radices)
 
+    # A prior may start from one over other scales: the scales are those of its own tokenizer.
+    old.codes.grids = ((1, 1), (3, 3))
+    describe_codes(again, tokenizer, CLASSES, old)
+    assert again.codes.grids == new.codes.grids
+
 
 def test_a_causal_prior_knows_the_places_and_levels_of_a_pyramid(tokenizer):
     module = make_prior(tokenizer, "causal").module

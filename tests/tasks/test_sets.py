@@ -5,6 +5,7 @@ import json
 import shutil
 
 import chex
+import grain
 import jax
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from vq_jax.tasks.job import Evaluation
 from vq_jax.tasks.sets import cached_statistics, compare, compute_statistics
 from vq_jax.tasks.train_prior import prior_job
 from vq_jax.tasks.train_tokenizer import tokenizer_job
+from vq_jax.training.checkpoint import Checkpoints
 
 
 @pytest.fixture
@@ -243,9 +245,20 @@ def test_a_prior_starts_from_the_weights_of_another(tmp_path, data_dir, scan, ca
     chex.assert_trees_all_equal(started, jax.device_get(params))
     assert "another tokenizer" not in capsys.readouterr().err
 
+    # A run in training starts another, whose layers may be stacked as well.
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        positions = iter(grain.MapDataset.range(3).to_iter_dataset())
+        checkpoints.save(1, state.split(), positions)
+    configs.save(config, tmp_path / "run" / configs.FILE)
+    config.start_from = str(tmp_path / "run")
+    state = prior_job(config, tmp_path / "next", jax.random.key(1)).init()
+    _, started = unstack(module.clone(scan=scan), jax.device_get(state.prior.params))
+    chex.assert_trees_all_equal(started, jax.device_get(params))
+    config.start_from = str(tmp_path / "prior")
+
     # The tokenizer may have been trained further since; this is said.
     write(make_tokenizer(seed=1), tmp_path / "tokenizer")
-    state = prior_job(config, tmp_path / "run", jax.random.key(0)).init()
+    state = prior_job(config, tmp_path / "last", jax.random.key(0)).init()
     _, started = unstack(module.clone(scan=scan), jax.device_get(state.prior.params))
     chex.assert_trees_all_equal(started, jax.device_get(params))
     assert "trained on the codes of another tokenizer" in capsys.readouterr().err

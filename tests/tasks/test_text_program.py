@@ -210,7 +210,7 @@ def test_files_of_other_models_and_machines_are_refused(runs, text):
     ],
 )
 def test_mutated_files_give_one_line_errors_in_bounded_memory(runs, text, name, form, count):
-    """10,000 files in the four cases together, see `number`; every 20th lossy one is decoded, too."""
+    """10,000 files in the four cases together, or about 2,000 (see `number`); every 20th lossy one is decoded, too."""
     count = number(count)
     opened, rng = codec.load(runs / name), np.random.default_rng(0)
     x = rng.bytes(300) if form == "stored" else text[:300]

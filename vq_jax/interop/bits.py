@@ -4,8 +4,8 @@ import numpy as np
 
 from vq_jax.errors import UserError
 
-BITS = (32, 16, 8)
-SCALES = "scales"  # the group of arrays that 8 bits need
+CHOICES = (32, 16, 8)
+SCALES = "scales"  # the group of arrays that int8 params need
 _LARGEST = 127
 
 
@@ -27,7 +27,7 @@ def narrow(arrays: dict[str, np.ndarray], bits: int) -> dict[str, np.ndarray]:
     for name, array in arrays.items():
         if bits == 32 or not name.startswith("params/") or array.dtype != np.float32:
             continue
-        largest = np.finfo(np.float16 if bits == 16 else np.float32).max
+        largest = np.finfo(np.float16).max if bits == 16 else np.finfo(np.float32).max / 2
         if not np.abs(array).max(initial=0) <= largest:
             raise UserError(f"{name} has values that {bits} bits cannot hold")
         if bits == 16:
@@ -58,5 +58,7 @@ def widen(arrays: dict[str, np.ndarray], scales: dict[str, np.ndarray]) -> dict[
             scale = scales.get(f"{SCALES}/{name}")
             if scale is None or scale.shape != array.shape[-1:] or scale.dtype != np.float32:
                 raise UserError(f"{name} has 8 bits and no scale for each index of its last axis")
+            if not np.abs(scale).max(initial=0) <= np.finfo(np.float32).max / 256:
+                raise UserError(f"{name} has scales that are no numbers, or too large")
             wide[name] = array * scale
     return wide

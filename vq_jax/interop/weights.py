@@ -25,7 +25,7 @@ PIPELINE_PARTS = ("vqvae", "vqgan", "movq", "vae")  # folders of a diffusers pip
 # The files of vq_jax's own format: the config, and the arrays. Arrays are named by their paths in
 # the variables, such as params/encoder/conv_in/kernel.
 CONFIG, ARRAYS = "config.json", "model.safetensors"
-_BITS = "bits"  # in the metadata of a file whose params are stored in 16 or 8 bits
+BITS = "bits"  # in the metadata of a file whose params are stored in 16 or 8 bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -347,10 +347,18 @@ def read_folder(folder: Path, shapes: dict[str, Any]) -> tuple[int, dict[str, An
         found |= _read_safetensors(path, prefix)
     if lines := differences(found, flat(shapes)):
         raise UserError(f"{path} does not match {CONFIG} in the same folder:" + listing(lines))
-    if _BITS in _metadata(path):
+    try:
         found = widen(found, _read_safetensors(path, f"{SCALES}/"))
+    except UserError as e:
+        raise UserError(f"{path}: {e}; export it again") from e
     tree = nested(found)
     return _step(path), {name: tree.get(name, {}) for name in shapes}
+
+
+def stored_bits(folder: Path) -> int:
+    """Returns the bits of the params in a folder of vq_jax's own format: 32, 16 or 8."""
+    text = _metadata(folder / ARRAYS).get(BITS, "")
+    return int(text) if text.isdigit() else 32
 
 
 def _step(path: Path) -> int:

@@ -20,7 +20,6 @@ from vq_jax.prior import TrainedPrior
 
 _SECONDS = 10  # of an uploaded clip that are used
 _FRAMES = 240
-_EDITS = ["inpaint", "interpolate"]
 
 
 def video_tab(models: Sequence[Described]) -> None:
@@ -51,27 +50,32 @@ def _example_clips() -> list[str]:
     from vq_jax.data import builders  # TensorFlow Datasets takes a while
 
     try:
-        files = builders.emoji_splits()["test"]
+        files = tuple(builders.emoji_splits()["test"])
+        clips = MovingEmoji("test", files, frames=17, side=32, count=VAL_CLIPS, alone=True)
+        places = [(i, parts.folder() / f"emoji_{i}.mp4") for i in (3, 8, 9, 12)]
+        return [_write(clips[i]["x"], DEFAULT_RATE, place) for i, place in places]
     except UserError:
         return []  # the extra `demo` is not installed
-    clips = MovingEmoji("test", tuple(files), frames=17, side=32, count=VAL_CLIPS, alone=True)
-    places = [(i, parts.folder() / f"emoji_{i}.mp4") for i in (3, 8, 9, 12)]
-    return [_write(clips[i]["x"], DEFAULT_RATE, place) for i, place in places]
 
 
-def _read(path: str | None, channels: int, side: int) -> Clip:
-    """Reads the beginning of an uploaded clip, scaled down."""
+def _read(path: str | None, channels: int, side: int, most: int = _FRAMES) -> Clip:
+    """Reads the beginning of an uploaded clip, scaled down, at most `most` frames."""
     file = Path(parts.needed(path, "video yet: upload one"))
     with parts.without_folder(file):
         clip = read_frames(file, channels)
-        count = min(clip.shape[0], _FRAMES, max(1, int(_SECONDS * clip.rate)))
+        count = min(clip.shape[0], most, max(1, int(_SECONDS * clip.rate)))
         frames = [parts.shrunk(frame, side) for frame in itertools.islice(clip.frames(), count)]
     return as_clip(np.stack(frames), clip.rate)
 
 
-def _read_for(prior: TrainedPrior, path: str | None) -> Clip:
+def _read_for(prior: TrainedPrior, path: str | None, most: int = _FRAMES) -> Clip:
     """Reads an uploaded clip at the size that the prior knows."""
-    return _read(path, prior.tokenizer.config.data.channels, max(prior.tokenizer.spec.shape[1:3]))
+    side = max(prior.tokenizer.spec.shape[1:3])
+    return _read(path, prior.tokenizer.config.data.channels, side, most)
+
+
+def _edits_of(model: Described) -> list[str]:
+    return ["inpaint"] + ["interpolate"] * model.fills_gaps
 
 
 def _examples(video: gr.Video) -> None:
@@ -109,16 +113,16 @@ def _generate(priors: Sequence[Described]) -> None:
 
 def _edit(priors: Sequence[Described]) -> None:
     gr.Markdown(
-        "### A clip with a part drawn anew\n"
-        "Paint on its first frame over what to replace in all frames; or have the frames between the first and the last "
-        "drawn."
+        "### Edit a clip\n"
+        "*Inpaint*: paint on the first frame what to replace; the mask holds for all frames. *Interpolate* keeps the "
+        "first and the last frame, and draws new frames between them; the result is as long as the prior's clips."
     )
     with gr.Row():
         with gr.Column():
             name = parts.menu(priors)
             video = gr.Video(label="Clip to edit", sources=["upload"])
             editor = drawing.editor("First frame", [])
-            edit = gr.Radio(_EDITS, value="inpaint", label="Edit")
+            edit = gr.Radio(_edits_of(priors[0]), value="inpaint", label="Edit")
             seed = gr.Number(0, label="Seed", precision=0, minimum=0)
             run = gr.Button("Edit", variant="primary")
         made = gr.Video(
@@ -130,8 +134,11 @@ def _edit(priors: Sequence[Described]) -> None:
     def show_first(name, path) -> Any:
         if path is None:
             return None
-        frame = next(_read_for(prior_of(chosen(priors, name).folder), path).frames())
+        frame = next(_read_for(prior_of(chosen(priors, name).folder), path, most=1).frames())
         return parts.enlarged(parts.shown(frame))
+
+    def of_model(name: str) -> gr.Radio:
+        return gr.Radio(_edits_of(chosen(priors, name)), value="inpaint", label="Edit")
 
     @parts.guarded
     def apply(name, path, drawn, edit, seed, progress: Any = parts.PROGRESS) -> str:
@@ -144,17 +151,20 @@ def _edit(priors: Sequence[Described]) -> None:
             return _saved(
                 video_editing.interpolate(prior, frames[0], frames[-1], seed=seed), clip.rate
             )
+        parts.needed(drawn and drawn.get("background"), "first frame yet: upload a clip")
         _, mask = drawing.drawn_mask(drawn, clip.shape[-1], max(clip.shape[1:3]))
         mask = drawing.needed_mask(mask)
         return _saved(video_editing.inpaint(prior, frames, mask, seed=seed), clip.rate)
 
-    video.change(show_first, [name, video], editor, **ONE)
+    for changed in (name, video):
+        changed.change(show_first, [name, video], editor, **ONE)
+    name.change(of_model, name, edit)
     run.click(apply, [name, video, editor, edit, seed], made, **ONE)
 
 
 def _reconstruct(tokenizers: Sequence[Described]) -> None:
     gr.Markdown("### A clip through the tokenizer")
-    own = min(256, int(tokenizers[0].config.data.resolution))
+    own = max(16, min(256, int(tokenizers[0].config.data.resolution)))
     with gr.Row():
         with gr.Column():
             name = parts.menu(tokenizers)

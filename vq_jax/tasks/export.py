@@ -15,12 +15,12 @@ from vq_jax import config as configs
 from vq_jax.errors import UserError
 from vq_jax.files import check_new, new_folder
 from vq_jax.interop import hub
-from vq_jax.interop.bits import BITS, narrow
+from vq_jax.interop.bits import CHOICES, narrow, widen
 from vq_jax.interop.extras import read_origin
 from vq_jax.interop.state_dicts import titok_config, to_diffusers, to_taming, to_titok, to_var
 from vq_jax.interop.var import SCALES
 from vq_jax.interop.var import to_var as to_var_transformer
-from vq_jax.interop.weights import ARRAYS, CONFIG, save_arrays, save_json
+from vq_jax.interop.weights import ARRAYS, BITS, CONFIG, save_arrays, save_json
 from vq_jax.prior import TrainedPrior
 from vq_jax.runs import find, load
 from vq_jax.tasks.model_card import CARD, model_card
@@ -45,8 +45,8 @@ def export(
     """
     if format not in FORMATS:
         raise UserError(f"format is {format!r}: use one of {', '.join(FORMATS)}")
-    if bits not in BITS:
-        raise UserError(f"bits is {bits}: use one of {', '.join(map(str, BITS))}")
+    if bits not in CHOICES:
+        raise UserError(f"bits is {bits}: use one of {', '.join(map(str, CHOICES))}")
     if bits != 32 and format != "vq_jax":
         raise UserError(f"format is {format!r}: only 'vq_jax' stores params in {bits} bits")
     check_new(output)
@@ -63,10 +63,8 @@ def export(
                 f"{folder} holds a prior: use format {' or '.join(map(repr, possible))}"
             )
     with new_folder(output) as temporary:
-        if bits == 32:
-            FORMATS[format](model, folder, temporary)
-        else:
-            _in_fewer_bits(model, folder, temporary, bits)
+        fewer = {} if bits == 32 else {"bits": bits}
+        FORMATS[format](model, folder, temporary, **fewer)
         if place is not None:
             (temporary / CARD).write_text(model_card(model, folder, place, format, bits))
             _hide_local_paths(temporary / CONFIG)
@@ -74,10 +72,6 @@ def export(
         f"{p.name} ({p.stat().st_size / 1e6:,.1f} MB)" for p in sorted(output.iterdir())
     )
     print(f"exported {folder} to {output}: {files}")
-    if bits != 32:
-        print(
-            f"params of {bits} bits make it another model: .vqz files and priors of the run do not fit it"
-        )
     if place is not None:
         try:
             print(f"pushed {output} to {hub.upload(output, place)}")
@@ -100,18 +94,20 @@ def _hide_local_paths(path: Path) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _vq_jax(model: Model, workdir: Path, output: Path) -> None:
+def _vq_jax(model: Model, workdir: Path, output: Path, bits: int = 32) -> None:
+    """As vq_jax's own format. If fewer bits change params, the files beside them do not belong to the result."""
     config, arrays, step = own_arrays(model, workdir)
-    save_arrays(arrays, output / ARRAYS, step=str(step))
+    stored = narrow(arrays, bits)
+    opened = widen(stored, stored)
+    changed = any(not np.array_equal(opened[name], array) for name, array in arrays.items())
+    save_arrays(stored, output / ARRAYS, step=str(step), **({BITS: str(bits)} if bits < 32 else {}))
     configs.save(config, output / CONFIG)
-    copy_other_files(model, workdir, output)
-
-
-def _in_fewer_bits(model: Model, workdir: Path, output: Path, bits: int) -> None:
-    """As `_vq_jax`, with params in fewer bits: another model, to which no counts of codes belong."""
-    config, arrays, step = own_arrays(model, workdir)
-    save_arrays(narrow(arrays, bits), output / ARRAYS, step=str(step), bits=str(bits))
-    configs.save(config, output / CONFIG)
+    if changed:
+        print(
+            f"params of {bits} bits make it another model: .vqz files and priors of the run do not fit it"
+        )
+    else:
+        copy_other_files(model, workdir, output)
 
 
 def _diffusers(tokenizer: TrainedTokenizer, workdir: Path, output: Path) -> None:

@@ -12,6 +12,7 @@ from vq_jax import config as configs
 from vq_jax.files import ships
 from vq_jax.interop.extras import read_origin
 from vq_jax.interop.hub import Place
+from vq_jax.interop.weights import stored_bits
 from vq_jax.tasks.model_files import Model
 
 CARD = "README.md"
@@ -30,7 +31,7 @@ _FILES = {
 def model_card(model: Model, folder: Path, place: Place, format: str, bits: int = 32) -> str:
     """Returns a card in Markdown: what the model is, how to open it, its figures and its training.
 
-    A model that ships keeps its own card, below the Hub's header.
+    A model that ships keeps its own card, below the Hub's header, if the files are those that ship.
 
     Args:
       model, folder: the model, and where it was loaded from.
@@ -46,11 +47,13 @@ def model_card(model: Model, folder: Path, place: Place, format: str, bits: int 
         header = {"library_name": format, **header}
     front = f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n"
     own = folder / CARD
-    if ships(folder) and own.is_file():
+    if ships(folder) and format == "vq_jax" and stored_bits(folder) == bits:
         return front + own.read_text()
     name = place.repository.partition("/")[2]
     lines = [f"# {name}", "", _described(model, kind), "", "## Use", ""]
     lines += [_FILES[format]] if _FILES[format] else _usage(place, name, kind)
+    if bits < 32:
+        lines += ["", f"Params are stored in {bits} bits, and open as float32."]
     if bits == 32 and (figures := _figures(folder)):
         lines += ["", "## Figures", "", "Held out, by `--mode=evaluate`.", ""]
         lines += ["| figure | value |", "|---|---|", *figures]

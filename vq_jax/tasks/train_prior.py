@@ -96,7 +96,9 @@ def describe_codes(
     codes = config.codes
     codes.num_codes, codes.books, codes.grid = spec.num_codes, spec.books, spec.grid
     by_scale = config.prior.name == "next_scale"
-    codes.grids = spec.grids if before is None or by_scale else before.codes.grids
+    # A causal prior from before it knew of scales reads them as one sequence.
+    flat_before = before is not None and not by_scale and not before.codes.grids
+    codes.grids = () if flat_before else spec.grids
     codes.latent = tokenizer.module.quantizer.dim if by_scale else 0
     codes.radices = tokenizer.module.quantizer.radices if config.prior.get("digits") else ()
     codes.example = tokenizer.spec.shape
@@ -135,8 +137,9 @@ def _initial_params(
     """Reads the params that `config.start_from` names; {} if it names none, or the run has a checkpoint."""
     if not config.start_from or has_checkpoints(workdir):
         return {}
-    params, fingerprint, _ = jax.device_get(read_prior(config.start_from))
-    if bytes(fingerprint) != tokenizer.fingerprint:
+    _, params, fingerprint, _ = read_prior(config.start_from)
+    params = jax.device_get(params)
+    if bytes(np.asarray(fingerprint)) != tokenizer.fingerprint:
         stderr(
             f"start_from={config.start_from} was trained on the codes of another tokenizer: its weights help only "
             "if the codes are nearly the same"
