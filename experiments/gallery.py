@@ -135,7 +135,11 @@ def texts() -> None:
     text = np.frombuffer(GAPS, np.uint8)
     gap = text_editing.read_gap(text, "_")
     for seed in range(4):
-        print(show(text_editing.fill_gap(filler, text, gap, seed=seed, temperature=0.7)))
+        print(
+            show(
+                text_editing.fill_gap(filler, text, gap, candidates=32, seed=seed, temperature=0.7)
+            )
+        )
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ def fill_gap(
       text: uint8 [N].
       gap: bool [N], True for bytes to draw.
       label: a class, its number, or None.
-      candidates: number of candidates, of which the one with the likeliest codes is kept.
+      candidates: number of candidates, of which the one whose text is likeliest given its codes is kept.
       seed: of the samples.
       **how: see `TrainedPrior.fill`.
 
@@ -77,18 +77,21 @@ def fill_gap(
     codes = np.asarray(prior.tokenizer.encode(x[None]))
     grid = prior.tokenizer.codes.grid
     free: Any = (known < 0).reshape(*grid, -1).any(axis=-1)
-    drawn, likelihood = prior.fill(
+    drawn, _ = prior.fill(
         np.repeat(codes, candidates, axis=0),
         np.repeat(free[None], candidates, axis=0),
         label=label,
         seed=seed,
         **how,
     )
-    best = int(likelihood.argmax())
-    temperature = how.get("temperature")
-    found = prior.decode(
-        drawn[best : best + 1], known[None], seed=seed, first=best, temperature=temperature
-    )[0]
+    known = np.repeat(known[None], candidates, axis=0)
+    texts = prior.decode(drawn, known, seed=seed, temperature=how.get("temperature"))
+    best = 0
+    if candidates > 1:
+        of_text = np.arange(length) < len(text[here])
+        log_p: Any = prior.tokenizer.log_likelihood(texts, drawn, of_text)
+        best = int(log_p.argmax())
+    found = texts[best]
     result = text.copy()
     result[here][gap[here]] = found[: len(text[here])][gap[here]]
     return result

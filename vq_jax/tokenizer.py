@@ -172,16 +172,16 @@ class TrainedTokenizer:
         """`decode` without the check of its argument; for `quality` see `encode_unchecked`."""
         return self._decode(self.variables, codes, quality)
 
-    def log_likelihood(self, x: Any, codes: Any) -> jax.Array | None:
+    def log_likelihood(self, x: Any, codes: Any, counted: Any = True) -> jax.Array | None:
         """Returns the log-probability in nats of examples, given their codes, float32 [B].
 
-        None if the decoder's output is an example and no distribution.
+        `counted` is bool of the shape of `x`, the elements to count, or True for all. None if the decoder's output is an example and no distribution.
         """
         if not self.modality.distribution:
             return None
         x = jnp.asarray(x, self.spec.dtype)
         output = self._predict(self.variables, jnp.asarray(codes, jnp.int32), x)
-        return self.modality.log_likelihood(output, x)
+        return self.modality.log_likelihood(output, x, counted)
 
     def draw(
         self, codes: Any, keys_B: jax.Array, temperature: float = 1.0, given: Any = None

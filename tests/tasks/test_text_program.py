@@ -112,6 +112,17 @@ def test_figures_of_a_tokenizer_add_up(runs, name):
     assert text.count("-" * 80) == 11 and "God" in text
 
 
+@pytest.mark.parametrize("name", ["parallel", "sequential"])
+def test_the_likelihood_of_a_text_is_the_sum_of_those_of_its_parts(runs, name, text):
+    tokenizer = codec.load(runs / name).tokenizer
+    x = np.frombuffer(text[: tokenizer.spec.shape[0]], np.uint8)[None].astype(np.int32)
+    codes, first = tokenizer.encode(x), np.arange(x.shape[1]) < 5
+    whole = tokenizer.log_likelihood(x, codes)
+    parts = [tokenizer.log_likelihood(x, codes, counted) for counted in (first, ~first)]
+    assert parts[0] < 0 and parts[1] < 0
+    np.testing.assert_allclose(parts[0] + parts[1], whole, rtol=1e-5)
+
+
 def test_figures_of_a_prior_add_the_bytes_given_codes(runs):
     for name in ("parallel_prior", "sequential_prior"):
         figures = json.loads((runs / name / "evaluation.json").read_text())

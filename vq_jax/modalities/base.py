@@ -166,8 +166,14 @@ class Modality(abc.ABC):
     def summarize(self, means: dict[str, np.ndarray]) -> dict[str, float]:
         """Turns the means of `metrics` over a split into figures."""
 
-    def log_likelihood(self, output: Any, x: Any) -> jax.Array:
-        """Returns the log-probability in nats of examples under a decoder's output, float32 [B]."""
+    def log_likelihood(self, output: Any, x: Any, counted: Any = True) -> jax.Array:
+        """Returns the log-probability in nats of examples under a decoder's output, float32 [B].
+
+        Args:
+          output: of the decoder.
+          x: the examples.
+          counted: bool of the shape of `x`, the elements to count; or True for all.
+        """
         raise TypeError(f"the decoders of {self.noun}s give no distribution")
 
     def code_figures(self, codes: np.ndarray) -> dict[str, float]:

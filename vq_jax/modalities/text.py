@@ -83,8 +83,8 @@ class Text(Modality):
     def summarize(self, means: dict[str, np.ndarray]) -> dict[str, float]:
         return {name: float(value) for name, value in means.items()}
 
-    def log_likelihood(self, output: jax.Array, x: jax.Array) -> jax.Array:
-        return -losses.cross_entropy(output, x).sum(-1)
+    def log_likelihood(self, output: jax.Array, x: jax.Array, counted: Any = True) -> jax.Array:
+        return jnp.where(counted, -losses.cross_entropy(output, x), 0.0).sum(-1)
 
     # --- examples and files ---
 

@@ -16,6 +16,7 @@ from vq_jax.page.parts import ONE, whole
 
 _MOST_BYTES = 20_000  # that are compressed at once: a prior takes seconds a kilobyte
 _PROMPT = "And Jesus said unto them, "
+_CANDIDATES = 32  # of which each filled gap is the likeliest
 _GAP = "_"  # stands for each byte to draw
 _GAPS = "And God said, Let there be __________________, and it was so."
 _PSALM = (
@@ -85,7 +86,12 @@ def _fill(priors: Sequence[Described]) -> None:
         for i in range(4):
             progress(0.3 + 0.2 * i, "sampling")
             drawn = text_editing.fill_gap(
-                prior, plain, gap, seed=first + i, temperature=round(temperature, 1)
+                prior,
+                plain,
+                gap,
+                candidates=_CANDIDATES,
+                seed=first + i,
+                temperature=round(temperature, 1),
             )
             texts.append(str(prior.modality.shown(drawn)))
         return "\n\n---\n\n".join(texts)
