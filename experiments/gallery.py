@@ -108,22 +108,20 @@ def reconstructed(output: Path) -> None:
 
 
 def clips(output: Path) -> None:
-    """Rows: held-out clips, through the tokenizer, and continued from the first nine frames."""
+    """Held-out clips, and below them what the tokenizer, or the prior after nine frames, makes of them."""
     prior = vq_jax.load("moving-emoji-prior")
-    data = prior.tokenizer.config.data
+    tokenizer, data = prior.tokenizer, prior.tokenizer.config.data
     held_out = open_moving_emoji(data, 0, alone=True).val
     originals = np.stack([held_out[i]["x"] for i in range(12)])
-    tokenizer = prior.tokenizer
     back = tokenizer.modality.to_raw(tokenizer.decode(tokenizer.encode(to_float(originals))))
     rest = data.frames - 9
     continued = np.stack([video_editing.predict(prior, x[:9], rest, seed=0) for x in originals])
-    frames = [
-        rows_of(*rows)
-        for rows in zip(*(np.moveaxis(x, 1, 0) for x in (originals, back, continued)), strict=True)
-    ]
-    target = output / "gallery_clips.gif"
-    write_clip(as_clip(np.stack(frames).repeat(2, axis=1).repeat(2, axis=2), DEFAULT_RATE), target)
-    print(target)
+    for name, made in (("gallery_clips", back), ("gallery_continued", continued)):
+        rows = (np.moveaxis(x, 1, 0) for x in (originals, made))
+        frames = np.stack([rows_of(*row) for row in zip(*rows, strict=True)])
+        large = frames.repeat(2, axis=1).repeat(2, axis=2)
+        write_clip(as_clip(large, DEFAULT_RATE), output / f"{name}.gif")
+        print(output / f"{name}.gif")
 
 
 def texts() -> None:

@@ -84,6 +84,9 @@ def test_nothing_is_written_into_a_model_that_ships(tmp_path, monkeypatch):
         "--mode=compress", "--workdir=emoji", "--entropy=static", "--input=x.png", "--output=x.vqz"
     )
     assert "nothing is written" in user_error("--mode=evaluate", "--workdir=emoji")
+    train = ("--config=default", "--workdir=emoji")
+    assert "is the name of a model that ships" in user_error(*train)
+    assert not (tmp_path / "emoji").exists()
     assert sorted(files.WEIGHTS.rglob("*")) == before
 
 

@@ -233,10 +233,19 @@ def test_sample_replaces_its_earlier_images_and_keeps_other_files(trained, tmp_p
         (tmp_path / "out" / name).write_text("not ours")
     program(*arguments, "--count=3", "--label=Flags", "--label=6")
     assert len(list((tmp_path / "out").glob("0000*.png"))) == 6
-    assert "removed 4 images of an earlier call" in program(*arguments, "--count=2").stdout
+    assert "removed 4 samples of an earlier call" in program(*arguments, "--count=2").stdout
     found = sorted(p.name for p in (tmp_path / "out").iterdir())
     written = [".samples.json", "00000.png", "00001.png", "grid.png"]
     assert found == sorted([*written, "00001.jpg", "00500.png"])
+    (tmp_path / "out" / "00002.png").write_text("not ours")
+    assert "00002.png was not written by sample" in user_error(*arguments, "--count=3")
+    (tmp_path / "out" / "00000.txt").write_text("not ours")
+    program(*arguments, "--count=1")
+    assert (tmp_path / "out" / "00000.txt").read_text() == "not ours"
+    # Samples of another kind that an earlier call wrote are removed.
+    (tmp_path / "out" / ".samples.json").write_text('{".txt": 1, ".png": 1}')
+    program(*arguments, "--count=1")
+    assert not (tmp_path / "out" / "00000.txt").exists()
 
 
 def test_several_processes_write_codes_and_a_prior_trains_on_them(

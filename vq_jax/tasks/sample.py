@@ -17,7 +17,8 @@ from vq_jax.runs import find, load_prior
 _AT_ONCE = 32
 _MOST = 1_000_000  # samples of one call
 _SHOWN = 1024  # largest number of samples that are shown together
-_RECORD = ".samples.json"  # beside the samples: their number
+_SUFFIXES = {modality.suffix for modality in modalities.MODALITIES.values()}
+_RECORD = ".samples.json"  # beside the samples: their number, by suffix
 
 
 def sample(
@@ -52,17 +53,20 @@ def sample(
     output = output or (Path() if ships(folder) else folder) / "samples"
     if output.is_file():
         raise UserError(f"output: {output} is a file; name a folder")
-    before = _written_before(output)
     modality = modalities.of(configs.load(folder / configs.FILE))
-    files = [output / f"{i:05d}{modality.suffix}" for i in range(max(total, before))]
+    suffix, before = modality.suffix, _written_before(output, modality.suffix)
+    files = list(_files(output, {suffix: total}))
+    earlier = _files(output, before)
+    for path in files:
+        if path.exists() and path not in earlier:
+            raise UserError(f"output: {path} was not written by sample; name another folder")
     grid = output / f"grid{modality.preview_suffix}"
-    if not before and files[0].exists() and not grid.exists():
-        raise UserError(f"output: {files[0]} was not written by sample; name another folder")
     prior = load_prior(folder, tokenizer)
     if labels:
         prior.labels(labels, len(labels))  # fail early
     if prompt is not None:
         how["prompt"] = prompt
+    _record(output, before | {suffix: max(total, before.get(suffix, 0))})
     shown: list[np.ndarray] = []
     for start in track(range(0, total, _AT_ONCE), "sampling"):
         numbers = range(start, min(start + _AT_ONCE, total))
@@ -77,18 +81,29 @@ def sample(
     wide = count if labels and count <= 32 else min(len(shown), 16)
     rows = [np.stack(shown[i : i + wide]) for i in range(0, len(shown), wide)]
     modality.preview(grid, *rows)
-    older = files[total:]
+    older = [path for path in earlier.keys() - set(files) if path.exists()]
     for path in older:
         path.unlink(missing_ok=True)
-    write(json.dumps({"images": total}).encode(), output / _RECORD)
+    _record(output, {suffix: total})
     print(f"{total} {modality.noun}s and {grid.name} are in {output}")
     if older:
-        print(f"removed {len(older)} {modality.noun}s of an earlier call")
+        print(f"removed {len(older)} samples of an earlier call")
 
 
-def _written_before(folder: Path) -> int:
-    """Number of samples that the last call wrote into a folder."""
+def _files(folder: Path, counts: dict[str, int]) -> dict[Path, None]:
+    """The paths of samples in a folder, by their number for each suffix, in order."""
+    return {folder / f"{i:05d}{suffix}": None for suffix, n in counts.items() for i in range(n)}
+
+
+def _record(folder: Path, counts: dict[str, int]) -> None:
+    write(json.dumps(counts).encode(), folder / _RECORD)
+
+
+def _written_before(folder: Path, suffix: str) -> dict[str, int]:
+    """Number of samples that earlier calls wrote into a folder, by suffix; old records have none, and get `suffix`."""
     try:
-        return min(int(json.loads((folder / _RECORD).read_text())["images"]), _MOST)
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
+        found = json.loads((folder / _RECORD).read_text())
+        counts = {suffix if k == "images" else str(k): min(int(n), _MOST) for k, n in found.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+    return {k: n for k, n in counts.items() if k in _SUFFIXES}

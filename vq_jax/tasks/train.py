@@ -17,7 +17,8 @@ from vq_jax import config as configs
 from vq_jax import modalities
 from vq_jax.codec import counts
 from vq_jax.errors import UserError
-from vq_jax.runs import in_one_file
+from vq_jax.files import ships
+from vq_jax.runs import find, in_one_file
 from vq_jax.tasks.evaluate import measure
 from vq_jax.tasks.job import Evaluation, Job
 from vq_jax.tasks.kinds import KINDS
@@ -76,6 +77,8 @@ def train(
         raise UserError("coordinator, processes and process need distributed")
     configs.check(config)
     modalities.check_folder(modalities.of(config), config.data)
+    if not workdir.exists() and ships(find(workdir)):
+        raise UserError(f"workdir: {workdir} is the name of a model that ships; use another folder")
     _check_writable(workdir)
     key = jax.random.key(config.seed)
     job = kind.job(config, workdir, jax.random.fold_in(key, _INIT))
