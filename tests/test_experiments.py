@@ -250,6 +250,22 @@ def test_the_readme_of_video_shows_its_figures():
         assert_shows(row[1], found[key]["psnr"])
 
 
+def test_the_readme_of_video_shows_the_models_that_ship():
+    file = "experiments/video/README.md"
+    pair = [read_json(f"video/models_that_ship/{name}.json") for name in ("before", "moving-emoji")]
+    for row, key in (
+        ("PSNR of one emoji", "psnr"),
+        ("SSIM of one emoji", "ssim"),
+        ("LPIPS of one emoji (VGG16)", "lpips"),
+        ("entropy of the codes, bits per pixel-frame", "entropy_bits_per_pixel-frame"),
+    ):
+        for cell, figures in zip(cells(file, row), pair, strict=True):
+            assert_shows(cell, figures[key])
+    priors = ("prior_one_emoji/evaluation", "models_that_ship/moving-emoji-prior")
+    for cell, name in zip(cells(file, "bits per code of its prior"), priors, strict=True):
+        assert_shows(cell, read_json(f"video/{name}.json")["bits_per_code"])
+
+
 def test_the_readme_of_video_shows_the_real_clips():
     found = read_json("video/real.json")
     lines = (EXPERIMENTS / "video/README.md").read_text().split("## Real clips")[1]
