@@ -139,6 +139,16 @@ def press(page, name):
     panel(page).get_by_role("button", name=name, exact=True).click()
 
 
+def paint(page, canvas):
+    """Draws a line through the middle of the editor."""
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 40, y)
+    page.mouse.down()
+    page.mouse.move(x + 40, y, steps=10)
+    page.mouse.up()
+
+
 def choose(page, label, value):
     """Chooses from a menu of the visible tab."""
     panel(page).get_by_label(label, exact=True).click()
@@ -200,12 +210,7 @@ def test_a_drawn_mask_is_inpainted_and_none_is_refused(page, picture):
     time.sleep(2)  # The editor lays the image out.
     press(page, "Edit")
     page.get_by_text("nothing is drawn").first.wait_for()
-    box = canvas.bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.move(x - 40, y)
-    page.mouse.down()
-    page.mouse.move(x + 40, y, steps=10)
-    page.mouse.up()
+    paint(page, canvas)
     press(page, "Edit")
     results = page.locator("#results .grid-container img, #results .thumbnail-item img")
     playwright.expect(results.nth(1)).to_be_visible(timeout=WAIT)
@@ -248,12 +253,7 @@ def test_a_painted_part_of_a_clip_is_drawn_anew(page, tmp_path):
     time.sleep(3)  # the first frame is shown
     press(page, "Edit")
     page.get_by_text("nothing is drawn: paint over what to replace").first.wait_for()
-    box = canvas.bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.move(x - 40, y)
-    page.mouse.down()
-    page.mouse.move(x + 40, y, steps=10)
-    page.mouse.up()
+    paint(page, canvas)
     press(page, "Edit")
     video = page.locator("#edited video")
     video.wait_for()

@@ -39,7 +39,8 @@ def fill_gap(
       text: uint8 [N].
       gap: bool [N], True for bytes to draw.
       label: a class, its number, or None.
-      candidates: number of candidates, of which the one whose text is likeliest given its codes is kept.
+      candidates: number of candidates, of which the one is kept whose text is likeliest given its codes, or else whose
+        codes are likeliest.
       seed: of the samples.
       **how: see `TrainedPrior.fill`.
 
@@ -77,7 +78,7 @@ def fill_gap(
     codes = np.asarray(prior.tokenizer.encode(x[None]))
     grid = prior.tokenizer.codes.grid
     free: Any = (known < 0).reshape(*grid, -1).any(axis=-1)
-    drawn, _ = prior.fill(
+    drawn, likelihood = prior.fill(
         np.repeat(codes, candidates, axis=0),
         np.repeat(free[None], candidates, axis=0),
         label=label,
@@ -89,8 +90,8 @@ def fill_gap(
     best = 0
     if candidates > 1:
         of_text = np.arange(length) < len(text[here])
-        log_p: Any = prior.tokenizer.log_likelihood(texts, drawn, of_text)
-        best = int(log_p.argmax())
+        log_p = np.asarray(prior.tokenizer.log_likelihood(texts, drawn, of_text))
+        best = max(range(candidates), key=lambda i: (log_p[i], likelihood[i]))
     found = texts[best]
     result = text.copy()
     result[here][gap[here]] = found[: len(text[here])][gap[here]]

@@ -175,7 +175,8 @@ class TrainedTokenizer:
     def log_likelihood(self, x: Any, codes: Any, counted: Any = True) -> jax.Array | None:
         """Returns the log-probability in nats of examples, given their codes, float32 [B].
 
-        `counted` is bool of the shape of `x`, the elements to count, or True for all. None if the decoder's output is an example and no distribution.
+        `counted` is bool of the shape of `x`, the elements to count, or True for all. None if the
+        decoder's output is an example and no distribution.
         """
         if not self.modality.distribution:
             return None

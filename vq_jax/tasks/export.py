@@ -99,7 +99,7 @@ def _vq_jax(model: Model, workdir: Path, output: Path, bits: int = 32) -> None:
     config, arrays, step = own_arrays(model, workdir)
     stored = narrow(arrays, bits)
     opened = widen(stored, stored)
-    changed = any(not np.array_equal(opened[name], array) for name, array in arrays.items())
+    changed = bits < 32 and any(not np.array_equal(opened[n], a) for n, a in arrays.items())
     save_arrays(stored, output / ARRAYS, step=str(step), **({BITS: str(bits)} if bits < 32 else {}))
     configs.save(config, output / CONFIG)
     if changed:
