@@ -10,13 +10,15 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
 
 import vq_jax
-from vq_jax.config import make_prepare
+from vq_jax.config import FILE, load, make_prepare
 from vq_jax.data.pipeline import eval_batches
-from vq_jax.interop.weights import ARRAYS, save_arrays
+from vq_jax.interop.weights import stored_bits, write_folder
 from vq_jax.modalities import open_source
+from vq_jax.prior import TrainedPrior
+from vq_jax.runs import read_prior
+from vq_jax.tasks.model_files import own_arrays
 from vq_jax.tokenizer import TrainedTokenizer
 
 
@@ -38,12 +40,10 @@ def main() -> None:
     flags = parser.parse_args()
     before, after = vq_jax.load(flags.before), vq_jax.load(flags.after)
     print(f"{share_changed(before, after):.2%} of held-out codes differ")
-    path = flags.prior / ARRAYS
-    with safe_open(path, "np") as file:
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        metadata = {k: v for k, v in file.metadata().items() if k != "format"}
-    arrays["fingerprint"] = np.frombuffer(after.fingerprint, np.uint8)
-    save_arrays(arrays, path, **metadata)
+    module, params, _, step = read_prior(flags.prior)
+    prior = TrainedPrior(load(flags.prior / FILE), after, module, params, step)
+    _, arrays, step = own_arrays(prior, flags.prior)
+    write_folder(flags.prior, arrays, step, stored_bits(flags.prior))
 
 
 if __name__ == "__main__":

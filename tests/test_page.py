@@ -366,10 +366,10 @@ def test_a_drawing_is_an_image_and_a_mask():
     layer = picture_of(64, 0)
     layer[16:32, 16:32, 3] = 255
     drawn = {"background": picture_of(64), "layers": [layer], "composite": None}
-    image, mask = drawing.drawn_mask(drawn, 3, 64)
+    image, mask = drawing.drawn_mask(drawn, 3, 64, parts.NO_IMAGE)
     np.testing.assert_array_equal(image, picture_of(64)[..., :3])
     assert mask.sum() == 256 and mask[16:32, 16:32].all()
-    image, mask = drawing.drawn_mask(drawn, 1, 32)
+    image, mask = drawing.drawn_mask(drawn, 1, 32, parts.NO_IMAGE)
     assert image.shape == (32, 32, 1) and mask[8:16, 8:16].all() and mask.sum() == 64
 
 
@@ -384,7 +384,7 @@ def test_a_drawing_is_an_image_and_a_mask():
 )
 def test_a_drawing_that_is_none_is_refused(drawn, said):
     with pytest.raises(UserError, match=said):
-        drawing.drawn_mask(drawn, 3, 64)
+        drawing.drawn_mask(drawn, 3, 64, parts.NO_IMAGE)
 
 
 def test_huge_images_and_programs_are_refused_before_they_are_read(tmp_path):

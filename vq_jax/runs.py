@@ -107,7 +107,7 @@ def load_prior(name_or_path: str | Path, tokenizer: str | Path | None = None) ->
     folder = find(name_or_path)
     config = _prior_config(folder)
     opened = load_tokenizer_of(tokenizer or _tokenizer_of(folder, config), config.data)
-    module, params, fingerprint, step = read_prior(folder)
+    module, params, fingerprint, step = _read_prior(folder, config)
     check_fingerprint(opened, fingerprint, folder)
     return TrainedPrior(config, opened, module, params, step)
 
@@ -126,7 +126,11 @@ def read_prior(name_or_path: str | Path) -> tuple[Prior, dict[str, Any], jax.Arr
       UserError: it cannot be opened.
     """
     folder = find(name_or_path)
-    module = configs.make_prior(_prior_config(folder))
+    return _read_prior(folder, _prior_config(folder))
+
+
+def _read_prior(folder: Path, config: ConfigDict) -> tuple[Prior, dict[str, Any], jax.Array, int]:
+    module = configs.make_prior(config)
     params = jax.eval_shape(partial(init_params, module), jax.random.key(0))
     wanted = {"params": params, "fingerprint": jax.ShapeDtypeStruct((32,), jnp.uint8)}
     if in_one_file(folder):

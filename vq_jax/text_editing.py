@@ -6,6 +6,7 @@ import numpy as np
 
 from vq_jax import modalities
 from vq_jax.errors import UserError
+from vq_jax.models.priors import sees_later
 from vq_jax.prior import TrainedPrior
 
 
@@ -13,7 +14,7 @@ def check_prior(prior: Any) -> None:
     """Raises UserError unless it is a prior of texts that sees what is after a gap."""
     if not isinstance(prior, TrainedPrior) or prior.modality is not modalities.MODALITIES["text"]:
         raise UserError("gaps in texts need a prior of texts: open the run of one")
-    if prior.module.causal and not prior.module.target_aware:
+    if not sees_later(prior.module):
         raise UserError(
             "this prior reads texts from left to right, and does not see what is after a gap: train one "
             "that is 'masked' or 'random_order'; to continue a text, sample with prompt"

@@ -13,6 +13,7 @@ from vq_jax import modalities
 from vq_jax.data.images import mirror_pad, to_uint8
 from vq_jax.editing import blend, decode_one, encode_one, extrapolate, fill_grid
 from vq_jax.errors import UserError, check_seed
+from vq_jax.models.priors import sees_later
 from vq_jax.prior import TrainedPrior
 
 _MOST = 100_000  # frames of one call
@@ -29,7 +30,7 @@ def check_prior(prior: Any, *, after: bool = False) -> None:
         raise UserError("edits of videos need a prior of videos: open the run of one")
     if prior.tokenizer.strides is None or not any(prior.tokenizer.alone):
         raise UserError("edits of videos need a causal tokenizer")
-    if after and prior.module.causal and not prior.module.target_aware:
+    if after and not sees_later(prior.module):
         raise UserError(
             "this prior sees no later frames: train one that is 'masked' or 'random_order'; to continue a "
             "clip, predict"

@@ -8,7 +8,7 @@ import numpy as np
 
 from vq_jax import config as configs
 from vq_jax import modalities
-from vq_jax.interop.weights import ARRAYS, save_arrays
+from vq_jax.interop.weights import write_folder
 from vq_jax.models.transformer import init_params
 from vq_jax.prior import TrainedPrior
 from vq_jax.tasks.model_files import own_arrays
@@ -109,7 +109,7 @@ def make_prior_config(tokenizer, name, condition="none", ngrams=(), digits=False
 def write(model, folder):
     """Writes a model to a folder, in the format of vq_jax, and returns the folder."""
     config, arrays, step = own_arrays(model, folder)
-    save_arrays(arrays, folder / ARRAYS, step=str(step))
+    write_folder(folder, arrays, step)
     configs.save(config, folder / "config.json")
     return folder
 

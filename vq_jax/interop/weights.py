@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from vq_jax.errors import UserError, first_line
 from vq_jax.files import writing
-from vq_jax.interop.bits import SCALES, widen
+from vq_jax.interop.bits import SCALES, narrow, widen
 from vq_jax.interop.pickles import Inert
 from vq_jax.interop.torch_file import read_torch_file
 
@@ -25,7 +25,7 @@ PIPELINE_PARTS = ("vqvae", "vqgan", "movq", "vae")  # folders of a diffusers pip
 # The files of vq_jax's own format: the config, and the arrays. Arrays are named by their paths in
 # the variables, such as params/encoder/conv_in/kernel.
 CONFIG, ARRAYS = "config.json", "model.safetensors"
-BITS = "bits"  # in the metadata of a file whose params are stored in 16 or 8 bits
+_BITS = "bits"  # in the metadata of a file whose params are stored in 16 or 8 bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -355,9 +355,33 @@ def read_folder(folder: Path, shapes: dict[str, Any]) -> tuple[int, dict[str, An
     return _step(path), {name: tree.get(name, {}) for name in shapes}
 
 
+def write_folder(folder: Path, arrays: dict[str, np.ndarray], step: int, bits: int = 32) -> bool:
+    """Writes the arrays of a folder in vq_jax's own format, the inverse of `read_folder`.
+
+    Args:
+      folder: the folder.
+      arrays: path -> array.
+      step: number of training steps.
+      bits: of the params; see `bits.narrow`.
+
+    Returns:
+      whether fewer bits changed params.
+
+    Raises:
+      UserError: a param does not fit, or the file cannot be written.
+    """
+    if bits == 32:
+        save_arrays(arrays, folder / ARRAYS, step=str(step))
+        return False
+    stored = narrow(arrays, bits)
+    opened = widen(stored, stored)
+    save_arrays(stored, folder / ARRAYS, step=str(step), **{_BITS: str(bits)})
+    return any(not np.array_equal(opened[name], array) for name, array in arrays.items())
+
+
 def stored_bits(folder: Path) -> int:
     """Returns the bits of the params in a folder of vq_jax's own format: 32, 16 or 8."""
-    text = _metadata(folder / ARRAYS).get(BITS, "")
+    text = _metadata(folder / ARRAYS).get(_BITS, "")
     return int(text) if text.isdigit() else 32
 
 

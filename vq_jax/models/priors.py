@@ -13,6 +13,11 @@ from vq_jax.models.transformer import Transformer
 Prior = Transformer | NextScale
 
 
+def sees_later(prior: Prior) -> bool:
+    """Whether a prior sees given codes that come after those it samples, and so fills gaps from both sides."""
+    return not prior.causal or prior.target_aware
+
+
 def transformer(
     *,
     num_codes: int,

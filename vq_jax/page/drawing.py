@@ -9,8 +9,6 @@ from PIL import Image
 from vq_jax.errors import UserError
 from vq_jax.page import parts
 
-_NO_IMAGE = "image yet: upload one, or choose an example below"
-
 
 def editor(label: str, sources: Any) -> gr.ImageEditor:
     """A place to draw a mask on an image from these sources; a damaged image is described."""
@@ -37,13 +35,14 @@ def editor(label: str, sources: Any) -> gr.ImageEditor:
     return place
 
 
-def drawn_mask(drawn: Any, channels: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+def drawn_mask(drawn: Any, channels: int, side: int, missing: str) -> tuple[np.ndarray, np.ndarray]:
     """Separates what the editor returns into an image and a mask.
 
     Args:
       drawn: "background" and "layers", uint8 [H, W, 4] each; painted pixels of the layers are opaque.
       channels: of the image.
       side: both are scaled down to sides of at most this number of pixels.
+      missing: what to say that there is none of, and what to do.
 
     Returns:
       uint8 [H, W, channels], and bool [H, W].
@@ -51,10 +50,10 @@ def drawn_mask(drawn: Any, channels: int, side: int) -> tuple[np.ndarray, np.nda
     Raises:
       UserError: there is no image, it has too many pixels, or a layer has another size.
     """
-    background = parts.needed(drawn and drawn.get("background"), _NO_IMAGE)
+    background = parts.needed(drawn and drawn.get("background"), missing)
     background = np.asarray(background)
     if not background[..., 3].any():
-        raise UserError(f"there is no {_NO_IMAGE}")
+        raise UserError(f"there is no {missing}")
     if background.shape[0] * background.shape[1] > parts.PIXELS:
         raise UserError(f"the image has more than {parts.PIXELS / 1e6:.0f} megapixels")
     canvas = Image.new("RGBA", background.shape[1::-1], "white")

@@ -137,7 +137,8 @@ def edit_tab(models: Sequence[Described]) -> None:
         progress(0.1, "opening the model")
         model, seed = chosen(edits[edit], name), whole(seed, "seed")
         prior = prior_of(model.folder)
-        image, mask = drawing.drawn_mask(drawn, prior.tokenizer.config.data.channels, int(side))
+        channels = prior.tokenizer.config.data.channels
+        image, mask = drawing.drawn_mask(drawn, channels, int(side), parts.NO_IMAGE)
         progress(0.3, edit)
         how = _settings(model, label) | {"seed": seed}
         made = _edited(prior, edit, image, mask, int(margin), round(share, 1), how)

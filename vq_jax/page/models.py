@@ -12,6 +12,7 @@ from vq_jax import codec, modalities, runs
 from vq_jax import config as configs
 from vq_jax.console import stderr
 from vq_jax.errors import UserError
+from vq_jax.models.priors import sees_later
 from vq_jax.prior import TrainedPrior
 
 
@@ -49,7 +50,7 @@ class Described:
     @property
     def fills_gaps(self) -> bool:
         """Whether it is a prior that sees what comes after a gap."""
-        return self.kind == "prior" and self.config.prior.name != "causal"
+        return self.kind == "prior" and sees_later(configs.make_prior(self.config))
 
 
 def described(folder: Path) -> Described:

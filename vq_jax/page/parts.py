@@ -24,6 +24,7 @@ log = logging.getLogger("vq_jax")
 
 UPLOAD = 64 * 2**20  # largest file, in bytes
 PIXELS = 16_000_000  # of the largest image
+NO_IMAGE = "image yet: upload one, or choose an example below"  # see `needed`
 HOUR = 3600  # seconds after which results are removed
 # All work waits in one queue: models are compiled and cached by one call at a time.
 ONE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
@@ -91,7 +92,7 @@ def read_upload(path: str | None, channels: int = 3, most: int | None = None) ->
     Raises:
       UserError: there is none, it cannot be read, or has more pixels than `PIXELS`.
     """
-    file = Path(needed(path, "image yet: upload one, or choose an example below"))
+    file = Path(needed(path, NO_IMAGE))
     with without_folder(file):
         image = read_image(file, channels, most_pixels=PIXELS)
     return image if most is None else shrunk(image, most)

@@ -16,7 +16,6 @@ from vq_jax.errors import UserError
 from vq_jax.page import drawing, parts
 from vq_jax.page.models import Described, among, chosen, codec_of, prior_of
 from vq_jax.page.parts import ONE, whole
-from vq_jax.prior import TrainedPrior
 
 _SECONDS = 10  # of an uploaded clip that are used
 _FRAMES = 240
@@ -68,10 +67,10 @@ def _read(path: str | None, channels: int, side: int, most: int = _FRAMES) -> Cl
     return as_clip(np.stack(frames), clip.rate)
 
 
-def _read_for(prior: TrainedPrior, path: str | None, most: int = _FRAMES) -> Clip:
+def _read_for(prior: Described, path: str | None, most: int = _FRAMES) -> Clip:
     """Reads an uploaded clip at the size that the prior knows."""
-    side = max(prior.tokenizer.spec.shape[1:3])
-    return _read(path, prior.tokenizer.config.data.channels, side, most)
+    _, height, width, channels = prior.config.codes.example
+    return _read(path, channels, max(height, width), most)
 
 
 def _edits_of(model: Described) -> list[str]:
@@ -99,12 +98,13 @@ def _generate(priors: Sequence[Described]) -> None:
     @parts.guarded
     def generate(name, path, frames, seed, progress: Any = parts.PROGRESS) -> str:
         progress(0.1, "opening the model")
-        prior = prior_of(chosen(priors, name).folder)
+        model = chosen(priors, name)
+        prior = prior_of(model.folder)
         progress(0.3, "sampling")
         if path is None:
             samples = prior.modality.to_raw(prior.sample(1, seed=whole(seed, "seed")))
             return _saved(samples[0], DEFAULT_RATE)
-        clip = _read_for(prior, path)
+        clip = _read_for(model, path)
         result = video_editing.predict(prior, clip.array(), int(frames), seed=whole(seed, "seed"))
         return _saved(result, clip.rate)
 
@@ -134,7 +134,7 @@ def _edit(priors: Sequence[Described]) -> None:
     def show_first(name, path) -> Any:
         if path is None:
             return None
-        frame = next(_read_for(prior_of(chosen(priors, name).folder), path, most=1).frames())
+        frame = next(_read_for(chosen(priors, name), path, most=1).frames())
         return parts.enlarged(parts.shown(frame))
 
     def of_model(name: str) -> gr.Radio:
@@ -143,16 +143,16 @@ def _edit(priors: Sequence[Described]) -> None:
     @parts.guarded
     def apply(name, path, drawn, edit, seed, progress: Any = parts.PROGRESS) -> str:
         progress(0.1, "opening the model")
-        prior, seed = prior_of(chosen(priors, name).folder), whole(seed, "seed")
-        clip = _read_for(prior, path)
+        model, seed = chosen(priors, name), whole(seed, "seed")
+        prior, clip = prior_of(model.folder), _read_for(model, path)
         frames = clip.array()
         progress(0.3, edit)
         if edit == "interpolate":
             return _saved(
                 video_editing.interpolate(prior, frames[0], frames[-1], seed=seed), clip.rate
             )
-        parts.needed(drawn and drawn.get("background"), "first frame yet: upload a clip")
-        _, mask = drawing.drawn_mask(drawn, clip.shape[-1], max(clip.shape[1:3]))
+        side, missing = max(clip.shape[1:3]), "first frame yet: upload a clip"
+        _, mask = drawing.drawn_mask(drawn, clip.shape[-1], side, missing)
         mask = drawing.needed_mask(mask)
         return _saved(video_editing.inpaint(prior, frames, mask, seed=seed), clip.rate)
 

@@ -15,12 +15,12 @@ from vq_jax import config as configs
 from vq_jax.errors import UserError
 from vq_jax.files import check_new, new_folder
 from vq_jax.interop import hub
-from vq_jax.interop.bits import CHOICES, narrow, widen
+from vq_jax.interop.bits import CHOICES
 from vq_jax.interop.extras import read_origin
 from vq_jax.interop.state_dicts import titok_config, to_diffusers, to_taming, to_titok, to_var
 from vq_jax.interop.var import SCALES
 from vq_jax.interop.var import to_var as to_var_transformer
-from vq_jax.interop.weights import ARRAYS, BITS, CONFIG, save_arrays, save_json
+from vq_jax.interop.weights import ARRAYS, CONFIG, save_arrays, save_json, write_folder
 from vq_jax.prior import TrainedPrior
 from vq_jax.runs import find, load
 from vq_jax.tasks.model_card import CARD, model_card
@@ -97,10 +97,7 @@ def _hide_local_paths(path: Path) -> None:
 def _vq_jax(model: Model, workdir: Path, output: Path, bits: int = 32) -> None:
     """As vq_jax's own format. If fewer bits change params, the files beside them do not belong to the result."""
     config, arrays, step = own_arrays(model, workdir)
-    stored = narrow(arrays, bits)
-    opened = widen(stored, stored)
-    changed = bits < 32 and any(not np.array_equal(opened[n], a) for n, a in arrays.items())
-    save_arrays(stored, output / ARRAYS, step=str(step), **({BITS: str(bits)} if bits < 32 else {}))
+    changed = write_folder(output, arrays, step, bits)
     configs.save(config, output / CONFIG)
     if changed:
         print(

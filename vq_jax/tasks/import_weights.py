@@ -24,7 +24,6 @@ from vq_jax.interop.families import FAMILIES
 from vq_jax.interop.names import Names
 from vq_jax.interop.state_dicts import loss_state_dict
 from vq_jax.interop.weights import (
-    ARRAYS,
     CONFIG,
     Weights,
     differences,
@@ -33,7 +32,7 @@ from vq_jax.interop.weights import (
     listing,
     nested,
     read_weights,
-    save_arrays,
+    write_folder,
 )
 from vq_jax.models.transformer import init_params
 from vq_jax.runs import load, load_prior, load_tokenizer_of
@@ -140,7 +139,7 @@ def _write(
     folder: Path, workdir: Path, config: ConfigDict, arrays: dict[str, Any], step: int = 0
 ) -> None:
     """Writes a run's files into a folder that will be renamed to `workdir`."""
-    save_arrays(arrays, folder / ARRAYS, step=str(step))
+    write_folder(folder, arrays, step)
     (folder / _PYTHON_CONFIG).write_text(_PYTHON_CONFIG_TEXT.replace("{folder}", str(workdir)))
     configs.save(config, folder / CONFIG)
 

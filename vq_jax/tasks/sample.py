@@ -55,11 +55,12 @@ def sample(
         raise UserError(f"output: {output} is a file; name a folder")
     modality = modalities.of(configs.load(folder / configs.FILE))
     suffix, before = modality.suffix, _written_before(output, modality.suffix)
-    files = list(_files(output, {suffix: total}))
-    earlier = _files(output, before)
-    for path in files:
-        if path.exists() and path not in earlier:
-            raise UserError(f"output: {path} was not written by sample; name another folder")
+    names, earlier = _names({suffix: total}), set(_names(before))
+    present = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    if others := (present & set(names)) - earlier:
+        raise UserError(
+            f"output: {output / min(others)} was not written by sample; name another folder"
+        )
     grid = output / f"grid{modality.preview_suffix}"
     prior = load_prior(folder, tokenizer)
     if labels:
@@ -73,26 +74,26 @@ def sample(
         part = [labels[i // count] for i in numbers] if labels else None
         samples = modality.to_raw(prior.sample(len(numbers), label=part, first=start, **how))
         for i, raw in zip(numbers, samples, strict=True):
-            modality.write(modality.for_file(raw, prior.config.data), files[i])
+            modality.write(modality.for_file(raw, prior.config.data), output / names[i])
             if (text := modality.shown(raw)) is not None:
-                print(f"--- {files[i].name}\n{text}")
+                print(f"--- {names[i]}\n{text}")
             if i < _SHOWN:
                 shown.append(raw)
     wide = count if labels and count <= 32 else min(len(shown), 16)
     rows = [np.stack(shown[i : i + wide]) for i in range(0, len(shown), wide)]
     modality.preview(grid, *rows)
-    older = [path for path in earlier.keys() - set(files) if path.exists()]
-    for path in older:
-        path.unlink(missing_ok=True)
+    older = (present & earlier) - set(names)
+    for name in older:
+        (output / name).unlink(missing_ok=True)
     _record(output, {suffix: total})
     print(f"{total} {modality.noun}s and {grid.name} are in {output}")
     if older:
         print(f"removed {len(older)} samples of an earlier call")
 
 
-def _files(folder: Path, counts: dict[str, int]) -> dict[Path, None]:
-    """The paths of samples in a folder, by their number for each suffix, in order."""
-    return {folder / f"{i:05d}{suffix}": None for suffix, n in counts.items() for i in range(n)}
+def _names(counts: dict[str, int]) -> list[str]:
+    """The names of samples, by their number for each suffix."""
+    return [f"{i:05d}{suffix}" for suffix, count in counts.items() for i in range(count)]
 
 
 def _record(folder: Path, counts: dict[str, int]) -> None:
